@@ -1,0 +1,49 @@
+"""Tokens and their specification; the one shape legend of the project.
+
+    B batch    C channels    T samples    F frames    Q codebooks (levels)    L ids    D width
+
+Codes are (B, Q, F) int64 inside networks and (Q, F) in `Tokens`; audio is (B, C, T) float32 in [-1, 1].
+What a user says or sees is in seconds and Hz, never in samples.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from audiolm.errors import InputError
+
+
+@dataclass(frozen=True)
+class TokenSpec:
+    """What kind of tokens a tokenizer makes: `num_codebooks` codes of `codebook_size` values, `frame_rate` times a second."""
+
+    name: str
+    codebook_size: int
+    num_codebooks: int
+    frame_rate: float  # Hz
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second with every codebook used."""
+        return self.frame_rate * self.num_codebooks * (self.codebook_size - 1).bit_length()
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be a prefix of the levels."""
+
+    codes: Tensor
+    spec: TokenSpec
+
+    def __post_init__(self) -> None:
+        if self.codes.ndim != 2 or self.codes.shape[0] > self.spec.num_codebooks:
+            raise InputError(
+                f"{self.spec.name} codes must be (levels <= {self.spec.num_codebooks}, frames), got {tuple(self.codes.shape)}"
+            )
+        if self.codes.numel() and not 0 <= int(self.codes.min()) <= int(self.codes.max()) < self.spec.codebook_size:
+            raise InputError(f"{self.spec.name} codes must lie in [0, {self.spec.codebook_size}); were they made by another tokenizer?")
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.codes.shape[-1] / self.spec.frame_rate
