@@ -1,0 +1,387 @@
+"""Sound: read it, write it, resample it, cut it, look at it.
+
+A `Waveform` is what stands at every border of the library; networks inside see bare (B, C, T) tensors. Files are read
+by libsndfile (wav, flac, mp3, ogg, opus, aiff, ...) at any rate; what it cannot read (m4a, aac, mp4, ...) is read
+by PyAV where that is installed. Whatever is wrong with a file is one `InputError` that names the file and the cure.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from torch import Tensor
+
+from audiolm import plots
+from audiolm.errors import InputError
+from audiolm.files import whole_file
+
+MAX_CHANNELS = 32
+LOUDEST = 64.0  # +36 dB: beyond it a float file holds integers that nobody scaled, not a hot recording
+BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
+BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".webm", ".wma"})
+TAGS = ("title", "artist", "album", "comment", "software", "date", "copyright", "license", "genre", "tracknumber")
+READABLE = BY_SNDFILE | BY_AV  # the suffixes that a search for recordings should look for
+
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+_MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+
+class _Kind(NamedTuple):
+    """How libsndfile writes one kind of file: its names for it, the rates it takes (none: any) and the most channels."""
+
+    format: str
+    subtype: str
+    rates: tuple[int, ...] = ()
+    channels: int = MAX_CHANNELS
+
+
+_WRITABLE = {
+    ".wav": _Kind("WAV", "PCM_16"),
+    ".flac": _Kind("FLAC", "PCM_16", channels=8),
+    ".ogg": _Kind("OGG", "VORBIS"),
+    ".opus": _Kind("OGG", "OPUS", rates=_OPUS_RATES, channels=8),
+    ".mp3": _Kind("MP3", "MPEG_LAYER_III", rates=_MP3_RATES, channels=2),
+}
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file says of itself. `seconds` is exact for what libsndfile reads, and the container's word otherwise."""
+
+    seconds: float
+    sample_rate: int  # Hz
+    channels: int
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """Sound: `samples` (C, T) float32, full scale is [-1, 1]; `sample_rate` in Hz. T may be 0, every sample is finite."""
+
+    samples: Tensor
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        x = self.samples
+        if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype != torch.float32 or not 1 <= x.shape[0] <= MAX_CHANNELS:
+            got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(f"samples must be a (1 to {MAX_CHANNELS} channels, time) float32 tensor, got {got}")
+        if self.sample_rate <= 0:
+            raise InputError(f"sample_rate must be above 0 Hz, got {self.sample_rate}")
+        if x.numel() and not all(torch.isfinite(bound) for bound in x.aminmax()):
+            raise InputError("samples must be finite, got NaN or infinity")
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.samples.shape[-1] / self.sample_rate
+
+    def mono(self) -> "Waveform":
+        """The mean of the channels."""
+        return self if len(self.samples) == 1 else Waveform(self.samples.mean(0, keepdim=True), self.sample_rate)
+
+    def resample(self, sample_rate: int) -> "Waveform":
+        """The same sound at another rate in Hz, `resampled_length` samples long."""
+        if sample_rate == self.sample_rate:
+            return self
+        if sample_rate <= 0:
+            raise InputError(f"sample_rate must be above 0 Hz, got {sample_rate}")
+        chunks = _resampled([_to_numpy(self.samples)], len(self.samples), self.sample_rate, sample_rate)
+        return _from_numpy(np.concatenate(list(chunks)), sample_rate)
+
+    def trim(self, seconds: float | None = None, start: float = 0.0) -> "Waveform":
+        """`seconds` from `start` on, or as much of that as there is. InputError where nothing would be left."""
+        if start < 0 or (seconds is not None and seconds <= 0):
+            raise InputError(f"cannot keep {seconds} s from {start} s on; give a length above 0 and a start that is not negative")
+        first = round(start * self.sample_rate)
+        if first >= self.samples.shape[-1]:
+            raise InputError(f"cannot start at {start:g} s; the sound is only {self.seconds:.3f} s long")
+        last = None if seconds is None else first + max(1, round(seconds * self.sample_rate))
+        return Waveform(self.samples[:, first:last], self.sample_rate)
+
+    def write(self, path: str | os.PathLike[str], tags: Mapping[str, str] | None = None) -> None:
+        """Write a .wav or .flac (16 bits), .ogg, .opus or .mp3 file, whole or not at all; beyond [-1, 1] it is clipped.
+
+        A rate that opus or mp3 does not know is resampled to the next one it does. `tags` go into
+        the file as far as its format keeps them (names in `TAGS`). InputError where the path or its suffix will not do.
+        """
+        kind = check_output(path)
+        encoded = _encode(self, kind, str(path), tags or {})
+        with whole_file(path) as temporary:
+            temporary.write_bytes(encoded)
+
+    def to_bytes(self, suffix: str = ".wav", tags: Mapping[str, str] | None = None) -> bytes:
+        """What `write` would write to a file of this suffix."""
+        return _encode(self, _kind(suffix, suffix), suffix, tags or {})
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: a player, and a picture where matplotlib is installed. Two minutes at most are embedded."""
+        if not self.samples.numel():
+            return "<p>Waveform of 0 s</p>"
+        shown = self.trim(120.0)
+        html = f'<audio controls src="data:audio/wav;base64,{base64.b64encode(shown.to_bytes()).decode()}"></audio>'
+        try:
+            picture = plots.picture(shown.mono().samples[0].detach().cpu(), shown.sample_rate)
+        except ImportError:
+            return html
+        return f'{html}<br><img alt="waveform and spectrogram" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+
+
+def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform:
+    """Read a whole sound file at its own rate, with its own channels.
+
+    InputError where there is no such file, where it is no sound file or a damaged one, holds no samples, NaN,
+    infinity, more than 32 channels, or is shorter than `minimum_seconds`.
+    """
+    info = probe(path)
+    sound = _from_numpy(np.concatenate(list(_decode(Path(path), 1 << 20))), info.sample_rate)
+    if sound.seconds < minimum_seconds:
+        raise InputError(f"{path}: only {sound.seconds:.3g} s of sound; give a recording of at least {minimum_seconds:g} s")
+    return sound
+
+
+def probe(path: str | os.PathLike[str]) -> AudioInfo:
+    """Length, rate and channels of a file without decoding it. InputError as in `read`, as far as the header tells."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name one sound file in it")
+    if path.suffix.lower() in BY_AV:
+        with _open_av(path) as container:
+            stream = container.streams.audio[0]
+            if stream.duration is not None and stream.time_base is not None:
+                seconds = float(stream.duration * stream.time_base)
+            else:
+                seconds = (container.duration or 0) / 1e6
+            info = AudioInfo(seconds, stream.codec_context.sample_rate, stream.codec_context.channels)
+    else:
+        with _open_sndfile(path) as file:
+            info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+            if file.frames > 1 << 48:  # a stream's header that never learnt its length
+                info = AudioInfo(sum(map(len, _decode(path, 1 << 20))) / file.samplerate, file.samplerate, file.channels)
+    if info.channels > MAX_CHANNELS:
+        raise InputError(f"{path}: {info.channels} channels; mix it down to {MAX_CHANNELS} or fewer")
+    return info
+
+
+def blocks(
+    path: str | os.PathLike[str], seconds: float, sample_rate: int | None = None, mono: bool = False
+) -> Iterator[Waveform]:
+    """Read a file of any length in blocks of `seconds` (the last may be shorter), in constant memory.
+
+    Resampled as one stream: the blocks joined are `read(path)`, mixed down if `mono`, resampled to `sample_rate`.
+    """
+    info = probe(path)
+    rate = info.sample_rate if sample_rate is None else sample_rate
+    if seconds <= 0 or rate <= 0:
+        raise InputError(f"{path}: cannot be read in blocks of {seconds} s at {rate} Hz; give numbers above 0")
+    channels = 1 if mono else info.channels
+    chunks = _decode(Path(path), max(1, round(seconds * info.sample_rate)))
+    if mono:
+        chunks = (chunk.mean(1, keepdims=True) for chunk in chunks)
+    if rate != info.sample_rate:
+        chunks = _resampled(chunks, channels, info.sample_rate, rate)
+    length = max(1, round(seconds * rate))
+    held = np.empty((0, channels), np.float32)
+    for chunk in chunks:
+        held = np.concatenate([held, chunk])
+        while len(held) >= length:
+            yield _from_numpy(held[:length], rate)
+            held = held[length:]
+    if len(held):
+        yield _from_numpy(held, rate)
+
+
+def resampled_length(samples: int, old: int, new: int) -> int:
+    """How many samples at rate `new` stand for `samples` at rate `old`: their exact number, rounded, a half upwards."""
+    return (2 * samples * new + old) // (2 * old)
+
+
+def concatenate(waveforms: Sequence[Waveform]) -> Waveform:
+    """Join sounds of one rate and one number of channels end to end."""
+    kinds = {(sound.sample_rate, len(sound.samples)) for sound in waveforms}
+    if len(kinds) != 1:
+        raise InputError(
+            f"sounds to join need one rate and one number of channels, got {sorted(kinds)}; use .resample() and .mono()"
+        )
+    return Waveform(torch.cat([sound.samples for sound in waveforms], dim=1), waveforms[0].sample_rate)
+
+
+def check_output(path: str | os.PathLike[str]) -> _Kind:
+    """Refuse a path that `Waveform.write` could not write, before anything costly is done for it."""
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; name a file in it, as {path / 'out.wav'}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written (no such folder); make {path.parent} first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written (permission denied); choose another folder")
+    return _kind(path.suffix, str(path))
+
+
+def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float | None = None, title: str | None = None) -> None:
+    """Draw the waveform over its spectrogram (mel scale, 0 to 8 kHz) as .png, .svg, .pdf or .jpg.
+
+    A grey line stands where the prompt ends. Needs matplotlib, the extra `plot`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in {".png", ".svg", ".pdf", ".jpg"}:
+        raise InputError(f"{path}: cannot draw to '{suffix}'; name a .png, .svg, .pdf or .jpg file")
+    if not waveform.samples.numel():
+        raise InputError(f"{path}: there is no sound to draw")
+    try:
+        samples = waveform.mono().samples[0].detach().cpu()
+        picture = plots.picture(samples, waveform.sample_rate, prompt_seconds, title, suffix[1:])
+    except ImportError as error:
+        raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]") from error
+    with whole_file(path) as temporary:
+        temporary.write_bytes(picture)
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def _decode(path: Path, frames: int) -> Iterator[np.ndarray]:
+    """A file's samples as (T, C) float32 chunks of about `frames`, each of them checked."""
+    empty = True
+    for chunk in _decode_av(path, frames) if path.suffix.lower() in BY_AV else _decode_sndfile(path, frames):
+        empty = False
+        peak = np.abs(chunk).max()
+        if not np.isfinite(peak):
+            raise InputError(f"{path}: holds NaN or infinite samples; save it again from the program that made it")
+        if peak > LOUDEST:
+            raise InputError(f"{path}: samples reach {peak:.0f} where full scale is 1; divide by 32768 and save it again")
+        yield chunk
+    if empty:
+        raise InputError(f"{path}: holds no samples; record it again")
+
+
+def _open_sndfile(path: Path) -> soundfile.SoundFile:
+    try:
+        return soundfile.SoundFile(path)
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file says nothing of its rate
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise InputError(
+            f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
+        ) from error
+
+
+def _decode_sndfile(path: Path, frames: int) -> Iterator[np.ndarray]:
+    with _open_sndfile(path) as file:
+        # Never file.read() in one piece: a streamed file's header may claim 2^63 frames.
+        while True:
+            try:
+                chunk = file.read(frames, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                raise InputError(
+                    f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; copy or record it again"
+                ) from error
+            if not len(chunk):
+                return
+            yield chunk
+
+
+def _open_av(path: Path):
+    try:
+        import av
+        import av.error
+    except ImportError as error:
+        raise InputError(f"{path}: reading {path.suffix} needs PyAV; run: pip install audiolm[m4a]") from error
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError) as error:
+        raise InputError(f"{path}: not a sound file that can be read; convert it to wav, flac, mp3, ogg or opus") from error
+    if not container.streams.audio:
+        container.close()
+        raise InputError(f"{path}: holds no sound track; give a recording")
+    return container
+
+
+def _decode_av(path: Path, frames: int) -> Iterator[np.ndarray]:
+    with _open_av(path) as container:
+        import av
+        import av.error
+
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=stream.codec_context.sample_rate)
+        left = 1 << 62
+        if "mp4" in container.format.name and stream.duration is not None and stream.time_base is not None:
+            # The last AAC packet is padded with silence; only the container knows where the recording ends.
+            left = round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
+        held: list[np.ndarray] = []
+        try:
+            for packet in container.decode(stream):
+                for frame in to_float.resample(packet):
+                    held.append(frame.to_ndarray().T[: max(0, left)])
+                    left -= len(held[-1])
+                if sum(map(len, held)) >= frames:
+                    yield np.concatenate(held)
+                    held = []
+        except av.error.FFmpegError as error:
+            raise InputError(f"{path}: damaged; copy or record it again") from error
+        if sum(map(len, held)):
+            yield np.concatenate(held)
+
+
+def _kind(suffix: str, name: str) -> _Kind:
+    try:
+        return _WRITABLE[suffix.lower()]
+    except KeyError:
+        raise InputError(f"{name}: cannot write '{suffix}' files; end the name in {', '.join(_WRITABLE)}") from None
+
+
+def _encode(sound: Waveform, kind: _Kind, name: str, tags: Mapping[str, str]) -> bytes:
+    # Encoded in memory, because libsndfile says nothing of a disk that fills up while it closes a file.
+    if not sound.samples.numel():
+        raise InputError(f"{name}: there is no sound to write")
+    if len(sound.samples) > kind.channels:
+        raise InputError(f"{name}: {kind.format} holds at most {kind.channels} channels; use .mono() or a .wav file")
+    if kind.rates and sound.sample_rate not in kind.rates:
+        sound = sound.resample(min((rate for rate in kind.rates if rate >= sound.sample_rate), default=kind.rates[-1]))
+    data = _to_numpy(sound.samples).clip(-1.0, 1.0)
+    if kind.subtype == "PCM_16":  # libsndfile scales by 32767 but reads by 32768; so a recording comes back to the bit
+        data = (data * 32768).round().clip(-32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    try:
+        with soundfile.SoundFile(buffer, "w", sound.sample_rate, data.shape[1], kind.subtype, format=kind.format) as file:
+            for key, text in tags.items():
+                if key not in TAGS:
+                    raise InputError(f"{name}: no tag is called '{key}'; choose from {', '.join(TAGS)}")
+                setattr(file, key, text)
+            for first in range(0, len(data), 1 << 16):  # its Vorbis encoder overflows the stack on one long write
+                file.write(data[first : first + (1 << 16)])
+    except soundfile.SoundFileError as error:
+        raise InputError(f"{name}: cannot be encoded ({str(error).rstrip('.')}); choose a .wav file or other tags") from error
+    return buffer.getvalue()
+
+
+# --- Samples ---------------------------------------------------------------------------------------------------------
+
+
+def _to_numpy(samples: Tensor) -> np.ndarray:
+    return samples.detach().cpu().numpy().T
+
+
+def _from_numpy(samples: np.ndarray, sample_rate: int) -> Waveform:
+    return Waveform(torch.from_numpy(np.ascontiguousarray(samples.T)), sample_rate)
+
+
+def _resampled(chunks: Iterable[np.ndarray], channels: int, old: int, new: int) -> Iterator[np.ndarray]:
+    """(T, C) chunks at rate `old` as (T, C) chunks at rate `new`; together they are as long as the rule says."""
+    stream = soxr.ResampleStream(old, new, channels, dtype="float32")
+    taken = given = 0
+    for chunk in chunks:
+        resampled = stream.resample_chunk(np.ascontiguousarray(chunk))
+        taken, given = taken + len(chunk), given + len(resampled)
+        yield resampled
+    rest = stream.resample_chunk(np.empty((0, channels), np.float32), last=True)
+    missing = resampled_length(taken, old, new) - given - len(rest)  # soxr is now and then one sample off
+    yield np.pad(rest, ((0, missing), (0, 0))) if missing > 0 else rest[: len(rest) + missing]
