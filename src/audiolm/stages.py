@@ -1,0 +1,205 @@
+"""The stages as data (AudioLM §III-B, §III-C): which tokens are given, which are predicted, and how both become one line of ids.
+
+    semantic   nothing -> S            coarse   S -> A[:4]          fine    A[:4] -> A[4:]
+    acoustic   nothing -> A            piano    S -> A[:3]          (§IV-I: no fine stage)
+
+A line is    given ids, START, predicted ids, EOS    with EOS only where the recording truly ends. Codes are flattened row by
+row (time-major: all levels of a frame, then the next frame). Every level of every stream has a range of ids to itself and
+the three specials lie outside them all, so that no id can ever be mistaken for another's.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audiolm.errors import InputError
+from audiolm.tokens import TokenSpec
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Codebooks [first, last) of one kind of tokens."""
+
+    spec: TokenSpec
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.last <= self.spec.num_codebooks:
+            raise InputError(f"{self.spec.name} has codebooks 0 to {self.spec.num_codebooks}, not [{self.first}, {self.last})")
+
+    @property
+    def levels(self) -> int:
+        return self.last - self.first
+
+    @property
+    def size(self) -> int:
+        """How many ids the stream takes."""
+        return self.levels * self.spec.codebook_size
+
+    def take(self, codes: Tensor) -> Tensor:
+        """The stream's levels of all codes of its kind: (..., Q, F) -> (..., levels, F)."""
+        return codes[..., self.first : self.last, :]
+
+    def frames(self, seconds: float) -> int:
+        """Whole frames in `seconds`, to the nearest."""
+        return round(seconds * self.spec.frame_rate)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One language-modelling task. All the paper's stages, and any other, are values of this class.
+
+    dedup: the given single-codebook streams lose their consecutive repeats; so does the predicted one where nothing is given
+    (where something is, its frames must keep the given ones' time). crop: seconds of a training example, and of the window
+    in which longer sounds are generated. overlap: seconds of a window that the next one takes as its prompt.
+    """
+
+    name: str
+    given: tuple[Stream, ...]
+    predict: Stream
+    dedup: bool = False
+    crop: float = 10.0
+    overlap: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.crop:
+            raise InputError(f"stage {self.name}: overlap={self.overlap} must be at least 0 s and shorter than crop={self.crop}")
+
+    # Ids: the streams' ranges in order, then the specials.
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        return (*self.given, self.predict)
+
+    @property
+    def start(self) -> int:
+        """Id between the given and the predicted; its successor is the first predicted code."""
+        return sum(stream.size for stream in self.streams)
+
+    @property
+    def eos(self) -> int:
+        return self.start + 1
+
+    @property
+    def pad(self) -> int:
+        return self.start + 2
+
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are, specials included."""
+        return self.start + 3
+
+    @cached_property
+    def offsets(self) -> tuple[Tensor, ...]:
+        """For each stream the first id of each of its levels, (levels, 1)."""
+        first, found = 0, []
+        for stream in self.streams:
+            found.append(first + stream.spec.codebook_size * torch.arange(stream.levels)[:, None])
+            first += stream.size
+        return tuple(found)
+
+    @property
+    def dedup_predicted(self) -> bool:
+        return self.dedup and not self.given and self.predict.spec.num_codebooks == 1
+
+    # Time
+
+    @property
+    def grid(self) -> float:
+        """Seconds between the instants at which frames of all streams begin: crops and windows start on them only."""
+        rates = [Fraction(stream.spec.frame_rate).limit_denominator(10_000) for stream in self.streams]
+        # The least common multiple of the periods 1 / rate.
+        return math.lcm(*(rate.denominator for rate in rates)) / math.gcd(*(rate.numerator for rate in rates))
+
+    # Codes <-> ids
+
+    def pack(self, given: Sequence[Tensor], predicted: Tensor, ends: bool = False) -> Tensor:
+        """Codes (levels, F) of each given stream and of the predicted one -> ids (L,). `ends`: the recording ends here."""
+        if len(given) != len(self.given):
+            raise InputError(f"stage {self.name}: {len(self.given)} given streams are needed, got {len(given)}")
+        parts = [self._flatten(index, codes) for index, codes in enumerate([*given, predicted])]
+        parts.insert(-1, torch.tensor([self.start]))
+        return torch.cat(parts + [torch.tensor([self.eos])] * ends)
+
+    def unpack(self, ids: Tensor) -> tuple[list[Tensor], Tensor, bool]:
+        """Ids (L,) -> (given, predicted, ends) as they went into `pack`, less the repeats that dedup removed; PAD is ignored."""
+        codes = []
+        for stream, offsets in zip(self.streams, self.offsets, strict=True):
+            own = ids[(ids >= offsets[0]) & (ids < offsets[0] + stream.size)]
+            if len(own) % stream.levels:
+                raise InputError(f"stage {self.name}: {len(own)} {stream.spec.name} ids are no frames of {stream.levels} levels")
+            frames = own.view(-1, stream.levels).T - offsets
+            if bool(((frames < 0) | (frames >= stream.spec.codebook_size)).any()):
+                raise InputError(f"stage {self.name}: {stream.spec.name} ids are not in the order of their levels")
+            codes.append(frames.contiguous())
+        return codes[:-1], codes[-1], bool((ids == self.eos).any())
+
+    def _flatten(self, index: int, codes: Tensor) -> Tensor:
+        stream = self.streams[index]
+        if codes.ndim != 2 or codes.shape[0] != stream.levels:
+            raise InputError(
+                f"stage {self.name}: {stream.spec.name} codes must be ({stream.levels}, frames), got {tuple(codes.shape)}"
+            )
+        codes = codes.long()
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < stream.spec.codebook_size:
+            raise InputError(f"stage {self.name}: {stream.spec.name} codes must lie in [0, {stream.spec.codebook_size})")
+        if self.dedup_predicted or (self.dedup and index < len(self.given) and stream.spec.num_codebooks == 1):
+            codes = without_repeats(codes)
+        return (codes + self.offsets[index]).T.flatten()
+
+    # config.json
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self) | {"given": [asdict(stream) for stream in self.given]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
+        """The stage that `to_dict` wrote; InputError where a key is missing or unknown."""
+        try:
+            streams = [Stream(**{**each, "spec": TokenSpec(**each["spec"])}) for each in [*values["given"], values["predict"]]]
+            return cls(**{**values, "given": tuple(streams[:-1]), "predict": streams[-1]})
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"not a stage of this version ({str(error).splitlines()[0]}); update audiolm or save it again"
+            ) from error
+
+
+def without_repeats(codes: Tensor) -> Tensor:
+    """Codes (1, F) with runs of the same code shortened to one."""
+    return codes[0].unique_consecutive()[None]
+
+
+# The paper's stages (§III-B, §IV-B), as values. Repeats stay by default: SoundStorm (Table 1) measures better words with them.
+
+
+def semantic(spec: TokenSpec, dedup: bool = False) -> Stage:
+    """Nothing -> S."""
+    return Stage("semantic", (), Stream(spec, 0, spec.num_codebooks), dedup, crop=30.0, overlap=10.0)
+
+
+def coarse(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 4, dedup: bool = False) -> Stage:
+    """S -> A[:levels]."""
+    return Stage("coarse", (Stream(semantic, 0, semantic.num_codebooks),), Stream(acoustic, 0, levels), dedup, 10.0, 3.0)
+
+
+def fine(acoustic: TokenSpec, levels: int = 4) -> Stage:
+    """A[:levels] -> A[levels:], in windows that know nothing of each other."""
+    return Stage("fine", (Stream(acoustic, 0, levels),), Stream(acoustic, levels, acoustic.num_codebooks), crop=3.0)
+
+
+def acoustic_only(acoustic: TokenSpec, levels: int | None = None) -> Stage:
+    """Nothing -> A: the paper's ablation, which keeps the voice and babbles."""
+    return Stage("acoustic", (), Stream(acoustic, 0, levels or acoustic.num_codebooks), crop=10.0, overlap=3.0)
+
+
+def piano(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 3) -> Stage:
+    """S -> A[:levels], all the levels of a codec with few and large codebooks (§IV-I: 3 of 2^14 codes); no fine stage."""
+    return replace(coarse(semantic, acoustic, levels), name="piano")
