@@ -1,0 +1,275 @@
+"""The one Transformer of all stages (AudioLM §IV-B), and the language model over a stage's ids.
+
+Pre-norm blocks with a gated feed-forward part; rotary positions, or the paper's T5 bias, whose buckets all layers share.
+Both tell distances only, so padding on the left is exact. Generation keeps keys and values in a `Cache` that is allocated
+once. The language model has one head per predicted level: logits exist only over the codes of the level that is due.
+
+N is the size of a codebook; the other letters are those of audiolm.tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as nnf
+from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from audiolm.config import Config
+
+IGNORED = -100  # a target that does not count
+BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from which on all share the last one
+
+
+class TransformerConfig(Config):
+    """Shape of the network. The paper: 12 layers, 16 heads, width 1024, ffn 4096, dropout 0.1, positions "t5"."""
+
+    layers: PositiveInt = 6
+    heads: PositiveInt = 6
+    width: PositiveInt = 384
+    ffn: PositiveInt = 1024  # the gated part has this many products
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    positions: Literal["rotary", "t5"] = "rotary"
+
+    @model_validator(mode="after")
+    def _even_heads(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} must be a multiple of twice heads={self.heads}")
+        return self
+
+
+class Cache:
+    """Keys and values of the positions seen so far, (B, heads, size, width / heads) for each layer; allocated once.
+
+    padding: how many ids at the left of each row are not there, (B,); None where no row has any.
+    """
+
+    def __init__(self, transformer: "Transformer", batch: int, size: int, padding: Tensor | None = None) -> None:
+        config, device, dtype = transformer.config, transformer.norm.weight.device, transformer.dtype
+        shape = (config.layers, batch, config.heads, size, config.width // config.heads)
+        self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
+        self.values = torch.empty(shape, device=device, dtype=dtype).unbind()
+        self.length = 0
+        self.positions = transformer.positions(size)
+        self.unseen = None if padding is None else _unseen(torch.arange(size, device=device) < padding[:, None], dtype)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write the newest positions of one layer; views over all that are live, the newest included."""
+        end = self.length + key.shape[2]
+        self.keys[layer][:, :, self.length : end] = key
+        self.values[layer][:, :, self.length : end] = value
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+
+@dataclass
+class Context:
+    """What every layer of one forward pass shares: rotations, or a mask that holds T5's bias; and where the past is kept."""
+
+    rotation: tuple[Tensor, Tensor] | None
+    mask: Tensor | None
+    causal: bool
+    cache: Cache | None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values come from one product."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        batch, length, width = x.shape
+        qkv = self.qkv(x).view(batch, length, 3 * self.heads, width // self.heads)
+        queries_keys, value = qkv.split([2 * self.heads, self.heads], dim=2)
+        if context.rotation is not None:
+            queries_keys = rotate(queries_keys, *context.rotation)
+        query, key = queries_keys.transpose(1, 2).chunk(2, dim=1)
+        value = value.transpose(1, 2)
+        if context.cache is not None:
+            key, value = context.cache.extend(layer, key, value)
+        # Attention weights have no dropout: the fused kernels for CPUs know none.
+        mixed = nnf.scaled_dot_product_attention(query, key, value, context.mask, is_causal=context.causal)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + gated feed-forward(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        # LayerNorm without bias, not RMSNorm: on CPUs only the former is one kernel, four times faster.
+        self.attention_norm = nn.LayerNorm(config.width, bias=False)
+        self.attention = Attention(config)
+        self.ffn_norm = nn.LayerNorm(config.width, bias=False)
+        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
+        self.down = nn.Linear(config.ffn, config.width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), context, layer))
+        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
+        return x + self.dropout(self.down(nnf.silu(gate) * up))
+
+
+class Transformer(nn.Module):
+    """Vectors (B, L, D) -> vectors (B, L, D), each seeing itself and those before it, or all of them (`causal=False`)."""
+
+    def __init__(self, config: TransformerConfig, causal: bool = True) -> None:
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, bias=False)
+        self.bias = nn.Embedding(BUCKETS, config.heads) if config.positions == "t5" else None
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2:
+                # The branches' last products are scaled down, so that the sum over all layers keeps the scale of one.
+                last = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers) if last else 0.02)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of queries, keys and values."""
+        device = self.norm.weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.norm.weight.dtype
+
+    def positions(self, size: int) -> tuple[Tensor, ...]:
+        """What can be known beforehand of `size` positions: rotary cosines and sines (size, 1, D / heads), or T5's bias.
+
+        The latter is (heads, 2 size - 1): for every distance of query minus key, from size - 1 down to 1 - size.
+        """
+        device = self.norm.weight.device
+        if self.bias is not None:
+            distances = torch.arange(size - 1, -size, -1, device=device)
+            return (self.bias(bucket(distances, self.causal)).T.to(self.dtype),)
+        half = self.config.width // self.config.heads // 2
+        # Single precision would be off by 1e-4 at position 2,000, and by another 1e-4 once the row is padded.
+        exact = torch.float32 if device.type == "mps" else torch.float64
+        rates = 10_000.0 ** (-torch.arange(half, device=device, dtype=exact) / half)
+        angles = torch.arange(size, device=device)[:, None, None] * rates
+        cosine, sine = angles.cos(), angles.sin()
+        return torch.cat((cosine, cosine), -1).to(self.dtype), torch.cat((-sine, sine), -1).to(self.dtype)
+
+    def forward(self, x: Tensor, cache: Cache | None = None, absent: Tensor | None = None) -> Tensor:
+        """x: all positions, (B, L, D); with a cache the next L, which may be all of a prompt or one.
+
+        absent: True at positions that nobody may see, (B, L); with a cache, its padding says so instead.
+        """
+        length = x.shape[1]
+        start = 0 if cache is None else cache.length
+        positions = self.positions(length) if cache is None else cache.positions
+        if cache is None:
+            unseen = None if absent is None else _unseen(absent, self.dtype)
+        else:
+            unseen = None if cache.unseen is None else cache.unseen[..., : start + length]
+        # The kernel's own causal mask is for whole sequences only: it would let a single query see the first key alone.
+        causal = self.causal and cache is None and unseen is None and self.bias is None
+        mask = None if causal else self._mask(start, length, unseen)
+        rotation = None
+        if self.bias is None:
+            rotation = (positions[0][start : start + length], positions[1][start : start + length])
+        else:
+            bias = _bias_of(positions[0], start, length)
+            mask = bias[None] if mask is None else bias + mask
+        context = Context(rotation, mask, causal, cache)
+        x = self.dropout(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, context, layer)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x)
+
+    def _mask(self, start: int, length: int, unseen: Tensor | None) -> Tensor | None:
+        """0 and -inf to be added to the attention (B, heads, length, start + length); None where everything is seen."""
+        if length == 1 or (unseen is None and not self.causal):
+            return unseen
+        mask = torch.zeros(length, start + length, device=self.norm.weight.device, dtype=self.dtype)
+        if self.causal:
+            mask = mask.fill_(-math.inf).triu(start + 1)
+        if unseen is not None:
+            mask = mask + unseen
+            # Positions that are not there see themselves: a row of -inf alone would turn into NaN.
+            mask.diagonal(start, -2, -1).zero_()
+        return mask
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary positions (2104.09864) on (B, L, heads, D / heads): dimension i turns together with i + half."""
+    return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
+
+
+def bucket(distance: Tensor, causal: bool) -> Tensor:
+    """T5's bucket of a distance of query minus key: near ones each have their own, farther ones share logarithmically."""
+    buckets, first = BUCKETS, torch.zeros_like(distance)
+    if not causal:
+        buckets //= 2
+        first = (distance < 0) * buckets
+        distance = distance.abs()
+    distance = distance.clamp_min(0)
+    exact = buckets // 2
+    far = exact + ((distance / exact).clamp_min(1).log() / math.log(FARTHEST / exact) * (buckets - exact)).long()
+    return first + torch.where(distance < exact, distance, far.clamp_max(buckets - 1))
+
+
+def _unseen(absent: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, L) flags as an additive mask (B, 1, 1, L)."""
+    return torch.zeros(absent.shape, device=absent.device, dtype=dtype).masked_fill(absent, -math.inf)[:, None, None]
+
+
+def _bias_of(table: Tensor, start: int, length: int) -> Tensor:
+    """(heads, length, start + length) from the bias of every distance (heads, 2 size - 1)."""
+    last = table.shape[1] // 2 - start  # where the row of the first query begins; each next row begins one earlier
+    if length == 1:
+        return table[:, None, last : last + start + 1]
+    return table[:, last - length + 1 : last + start + length].unfold(1, start + length, 1).flip(1)
+
+
+class LanguageModel(nn.Module):
+    """A Transformer over a stage's ids that predicts `levels` codes of `codebook_size` a frame, or the end before a frame.
+
+    Position k after START predicts level k mod Q, with that level's own head.
+    """
+
+    def __init__(self, config: TransformerConfig, vocabulary: int, levels: int, codebook_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, config.width)
+        self.transformer = Transformer(config)
+        self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
+        self.end = nn.Parameter(torch.empty(1, config.width))
+        for parameter in (self.embedding.weight, self.heads, self.end):
+            nn.init.normal_(parameter, std=0.02)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
+        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
+        return self.transformer(self.embedding(ids), cache)
+
+    def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
+        """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
+        logits = nnf.linear(hidden, self.heads[level])
+        return torch.cat((logits, nnf.linear(hidden, self.end)), -1) if end and level == 0 else logits
+
+    def forward(self, ids: Tensor, starts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids (B, L) padded on the right, the index of START in each row (B,), and codes (B, F, Q) of what follows it.
+
+        A target of N at level 0 is the end; IGNORED ones do not count. Returns for each level the sum of the cross
+        entropies in nats, and how many they are: (Q,) and (Q,).
+        """
+        length, levels = ids.shape[1], targets.shape[2]
+        predicted = torch.arange(targets[0].numel(), device=ids.device)
+        index = (starts[:, None] + predicted).clamp_max(length - 1)
+        index = index + length * torch.arange(len(ids), device=ids.device)[:, None]
+        hidden = self.hidden(ids).flatten(0, 1).index_select(0, index.flatten()).view(*targets.shape, -1)
+        nats = [
+            nnf.cross_entropy(
+                self.logits(hidden[:, :, level], level, end=True).flatten(0, 1).float(),
+                targets[:, :, level].flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
+            )
+            for level in range(levels)
+        ]
+        return torch.stack(nats), (targets != IGNORED).sum((0, 1))
