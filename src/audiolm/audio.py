@@ -24,6 +24,7 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 
 MAX_CHANNELS = 32
+CHUNK = 1 << 18  # samples of a channel decoded at a time
 LOUDEST = 64.0  # +36 dB: beyond it a float file holds integers that nobody scaled, not a hot recording
 BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
 BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".webm", ".wma"})
@@ -141,7 +142,7 @@ def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform
     infinity, more than 32 channels, or is shorter than `minimum_seconds`.
     """
     info = probe(path)
-    sound = _from_numpy(np.concatenate(list(_decode(Path(path), 1 << 20))), info.sample_rate)
+    sound = _from_numpy(np.concatenate(list(_decode(Path(path)))), info.sample_rate)
     if sound.seconds < minimum_seconds:
         raise InputError(f"{path}: only {sound.seconds:.3g} s of sound; give a recording of at least {minimum_seconds:g} s")
     return sound
@@ -166,7 +167,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
         with _open_sndfile(path) as file:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
             if file.frames > 1 << 48:  # a stream's header that never learnt its length
-                info = AudioInfo(sum(map(len, _decode(path, 1 << 20))) / file.samplerate, file.samplerate, file.channels)
+                info = AudioInfo(sum(map(len, _decode(path))) / file.samplerate, file.samplerate, file.channels)
     if info.channels > MAX_CHANNELS:
         raise InputError(f"{path}: {info.channels} channels; mix it down to {MAX_CHANNELS} or fewer")
     return info
@@ -184,7 +185,7 @@ def blocks(
     if seconds <= 0 or rate <= 0:
         raise InputError(f"{path}: cannot be read in blocks of {seconds} s at {rate} Hz; give numbers above 0")
     channels = 1 if mono else info.channels
-    chunks = _decode(Path(path), max(1, round(seconds * info.sample_rate)))
+    chunks = _decode(Path(path))
     if mono:
         chunks = (chunk.mean(1, keepdims=True) for chunk in chunks)
     if rate != info.sample_rate:
@@ -249,10 +250,10 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def _decode(path: Path, frames: int) -> Iterator[np.ndarray]:
-    """A file's samples as (T, C) float32 chunks of about `frames`, each of them checked."""
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    """A file's samples as (T, C) float32 chunks, each of them checked."""
     empty = True
-    for chunk in _decode_av(path, frames) if path.suffix.lower() in BY_AV else _decode_sndfile(path, frames):
+    for chunk in _decode_av(path) if path.suffix.lower() in BY_AV else _decode_sndfile(path):
         empty = False
         peak = np.abs(chunk).max()
         if not np.isfinite(peak):
@@ -264,9 +265,16 @@ def _decode(path: Path, frames: int) -> Iterator[np.ndarray]:
         raise InputError(f"{path}: holds no samples; record it again")
 
 
+class _FrontToBack(soundfile.SoundFile):
+    """soundfile seeks to where it already stands after each read, and there the mp3 decoder loses what overlaps."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def _open_sndfile(path: Path) -> soundfile.SoundFile:
     try:
-        return soundfile.SoundFile(path)
+        return _FrontToBack(path)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file says nothing of its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         raise InputError(
@@ -274,12 +282,11 @@ def _open_sndfile(path: Path) -> soundfile.SoundFile:
         ) from error
 
 
-def _decode_sndfile(path: Path, frames: int) -> Iterator[np.ndarray]:
+def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
     with _open_sndfile(path) as file:
-        # Never file.read() in one piece: a streamed file's header may claim 2^63 frames.
-        while True:
+        while True:  # never in one piece: a streamed file's header may claim 2^63 frames
             try:
-                chunk = file.read(frames, dtype="float32", always_2d=True)
+                chunk = file.read(CHUNK, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
                 raise InputError(
                     f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; copy or record it again"
@@ -305,7 +312,7 @@ def _open_av(path: Path):
     return container
 
 
-def _decode_av(path: Path, frames: int) -> Iterator[np.ndarray]:
+def _decode_av(path: Path) -> Iterator[np.ndarray]:
     with _open_av(path) as container:
         import av
         import av.error
@@ -322,7 +329,7 @@ def _decode_av(path: Path, frames: int) -> Iterator[np.ndarray]:
                 for frame in to_float.resample(packet):
                     held.append(frame.to_ndarray().T[: max(0, left)])
                     left -= len(held[-1])
-                if sum(map(len, held)) >= frames:
+                if sum(map(len, held)) >= CHUNK:
                     yield np.concatenate(held)
                     held = []
         except av.error.FFmpegError as error:

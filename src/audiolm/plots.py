@@ -49,7 +49,7 @@ def _draw_wave(axes: "Axes", samples: Tensor, length: float) -> float:
     columns = torch.nn.functional.pad(samples[None], (0, -len(samples) % step), mode="replicate").reshape(-1, step)
     seconds = np.linspace(0, length, len(columns))
     axes.fill_between(seconds, columns.amin(1).numpy(), columns.amax(1).numpy(), color=WAVE, linewidth=0.7)
-    height = 1.35 * max(1e-3, float(samples.abs().max()))
+    height = 1.45 * max(1e-3, float(samples.abs().max()))
     axes.set(ylim=(-height, height), ylabel="amplitude")
     axes.spines[["top", "right"]].set_visible(False)
     return height

@@ -1,0 +1,362 @@
+import errno
+import io
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audiolm import audio
+from audiolm.audio import Waveform, blocks, check_output, concatenate, plot, probe, read, resampled_length
+from audiolm.errors import InputError
+
+ENCODED = ("wav", "flac", "ogg", "opus", "mp3")
+
+
+def chirp(seconds: float, sample_rate: int, channels: int = 1) -> Waveform:
+    """A rising tone with other loudness in each channel: every moment of it is different."""
+    time = torch.arange(round(seconds * sample_rate)) / sample_rate
+    tone = 0.5 * torch.sin(2 * math.pi * (100 + 300 * time) * time)
+    return Waveform(torch.stack([tone / (1 + channel) for channel in range(channels)]), sample_rate)
+
+
+def similarity(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0))
+
+
+# --- Round trips -----------------------------------------------------------------------------------------------------
+
+
+@given(
+    suffix=st.sampled_from([".wav", ".flac"]),
+    rate=st.integers(1000, 48000) | st.sampled_from([88200, 96000, 192000]),  # above 65535 Hz flac wants tens
+    channels=st.integers(1, 8),
+    length=st.integers(1, 3000),
+    seed=st.integers(0, 1000),
+)
+def test_a_lossless_file_gives_back_every_sample(tmp_path_factory, suffix, rate, channels, length, seed):
+    path = tmp_path_factory.getbasetemp() / f"round{suffix}"
+    levels = torch.randint(-32768, 32768, (channels, length), generator=torch.Generator().manual_seed(seed))
+    sound = Waveform(levels.float() / 32768, rate)
+    sound.write(path)
+    again = read(path)
+    assert again.sample_rate == rate
+    assert torch.equal(again.samples, sound.samples)
+
+
+@pytest.mark.parametrize("suffix", ENCODED)
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 96000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_gives_back_the_sound(tmp_path: Path, suffix: str, rate: int, channels: int):
+    path = tmp_path / f"sound.{suffix}"
+    sound = chirp(0.5, rate, channels)
+    sound.write(path)
+    again = read(path)
+    assert probe(path) == audio.AudioInfo(again.seconds, again.sample_rate, channels)
+    assert again.seconds == pytest.approx(0.5, abs=1e-4)
+    if suffix not in ("opus", "mp3"):
+        assert again.sample_rate == rate
+    wanted = sound.resample(again.sample_rate).samples
+    for channel in range(channels):
+        assert similarity(again.samples[channel], wanted[channel]) > 0.98
+
+
+@pytest.mark.parametrize("suffix", ENCODED)
+def test_a_real_voice_survives(tmp_path: Path, female: Waveform, suffix: str):
+    path = tmp_path / f"voice.{suffix}"
+    female.write(path)
+    again = read(path)
+    assert (again.sample_rate, again.samples.shape) == (16000, female.samples.shape)
+    assert similarity(again.samples, female.samples) > 0.97
+    if suffix in ("wav", "flac"):
+        assert torch.equal(again.samples, female.samples)
+
+
+def test_what_is_too_loud_is_clipped_not_wrapped(tmp_path: Path):
+    Waveform(torch.tensor([[3.0, -3.0, 1.0, -1.0]]), 16000).write(tmp_path / "loud.wav")
+    assert read(tmp_path / "loud.wav").samples[0].tolist() == [32767 / 32768, -1, 32767 / 32768, -1]
+
+
+@pytest.mark.parametrize("suffix", ENCODED)
+def test_tags_are_kept(tmp_path: Path, suffix: str):
+    path = tmp_path / f"tagged.{suffix}"
+    chirp(0.2, 16000).write(path, tags={"title": "a voice", "comment": "made by a machine"})
+    with soundfile.SoundFile(path) as file:
+        assert (file.title, file.comment) == ("a voice", "made by a machine")
+
+
+def test_bytes_are_what_a_file_holds(tmp_path: Path, male: Waveform):
+    male.write(tmp_path / "a.wav")
+    assert male.to_bytes(".wav") == (tmp_path / "a.wav").read_bytes()
+
+
+def test_a_long_vorbis_file_is_written(tmp_path: Path):
+    # libsndfile's encoder dies on one write of this length: it must be given pieces.
+    chirp(60, 44100).write(tmp_path / "long.ogg")
+    assert probe(tmp_path / "long.ogg").seconds == pytest.approx(60)
+
+
+def test_m4a(tmp_path: Path):
+    av = pytest.importorskip("av")
+    sound = chirp(1.0, 44100, 2)
+    path = tmp_path / "phone.m4a"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(sound.samples.numpy(), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = 44100, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    again = read(path)
+    assert again.samples.shape == sound.samples.shape  # without the encoder's padding
+    assert probe(path) == audio.AudioInfo(1.0, 44100, 2)
+    assert similarity(again.samples, sound.samples) > 0.98
+    joined = concatenate(list(blocks(path, 0.3, sample_rate=16000, mono=True)))
+    torch.testing.assert_close(joined.samples, again.mono().resample(16000).samples, atol=1e-6, rtol=0)
+
+
+# --- Resampling, blocks, cutting -------------------------------------------------------------------------------------
+
+
+@given(
+    length=st.integers(1, 5000),
+    old=st.sampled_from([7350, 8000, 11025, 16000, 22050, 44100, 48000, 96000]),
+    new=st.sampled_from([8000, 16000, 22050, 24000, 48000]),
+    channels=st.integers(1, 3),
+)
+def test_the_length_after_resampling_is_the_rounded_one(length, old, new, channels):
+    resampled = Waveform(torch.zeros(channels, length), old).resample(new)
+    assert resampled.samples.shape == (channels, resampled_length(length, old, new))
+    assert abs(resampled.samples.shape[1] - length * new / old) <= 0.5
+
+
+@pytest.mark.parametrize(("old", "new"), [(44100, 16000), (16000, 48000), (22050, 24000)])
+def test_resampling_keeps_a_tone(old: int, new: int):
+    def tone(rate: int) -> Waveform:
+        return Waveform(torch.sin(2 * math.pi * 440 * torch.arange(rate) / rate)[None], rate)
+
+    middle = slice(new // 10, -new // 10)  # the ends ring: there is silence beyond them
+    assert (tone(old).resample(new).samples - tone(new).samples)[:, middle].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("suffix", ENCODED)
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 10])
+@pytest.mark.parametrize("rate", [None, 16000, 48000])
+def test_blocks_joined_are_the_whole(tmp_path: Path, suffix: str, seconds: float, rate: int | None, monkeypatch):
+    path = tmp_path / f"long.{suffix}"
+    chirp(1.2345, 24000, 2).write(path)
+    whole = read(path).resample(rate or 24000)
+    monkeypatch.setattr(audio, "CHUNK", 1000)  # the decoder's own pieces must not show either
+    parts = list(blocks(path, seconds, rate))
+    torch.testing.assert_close(concatenate(parts).samples, whole.samples, atol=1e-6, rtol=0)
+    assert {part.samples.shape[1] for part in parts[:-1]} <= {round(seconds * whole.sample_rate)}
+    mixed = concatenate(list(blocks(path, seconds, rate, mono=True)))
+    torch.testing.assert_close(mixed.samples, whole.mono().samples, atol=1e-6, rtol=0)
+
+
+def test_blocks_read_only_what_they_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chirp(10, 16000).write(tmp_path / "long.wav")
+    monkeypatch.setattr(audio, "CHUNK", 4000)
+    taken = []
+    real = soundfile.SoundFile.read
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *a, **k: taken.append(len(out := real(*a, **k))) or out)
+    parts = blocks(tmp_path / "long.wav", 1.0, 8000)
+    for count in range(1, 4):
+        assert next(parts).seconds == 1.0
+        assert sum(taken) <= count * 16000 + 2 * 4000
+
+
+def test_trim_and_concatenate(male: Waveform):
+    parts = [male.trim(1.5), male.trim(1.0, start=1.5), male.trim(start=2.5)]
+    assert [round(part.seconds, 6) for part in parts] == [1.5, 1.0, 1.9]
+    assert torch.equal(concatenate(parts).samples, male.samples)
+    assert male.trim(100).seconds == male.seconds
+
+
+def test_mono_is_the_mean():
+    assert chirp(0.1, 8000, 2).mono().samples.allclose(chirp(0.1, 8000).samples * 0.75, atol=1e-6)
+
+
+# --- What is wrong with it -------------------------------------------------------------------------------------------
+
+
+def one_line(act: Callable[[], object], *words: str) -> None:
+    """`act` fails with one line that has all the words."""
+    with pytest.raises(InputError) as caught:
+        act()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert re.search(word, message), message
+
+
+def bad_files(folder: Path) -> dict[str, str]:
+    """name -> what its message must say."""
+    (folder / "text.wav").write_text("not sound at all\n" * 100)
+    (folder / "text.m4a").write_text("not sound at all\n" * 100)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "headerless.raw").write_bytes(bytes(1000))
+    soundfile.write(folder / "silent.wav", np.zeros((0, 1), np.float32), 16000)
+    soundfile.write(folder / "nan.wav", np.full((100, 1), np.nan, np.float32), 16000, "FLOAT")
+    soundfile.write(folder / "inf.wav", np.full((100, 1), np.inf, np.float32), 16000, "FLOAT")
+    soundfile.write(folder / "unscaled.wav", np.full((100, 1), 20000, np.float32), 16000, "FLOAT")
+    soundfile.write(folder / "crowd.wav", np.zeros((100, 50), np.float32), 16000)
+    (folder / "folder.wav").mkdir()
+    chirp(2.0, 16000).write(folder / "cut.flac")
+    os.truncate(folder / "cut.flac", (folder / "cut.flac").stat().st_size // 2)
+    return {
+        "missing.wav": "no such file",
+        "text.wav": "convert it to",
+        "text.m4a": "convert it to|pip install",
+        "empty.wav": "convert it to",
+        "headerless.raw": "convert it to",
+        "silent.wav": "no samples",
+        "nan.wav": "NaN",
+        "inf.wav": "infinite",
+        "unscaled.wav": "divide by 32768",
+        "crowd.wav": "50 channels; mix it down",
+        "folder.wav": "a folder",
+        "cut.flac": "damaged after",
+    }
+
+
+def test_bad_files_are_one_line_each(tmp_path: Path):
+    for name, words in bad_files(tmp_path).items():
+        one_line(lambda path=tmp_path / name: read(path), re.escape(name), words)
+        one_line(lambda path=tmp_path / name: list(blocks(path, 1.0, 8000)), re.escape(name), words)
+
+
+def test_too_short_is_refused_where_a_minimum_is_asked_for(tmp_path: Path):
+    path = tmp_path / "click.wav"
+    chirp(0.001, 16000).write(path)
+    assert read(path).samples.shape == (1, 16)
+    one_line(lambda: read(path, minimum_seconds=0.1), "click.wav: only 0.001 s", "at least 0.1 s")
+
+
+def test_m4a_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    (tmp_path / "phone.m4a").write_bytes(b"x")
+    one_line(lambda: read(tmp_path / "phone.m4a"), "phone.m4a", re.escape("pip install audiolm[m4a]"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x.xyz", "'.xyz'.*end the name in .wav"),
+        ("plain", "end the name in"),
+        ("nowhere/x.wav", "no such folder"),
+        ("", "folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written(tmp_path: Path, name: str, words: str):
+    one_line(lambda: chirp(0.1, 8000).write(tmp_path / name), words)
+    one_line(lambda: check_output(tmp_path / name), words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_channels_than_a_format_holds(tmp_path: Path):
+    one_line(lambda: chirp(0.1, 16000, 3).write(tmp_path / "x.mp3"), "x.mp3: MP3 holds at most 2 channels", "mono")
+    one_line(lambda: chirp(0.1, 16000, 9).write(tmp_path / "x.flac"), "x.flac: FLAC holds at most 8 channels")
+    chirp(0.1, 16000, 32).write(tmp_path / "x.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.wav"]
+
+
+def test_wrong_words_and_numbers(tmp_path: Path, male: Waveform):
+    one_line(lambda: male.trim(-1), "-1 s")
+    one_line(lambda: male.trim(1, start=-1), "not negative")
+    one_line(lambda: male.trim(1, start=9), "only 4.400 s long")
+    one_line(lambda: male.resample(0), "above 0 Hz")
+    one_line(lambda: male.write(tmp_path / "x.wav", tags={"mood": "calm"}), "no tag is called 'mood'")
+    one_line(lambda: concatenate([]), "to join")
+    one_line(lambda: concatenate([male, male.resample(8000)]), "one rate")
+    one_line(lambda: list(blocks(tmp_path / "x.wav", 1)), "no such file")
+    one_line(lambda: Waveform(torch.zeros(1, 0), 8000).write(tmp_path / "x.wav"), "no sound to write")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_waveform_refuses_what_it_is_not():
+    for samples in (torch.zeros(5), torch.zeros(1, 5, dtype=torch.float64), torch.zeros(0, 5), torch.zeros(50, 5), [0.0]):
+        one_line(lambda samples=samples: Waveform(samples, 16000), "samples must be a")  # type: ignore[arg-type]
+    for value in (math.nan, math.inf, -math.inf):
+        one_line(lambda value=value: Waveform(torch.tensor([[0.0, value]]), 16000), "finite")
+    one_line(lambda: Waveform(torch.zeros(1, 5), 0), "sample_rate")
+
+
+@pytest.mark.parametrize("old", [None, b"an earlier result"])
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes | None):
+    path = tmp_path / "out.wav"
+    if old is not None:
+        path.write_bytes(old)
+
+    def write_half(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    one_line(lambda: chirp(0.1, 8000).write(path), "out.wav: cannot be written", "no space left")
+    assert [other.name for other in tmp_path.iterdir()] == ([] if old is None else ["out.wav"])
+    if old is not None:
+        assert path.read_bytes() == old
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sound", [chirp(1, 16000), chirp(0.5, 44100, 2), chirp(1, 4000), Waveform(torch.zeros(1, 1), 16000)])
+def test_a_picture_is_drawn_of_any_sound(tmp_path: Path, sound: Waveform):
+    image = pytest.importorskip("matplotlib.image")
+    plot(sound, tmp_path / "out.png")
+    assert image.imread(tmp_path / "out.png").shape == (576, 1200, 4)
+
+
+def test_a_grey_line_stands_where_the_prompt_ends(tmp_path: Path, female: Waveform):
+    image = pytest.importorskip("matplotlib.image")
+    plot(female, tmp_path / "plain.png")
+    plot(female, tmp_path / "line.png", prompt_seconds=3.3)
+    pixels = image.imread(tmp_path / "line.png")
+    changed = np.abs(pixels - image.imread(tmp_path / "plain.png"))[300:500].sum((0, 2))  # of the spectrogram alone
+    left, right = np.flatnonzero(changed)[[0, -1]]
+    assert right - left < 8
+    axes = np.flatnonzero((pixels[300:500, :, :3] < 0.5).all(2).any(0))  # the dark picture, from its left to its right end
+    assert (left - axes[0]) / (axes[-1] - axes[0]) == pytest.approx(3.3 / 4.4, abs=0.05)
+
+
+def test_pictures_that_cannot_be_drawn(tmp_path: Path, male: Waveform, monkeypatch: pytest.MonkeyPatch):
+    one_line(lambda: plot(male, tmp_path / "out.gif"), "out.gif", "name a .png")
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    one_line(lambda: plot(male, tmp_path / "out.png"), "out.png", re.escape("pip install audiolm[plot]"))
+    assert "<audio" in male._repr_html_()
+    assert "<img" not in male._repr_html_()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_notebook_shows_a_player_and_a_picture(male: Waveform):
+    pytest.importorskip("matplotlib")
+    html = male._repr_html_()
+    sound = re.search(r'src="data:audio/wav;base64,([^"]+)"', html)
+    assert sound
+    samples, rate = soundfile.read(io.BytesIO(__import__("base64").b64decode(sound[1])), dtype="float32")
+    assert rate == 16000
+    assert np.array_equal(samples, male.samples[0].numpy())
+    assert "data:image/png;base64," in html
+
+
+# --- The house's own rule --------------------------------------------------------------------------------------------
+
+
+def test_no_test_reaches_the_network():
+    import socket
+
+    with pytest.raises(pytest.fail.Exception):
+        socket.create_connection(("192.0.2.1", 80), timeout=1)
+    with pytest.raises(pytest.fail.Exception):
+        socket.getaddrinfo("example.org", 80)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        pass
