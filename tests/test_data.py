@@ -1,0 +1,449 @@
+"""From a folder of sound to batches: bad files are named and left out, nothing is half there, batches are pure."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import audiolm.data
+import audiolm.token_store
+from audiolm.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
+from audiolm.errors import InputError
+from audiolm.stages import Stage, Stream
+from audiolm.token_store import TokenCrops, TokenStore, store_key
+from audiolm.tokens import TokenSpec
+
+RATE = 16_000
+
+
+def tone(path: Path, seconds: float, rate: int = RATE, pitch: float = 220.0, channels: int = 1) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = 0.5 * np.sin(2 * np.pi * pitch * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(path, np.repeat(samples[:, None], channels, 1), rate, subtype="PCM_16")
+    return samples
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for speaker in range(5):
+        for clip in range(3):
+            tone(folder / f"s{speaker}" / f"{clip}.flac", 1.0 + 0.4 * clip + 0.1 * speaker, pitch=200 + 50 * speaker)
+    tone(folder / "s0" / "stereo.wav", 1.5, rate=44_100, channels=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
+    return AudioStore.prepare(tmp_path_factory.mktemp("store") / "audio", scan(corpus), shard_seconds=4.0)
+
+
+# --- scan
+
+
+def test_folder_speakers_are_folders_and_no_split_shares_one(corpus: Path) -> None:
+    recordings = scan(corpus, valid=0.2, test=0.2)
+    assert len(recordings) == 16
+    assert {recording.speaker for recording in recordings} == {f"s{n}" for n in range(5)}
+    assert {recording.split for recording in recordings} == {"train", "valid", "test"}
+    for speaker in range(5):
+        assert len({r.split for r in recordings if r.speaker == f"s{speaker}"}) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=30),
+    st.integers(0, 1000),
+    st.floats(0.01, 0.4),
+    st.floats(0.01, 0.4),
+)
+def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: float, test: float) -> None:
+    rows = [{"name": f"{speaker}/{n}", "speaker": speaker} for n, speaker in enumerate(speakers)]
+    splits = audiolm.data._splits(rows, valid, test, seed, Path("x"))
+    by = "speaker" if len(set(speakers)) > 1 else "name"
+    dealt = {(row[by], split) for row, split in zip(rows, splits, strict=True)}
+    assert len(dealt) == len({row[by] for row in rows})
+    # Every split that was asked for has someone, as far as there are enough to go round, training first.
+    assert set(splits) >= set(("train", "valid", "test")[: len(dealt)])
+
+
+def test_newcomers_do_not_move_the_others() -> None:
+    rows = [{"name": f"{n}", "speaker": f"{n}"} for n in range(200)]
+    few, many = (audiolm.data._splits(rows[:count], 0.1, 0.1, 0, Path("x")) for count in (100, 200))
+    assert many[:100] == few
+
+
+def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "c")
+    (tmp_path / "c" / "manifest.csv").write_text(
+        "path,speaker,split,transcript\ns0/0.flac,ann,dev,hello there\ns1/0.flac,bob,train,\ns1/1.flac,bob,test,x\n"
+    )
+    for source in (tmp_path / "c", tmp_path / "c" / "manifest.csv"):
+        first, second, third = scan(source)
+        assert (first.name, first.speaker, first.split, first.columns) == (
+            "s0/0.flac",
+            "ann",
+            "valid",
+            {"transcript": "hello there"},
+        )
+        assert first.seconds == pytest.approx(1.0)
+        assert (second.split, third.split) == ("train", "test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,split\ns0/0.flac,train\ns1/0.flac,\n", "split of s1/0.flac is ''"),
+        ("path,split\ns0/0.flac,later\n", "split of s0/0.flac is 'later'"),
+        ("file,split\ns0/0.flac,train\n", "'path' among them"),
+        ("path\n", "'path' among them"),
+        ("path\ns0/0.flac,5,6\n", "line 2 has too many columns"),
+        ("path\nnot there.wav\n", "none of 1 recordings can be used"),
+    ],
+)
+def test_bad_manifests_are_one_line(corpus: Path, text: str, message: str, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "c")
+    (tmp_path / "c" / "manifest.csv").write_text(text)
+    with pytest.raises(InputError) as caught:
+        scan(tmp_path / "c")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_recordings_are_reported_and_left_out(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "c"
+    shutil.copytree(corpus, folder)
+    (folder / "s0" / "text.wav").write_text("this is no sound")
+    tone(folder / "s1" / "short.wav", 0.001)
+    soundfile.write(folder / "s2" / "nan.wav", np.full(RATE, np.nan), RATE, subtype="FLOAT")  # its header is fine
+    data = (folder / "s3" / "2.flac").read_bytes()
+    (folder / "s3" / "cut.flac").write_bytes(data[: len(data) // 2])
+    (folder / "readme.txt").write_text("not a recording at all")
+    skipped: Skipped = []
+    recordings = scan(folder, skipped=skipped)
+    store = AudioStore.prepare(tmp_path / "audio", recordings, skipped=skipped)
+    said = capsys.readouterr().err
+    listed = json.loads((tmp_path / "audio" / "skipped.json").read_text())
+    assert {"s0/text.wav", "s1/short.wav", "s2/nan.wav"} <= {each["name"] for each in listed}
+    assert all(each["name"] in said or len(listed) > 5 for each in listed)
+    good = {entry.name for entry in store.entries}
+    assert good >= {recording.name for recording in scan(corpus)}
+    assert good.isdisjoint(each["name"] for each in listed)
+    assert good | {each["name"] for each in listed} == {p.relative_to(folder).as_posix() for p in folder.rglob("*.[fw][la][av]*")}
+
+
+@pytest.mark.parametrize("empty", ["nothing", "folder", "bad"])
+def test_nothing_to_use_is_one_line(tmp_path: Path, empty: str) -> None:
+    folder = tmp_path / "c"
+    if empty != "nothing":
+        folder.mkdir()
+    if empty == "bad":
+        (folder / "a.wav").write_text("no")
+    with pytest.raises(InputError, match=str(folder)):
+        scan(folder)
+
+
+# --- decoded once
+
+
+def test_store_gives_back_the_sound(corpus: Path, store: AudioStore) -> None:
+    number = next(n for n, entry in enumerate(store.entries) if entry.name == "s2/1.flac")
+    original, _ = soundfile.read(corpus / "s2" / "1.flac", dtype="float32")
+    assert np.abs(store.read(number).numpy() - original).max() < 1 / 32000
+    assert torch.equal(store.read(number, 640, 1000), store.read(number)[640:1640])
+    assert len(store.read(number, store.entries[number].length - 10, 1000)) == 10
+    stereo = next(n for n, entry in enumerate(store.entries) if entry.name == "s0/stereo.wav")
+    assert store.entries[stereo].length == 1.5 * RATE
+    expected = 0.5 * np.sin(2 * np.pi * 220 * np.arange(round(1.5 * RATE)) / RATE)
+    assert np.abs(store.read(stereo).numpy() - expected)[500:-500].max() < 1e-3
+
+
+def test_prepared_again_is_free_and_newcomers_are_appended(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = scan(corpus)
+    AudioStore.prepare(tmp_path / "audio", recordings[:5])
+    decoded: list[str] = []
+    original = audiolm.data._decode_into
+    monkeypatch.setattr("audiolm.data._decode_into", lambda f, r, *a: decoded.append(r.name) or original(f, r, *a))
+    store = AudioStore.prepare(tmp_path / "audio", recordings)
+    assert decoded == [recording.name for recording in recordings[5:]]
+    assert [entry.name for entry in store.entries] == [recording.name for recording in recordings]
+    with pytest.raises(InputError, match="sample_rate 16000, not 8000"):
+        AudioStore.prepare(tmp_path / "audio", recordings, sample_rate=8000)
+
+
+def in_child(work: Callable[[], object]) -> int | None:
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    return child.exitcode
+
+
+def die_at(count: int, original: Callable[..., object]) -> Callable[..., object]:
+    calls = iter(range(1, 1000))
+
+    def dies(*args: object, **kwargs: object) -> object:
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    return dies
+
+
+def test_preparation_killed_goes_on(corpus: Path, store: AudioStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = scan(corpus)
+    for place, count in (("_decode_into", 2), ("_decode_into", 8), ("whole_file", 2), ("whole_file", 3), ("whole_file", 5)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"audiolm.data.{place}", die_at(count, getattr(audiolm.data, place)))
+            code = in_child(lambda: AudioStore.prepare(tmp_path / "audio", recordings, shard_seconds=4.0))
+        assert code == -signal.SIGKILL
+        if (tmp_path / "audio" / "header.json").exists():
+            AudioStore(tmp_path / "audio")  # whatever is there is whole
+    again = AudioStore.prepare(tmp_path / "audio", recordings, shard_seconds=4.0)
+    assert [entry.name for entry in again.entries] == [entry.name for entry in store.entries]
+    assert all(torch.equal(again.read(n), store.read(n)) for n in range(len(store)))
+
+
+def test_damaged_audio_store_is_named(store: AudioStore, tmp_path: Path) -> None:
+    shutil.copytree(store.folder, tmp_path / "audio")
+    shard = tmp_path / "audio" / "00001.i16"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"00001\.i16: damaged"):
+        AudioStore(tmp_path / "audio")
+    with pytest.raises(InputError, match="no audio store"):
+        AudioStore(tmp_path)
+
+
+# --- crops
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=8), st.integers(10, 150), st.integers(0, 9))
+def test_placement_covers_each_recording_once_an_epoch(lengths: list[int], crop: int, seed: int) -> None:
+    placement = Placement(lengths, crop, seed)
+    epoch = [placement[n] for n in range(len(placement))]
+    for recording, length in enumerate(lengths):
+        starts = [start for owner, start in epoch if owner == recording]
+        assert len(starts) == max(1, round(length / crop))
+        assert all(0 <= start <= max(0, length - crop) for start in starts)
+    assert epoch == [Placement(lengths, crop, seed)[n] for n in range(len(placement))]
+    assert epoch[-1] == Placement(lengths, crop, seed)[len(placement) - 1]  # whatever was asked before
+
+
+def test_every_moment_is_trained_on_equally_often() -> None:
+    """A plain uniform start would visit the first and last moments far too rarely to learn an end of sequence."""
+    placement, seen = Placement([100], 30, seed=0), np.zeros(100)
+    for n in range(6000):
+        _, start = placement[n]
+        seen[start : start + 30] += 1
+    assert seen.min() > 0.5 * seen.mean()
+    ends = sum(placement[n][1] == 70 for n in range(3000)) / 3000
+    assert 0.1 < ends < 0.2  # half a crop of the whole, 15 %
+
+
+def test_audio_batches_depend_on_seed_and_step_only(store: AudioStore) -> None:
+    crops = AudioCrops(store, "train", seconds=0.5, batch_size=4, seed=3)
+    forward = [crops.batch(step) for step in range(30)]
+    again = AudioCrops(store, "train", seconds=0.5, batch_size=4, seed=3)
+    assert all(torch.equal(again.batch(step), forward[step]) for step in reversed(range(30)))
+    assert forward[0].shape == (4, 1, 8000)
+    assert forward[0].dtype == torch.float32
+    assert not torch.equal(forward[0], AudioCrops(store, "train", seconds=0.5, batch_size=4, seed=4).batch(0))
+    assert not torch.equal(forward[0], forward[1])
+
+
+def test_audio_crops_begin_on_a_frame_and_short_ones_are_followed_by_silence(store: AudioStore) -> None:
+    crops = AudioCrops(store, "train", seconds=1.3, batch_size=8)
+    originals = [store.read(number) for number in crops.recordings]
+    for crop in crops.batch(0)[:, 0]:
+        sound = crop[: int(crop.nonzero().max()) + 1]
+        assert any(
+            torch.equal(original[start : start + len(sound)], sound)
+            for original in originals
+            for start in range(0, len(original), 640)
+        )
+    with pytest.raises(InputError, match="holds no other recordings"):
+        AudioCrops(store, "other", seconds=1.0, batch_size=1)
+
+
+# --- tokens
+
+SEMANTIC, ACOUSTIC = TokenSpec("semantic", 50, 1, 25.0), TokenSpec("acoustic", 64, 6, 50.0)
+KEY = store_key(RATE, {"semantic": (SEMANTIC, "aaaa"), "acoustic": (ACOUSTIC, "bbbb")}, layer=5)
+COARSE = Stage("coarse", (Stream(SEMANTIC, 0, 1),), Stream(ACOUSTIC, 0, 4), crop=2.0)
+FINE = Stage("fine", (Stream(ACOUSTIC, 0, 4),), Stream(ACOUSTIC, 4, 6), crop=0.6)
+
+
+def codes_of(number: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    samples = 16_000 + 3_210 * number
+    return {
+        spec.name: torch.randint(spec.codebook_size, (spec.num_codebooks, -(-samples // hop)), generator=generator)
+        for spec, hop in ((SEMANTIC, 640), (ACOUSTIC, 320))
+    }
+
+
+def fill(folder: Path, numbers: range = range(12), shard_seconds: float = 5.0) -> TokenStore:
+    store = TokenStore.create(folder, KEY)
+    with store.writer(shard_seconds) as writer:
+        for number in numbers:
+            if f"r{number}" not in store:
+                split = "valid" if number % 4 == 3 else "train"
+                writer.add(f"r{number}", codes_of(number), seconds=1 + number / 5, speaker=f"s{number}", split=split)
+    return store
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    folder = tmp_path_factory.mktemp("tokens") / "store"
+    fill(folder)
+    return TokenStore(folder, expect=KEY)
+
+
+def test_tokens_come_back(tokens: TokenStore) -> None:
+    assert len(tokens) == 12
+    assert len(list(tokens.folder.glob("*.safetensors"))) > 2
+    for number in range(12):
+        for name, codes in codes_of(number).items():
+            assert torch.equal(tokens.read(number, name), codes)
+            assert torch.equal(tokens.read(number, name, 3, 7), codes[:, 3:7])
+            assert torch.equal(tokens.tokens(number)[name].codes, codes)
+    tokens.verify()
+    assert tokens.summary()["splits"]["valid"]["recordings"] == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("streams", "acoustic", "hash"), "cccc", r"streams\.acoustic\.hash was \"bbbb\", is \"cccc\""),
+        (("streams", "semantic", "spec", "codebook_size"), 500, r"streams\.semantic\.spec\.codebook_size was 50, is 500"),
+        (("sample_rate",), 24_000, r"sample_rate was 16000, is 24000"),
+        (("layer",), 7, r"layer was 5, is 7"),
+    ],
+)
+def test_stale_or_foreign_store_is_refused_by_name(tokens: TokenStore, place: tuple[str, ...], value: object, said: str) -> None:
+    other = json.loads(json.dumps(KEY))
+    table = other
+    for part in place[:-1]:
+        table = table[part]
+    table[place[-1]] = value
+    for refused in (lambda: TokenStore(tokens.folder, expect=other), lambda: TokenStore.create(tokens.folder, other)):
+        with pytest.raises(InputError, match=said) as caught:
+            refused()
+        assert str(tokens.folder) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_stage_of_other_tokens_is_refused(tokens: TokenStore) -> None:
+    other = replace(COARSE, predict=Stream(replace(ACOUSTIC, codebook_size=1024), 0, 4))
+    with pytest.raises(InputError, match="stage coarse needs"):
+        TokenCrops(tokens, other, "train", 2)
+    with pytest.raises(InputError, match="no test recordings"):
+        TokenCrops(tokens, COARSE, "test", 2)
+
+
+@pytest.mark.parametrize("place", ["save_tensors", "_write_index", "whole_file"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_killed_writer_leaves_whole_shards_and_goes_on(
+    tokens: TokenStore, tmp_path: Path, place: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"audiolm.token_store.{place}", die_at(count, getattr(audiolm.token_store, place)))
+        assert in_child(lambda: fill(tmp_path / "store")) == -signal.SIGKILL
+    left = TokenStore(tmp_path / "store", expect=KEY)
+    left.verify()
+    assert len(left) < 12
+    fill(tmp_path / "store")
+    whole = TokenStore(tmp_path / "store", expect=KEY)
+    assert [entry.name for entry in whole.entries] == [f"r{number}" for number in range(12)]
+    whole.verify()
+    assert all(torch.equal(whole.read(n, "acoustic"), tokens.read(n, "acoustic")) for n in range(12))
+
+
+def test_damage_is_found(tokens: TokenStore, tmp_path: Path) -> None:
+    shutil.copytree(tokens.folder, tmp_path / "cut")
+    shard = tmp_path / "cut" / "00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-7])
+    with pytest.raises(InputError, match=r"00001\.safetensors: missing or damaged"):
+        TokenStore(tmp_path / "cut")
+    shard.write_bytes(whole[:-7] + b"\x01" * 7)
+    with pytest.raises(InputError, match=r"r\d+ is damaged"):
+        TokenStore(tmp_path / "cut").verify()
+    shard.write_bytes(whole)
+    index = tmp_path / "cut" / "00000.parquet"
+    index.write_bytes(index.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"00000\.parquet: not a whole index"):
+        TokenStore(tmp_path / "cut")
+    (tmp_path / "cut" / "header.json").write_text(json.dumps({"kind": "token store", "format": 99, "key": KEY}))
+    with pytest.raises(InputError, match="newer version"):
+        TokenStore(tmp_path / "cut")
+
+
+def test_wrong_codes_never_enter(tmp_path: Path) -> None:
+    store = TokenStore.create(tmp_path / "store", KEY)
+    good = codes_of(1)
+    for bad, said in (
+        (good | {"semantic": good["semantic"] + 50}, "must lie in"),
+        ({"semantic": good["semantic"]}, "the store keeps"),
+        (good | {"acoustic": good["acoustic"][:3]}, "3 of 6 acoustic levels"),
+    ):
+        with store.writer() as writer, pytest.raises(InputError, match=said):
+            writer.add("x", bad, seconds=1.0)
+    with store.writer() as writer:
+        writer.add("x", good, seconds=1.0)
+        with pytest.raises(InputError, match="x is in the store already"):
+            writer.add("x", good, seconds=1.0)
+    assert len(TokenStore(tmp_path / "store")) == 1
+
+
+@pytest.mark.parametrize("stage", [COARSE, FINE])
+def test_token_crops_are_aligned_and_end_only_at_true_ends(tokens: TokenStore, stage: Stage) -> None:
+    crops = TokenCrops(tokens, stage, "train", batch_size=4, seed=1)
+    ended = started = inside = 0
+    for step in range(60):
+        for row, item in enumerate(crops.batch(step)):
+            place, start = crops.placement[step * 4 + row]
+            whole = {stream: codes_of(crops.recordings[place])[stream.spec.name] for stream in stage.streams}
+            pieces = dict(zip(stage.streams, [*item["given"], item["predicted"]], strict=True))
+            true_end = []
+            for stream, piece in pieces.items():
+                first = start * round(stream.spec.frame_rate * stage.grid)
+                assert first / stream.spec.frame_rate == pytest.approx(start * stage.grid)  # one instant for all streams
+                assert torch.equal(piece, whole[stream][stream.first : stream.last, first : first + piece.shape[1]])
+                assert piece.shape[1] <= round(stage.crop * stream.spec.frame_rate)
+                true_end.append(first + piece.shape[1] == whole[stream].shape[1])
+            assert item["ends"] == all(true_end)
+            assert item["starts"] == (start == 0)
+            ended, started, inside = ended + item["ends"], started + item["starts"], inside + (not item["ends"])
+    assert ended
+    assert started
+    assert inside
+
+
+def test_token_batches_depend_on_seed_and_step_only(tokens: TokenStore) -> None:
+    one, other = (TokenCrops(tokens, COARSE, "train", 3, seed=5) for _ in range(2))
+    forward = [one.batch(step)[1]["predicted"] for step in range(20)]
+    assert all(torch.equal(other.batch(step)[1]["predicted"], forward[step]) for step in reversed(range(20)))
+    assert len(one) * 3 >= len(one.placement) > (len(one) - 1) * 3
+
+
+def test_recording_columns_survive(tmp_path: Path) -> None:
+    tone(tmp_path / "a.wav", 1.0)
+    recording = Recording(tmp_path / "a.wav", "a.wav", "ann", "train", 1.0, {"transcript": 'hé, "you"'})
+    store = AudioStore.prepare(tmp_path / "audio", [recording])
+    assert store.entries[0].columns == {"transcript": 'hé, "you"'}
+    tokens = TokenStore.create(tmp_path / "tokens", KEY)
+    with tokens.writer() as writer:
+        writer.add("a", codes_of(0), seconds=1.0, columns=store.entries[0].columns)
+    assert TokenStore(tmp_path / "tokens").entries[0].columns == {"transcript": 'hé, "you"'}
