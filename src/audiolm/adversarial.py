@@ -1,0 +1,108 @@
+"""What trains the codec: reconstruction losses, and discriminators that judge its sound.
+
+The losses are those that pay most for little compute (SoundStream III-E, DAC, and a compressed complex spectrum that
+teaches phase early); the discriminators look at complex spectra at several resolutions (EnCodec's MS-STFT, SoundStream
+III-D), with hinge losses and feature matching. Real and imaginary parts are channels, so that no precision is lost to
+complex half floats.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@lru_cache(maxsize=32)
+def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
+    """Triangular mel filters (bands, window // 2 + 1) with unit peak, HTK scale, from 0 Hz to half the rate."""
+    edges = 700 * (10 ** (torch.linspace(0, 2595 * torch.log10(torch.tensor(1 + sample_rate / 1400)), bands + 2) / 2595) - 1)
+    frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1)
+    rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
+    return torch.minimum(rising, falling).clamp_min(0)
+
+
+def stft(audio: Tensor, window: int, hop: int) -> Tensor:
+    """Complex spectra (B, bins, frames) of audio (B, 1, T), Hann window, unit-energy scaling."""
+    hann = torch.hann_window(window, device=audio.device)
+    return torch.stft(audio[:, 0].float(), window, hop, window=hann, return_complex=True, normalized=True, pad_mode="constant")
+
+
+def mel_loss(audio: Tensor, reference: Tensor, sample_rate: int, windows: tuple[int, ...] = (256, 512, 1024, 2048)) -> Tensor:
+    """Multi-scale log-mel distance: mean absolute difference of log10 bands, averaged over the windows (DAC)."""
+    total = audio.new_zeros(())
+    for window in windows:
+        filters = mel_filters(sample_rate, window, max(8, window // 16)).to(audio.device)
+        ours, theirs = (
+            (filters @ stft(x, window, window // 4).abs().clamp_min(1e-7)).clamp_min(1e-4).log10() for x in (audio, reference)
+        )
+        total = total + F.l1_loss(ours, theirs)
+    return total / len(windows)
+
+
+def spectral_loss(audio: Tensor, reference: Tensor, power: float = 0.5, windows: tuple[int, ...] = (320, 640, 1280)) -> Tensor:
+    """Mean absolute difference of compressed complex spectra (phase counts) plus that of their magnitudes."""
+    total = audio.new_zeros(())
+    for window in windows:
+        ours, theirs = (torch.view_as_real(stft(x, window, window // 2)) for x in (audio, reference))
+        our_energy, their_energy = (x.square().sum(-1, keepdim=True) + 1e-8 for x in (ours, theirs))
+        complex_part = F.l1_loss(ours * our_energy ** ((power - 1) / 2), theirs * their_energy ** ((power - 1) / 2))
+        total = total + complex_part + F.l1_loss(our_energy ** (power / 2), their_energy ** (power / 2))
+    return total / len(windows)
+
+
+class SpectralDiscriminator(nn.Module):
+    """One resolution of the MS-STFT discriminator (EnCodec section 3.4): 2-D convolutions over a complex spectrum.
+
+    Returns logits (B, 1, frames, bins / 8) and the features of every layer, for matching.
+    """
+
+    def __init__(self, window: int, channels: int) -> None:
+        super().__init__()
+        self.window = window
+        conv = torch.nn.utils.parametrizations.weight_norm
+        self.layers = nn.ModuleList(
+            [conv(nn.Conv2d(2, channels, (3, 9), padding=(1, 4)))]
+            + [conv(nn.Conv2d(channels, channels, (3, 9), stride=(1, 2), dilation=(d, 1), padding=(d, 4))) for d in (1, 2, 4)]
+            + [conv(nn.Conv2d(channels, channels, (3, 3), padding=(1, 1)))]
+        )
+        self.last = conv(nn.Conv2d(channels, 1, (3, 3), padding=(1, 1)))
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
+        spectrum = torch.view_as_real(stft(audio, self.window, self.window // 4))
+        x = spectrum.permute(0, 3, 2, 1)  # (B, 2, frames, bins)
+        features: list[Tensor] = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.last(x), features
+
+
+class Discriminators(nn.Module):
+    """A spectral discriminator per window length; losses are means over them."""
+
+    def __init__(self, windows: tuple[int, ...] = (1024, 512, 256), channels: int = 16) -> None:
+        super().__init__()
+        self.each = nn.ModuleList(SpectralDiscriminator(window, channels) for window in windows)
+
+    def forward(self, audio: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
+        """Logits and features of audio (B, 1, T), one pair per window length."""
+        return [discriminator(audio) for discriminator in self.each]
+
+
+def discriminator_loss(real: list[tuple[Tensor, list[Tensor]]], fake: list[tuple[Tensor, list[Tensor]]]) -> Tensor:
+    """Hinge loss of the discriminators (SoundStream eq. 1)."""
+    losses = [F.relu(1 - r).mean() + F.relu(1 + f).mean() for (r, _), (f, _) in zip(real, fake, strict=True)]
+    return torch.stack(losses).mean()
+
+
+def generator_losses(real: list[tuple[Tensor, list[Tensor]]], fake: list[tuple[Tensor, list[Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Adversarial loss and relative feature matching of the codec (SoundStream eq. 2 and 3; relative as in EnCodec)."""
+    adversarial = torch.stack([F.relu(1 - logits).mean() for logits, _ in fake]).mean()
+    matching = [
+        F.l1_loss(f, r.detach()) / r.detach().abs().mean().clamp_min(1e-3)
+        for (_, theirs), (_, ours) in zip(real, fake, strict=True)
+        for r, f in zip(theirs, ours, strict=True)
+    ]
+    return adversarial, torch.stack(matching).mean()

@@ -1,0 +1,159 @@
+"""A model on disk: a folder with config.json, one safetensors per part, and README.md, the card.
+
+config.json alone decides the architecture. Nothing is unpickled, and the network is touched only for a hub id.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audiolm.codec import Codec, CodecConfig
+from audiolm.conformer import Conformer, ConformerConfig
+from audiolm.errors import InputError
+from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
+from audiolm.kmeans import KMeans
+from audiolm.model import AudioLM, Sampling
+from audiolm.stages import Stage
+from audiolm.tokenizers import SemanticTokenizer
+from audiolm.transformer import LanguageModel, TransformerConfig
+
+FORMAT = 1  # of config.json; a newer one is refused
+PRETRAINED = Path(__file__).parent / "pretrained"
+TRAINING_ONLY = (".count", ".total")  # a codebook's moving averages train it; no bundle keeps them
+
+
+def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write a bundle, weights rounded to `dtype`. config.json comes last, so that a folder with one is whole."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    for name, part in parts(model).items():
+        save_tensors(folder / f"{name}.safetensors", packed(part, dtype))
+    config = {
+        "format": FORMAT,
+        "about": model.about,
+        "codec": model.codec.config.plain(),
+        "semantic": {
+            "encoder": model.semantic.encoder.config.plain(),
+            "layer": model.semantic.layer,
+            "units": model.semantic.spec.codebook_size,
+        },
+        "stages": {
+            name: {
+                "stage": stage.to_dict(),
+                "network": network.transformer.config.plain(),
+                "sampling": model.sampling[name].plain(),
+            }
+            for name, (stage, network) in model.stages.items()
+        },
+        "weights": {name: file_hash(folder / f"{name}.safetensors") for name in parts(model)},
+    }
+    for name, text in (("README.md", card), ("config.json", json.dumps(config, indent=2) + "\n")):
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def load(model: str | Path = "speech", device: str = "cpu") -> AudioLM:
+    """A packaged model by name, a bundle's folder, or (and only then is the network used) a hub id "owner/name"."""
+    if str(model) in packaged():
+        return load_folder(PRETRAINED / str(model), device)
+    if Path(model).exists():
+        return load_folder(Path(model), device)
+    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
+        return load_folder(_from_hub(str(model)), device)
+    raise InputError(f"{model}: no such model; name one of {_known()}, a folder, or a hub id owner/name")
+
+
+def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
+    """Read a bundle. InputError where it is none, damaged, or of a newer format."""
+    config = read_config(folder)
+    try:
+        codec = Codec(CodecConfig(**config["codec"]))
+        encoder = Conformer(ConformerConfig(**config["semantic"]["encoder"]))
+        units = KMeans(config["semantic"]["units"], encoder.config.width)
+        stages: dict[str, tuple[Stage, LanguageModel]] = {}
+        sampling: dict[str, Sampling] = {}
+        for name, values in config["stages"].items():
+            stage = Stage.from_dict(values["stage"])
+            stages[name] = stage, language_model(stage, TransformerConfig(**values["network"]))
+            sampling[name] = Sampling(**values["sampling"])
+        semantic = SemanticTokenizer(encoder, units, config["semantic"]["layer"])
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error
+    model = AudioLM(semantic, codec, stages, sampling, config.get("about", {}))
+    for name, part in parts(model).items():
+        unpack(part, folder / f"{name}.safetensors")
+    return model.to(device)
+
+
+def parts(model: AudioLM) -> dict[str, nn.Module]:
+    """The networks of a bundle by the names of their files."""
+    return {"codec": model.codec, "semantic": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}
+
+
+def packed(part: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A network's weights as a bundle keeps them."""
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in part.state_dict().items()
+        if not name.endswith(TRAINING_ONLY)
+    }
+
+
+def unpack(part: nn.Module, path: Path) -> None:
+    """Fill a network with the weights of a file; InputError where they are not its own."""
+    tensors, _ = load_tensors(path)
+    own = part.state_dict()
+    wrong = [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]
+    wrong += [name for name in own if name not in tensors and not name.endswith(TRAINING_ONLY)]
+    if wrong:
+        raise InputError(f"{path}: weights do not fit config.json ({wrong[0]}); copy the bundle again")
+    part.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, strict=False)
+
+
+def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:
+    """The network for a stage."""
+    return LanguageModel(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a bundle; InputError where there is none that this version reads."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no model there (config.json is missing); name a bundle's folder, or one of {_known()}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); copy the bundle again") from error
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise InputError(f"{path}: not a bundle's configuration; copy the bundle again")
+    if config["format"] > FORMAT:
+        raise InputError(f"{path}: format {config['format']} is newer than this audiolm reads ({FORMAT}); update audiolm")
+    return config
+
+
+def packaged() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob("*/config.json"))
+
+
+def _known() -> str:
+    return ", ".join(packaged()) or "(none is packaged)"
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{name}: no such folder, and the hub did not give it ({reason}); check the name") from error

@@ -1,0 +1,361 @@
+"""SoundStream (Zeghidour et al. 2021; AudioLM section III-B): a causal neural codec, 16 kHz audio <-> 50 frames a second.
+
+    audio (B, 1, T) -> body.encode -> latents (B, D, F) -> residual quantiser -> codes (B, Q, F)
+    codes (B, q <= Q, F) -> latents -> body.decode -> audio (B, 1, F * hop)
+
+Two bodies share the quantiser: `WaveformBody`, the paper's strided causal convolutions, and `SpectralBody`, which works
+on compressed complex spectra at the frame rate and starts as the principal components of those spectra: with its
+networks still silent it is a transform codec, and training only ever improves on that. No layer of it runs at 16 kHz.
+
+Streaming keeps state instead of padding: every causal layer takes the dictionary `state` and finds its own past in it
+(none: silence). Offline is one push through the same code, so streamed equals offline by construction.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm.config import Config
+from audiolm.errors import InputError
+from audiolm.quantizer import ResidualQuantizer
+from audiolm.tokens import TokenSpec
+
+State = dict[nn.Module, Tensor]
+
+
+class CodecConfig(Config):
+    """Architecture of a codec; everything a saved bundle needs to build it again."""
+
+    body: Literal["spectral", "waveform"] = "spectral"
+    sample_rate: int = 16_000
+    strides: tuple[int, ...] = (2, 4, 5, 8)  # their product is the hop: 320 samples, 50 Hz
+    num_codebooks: int = 12
+    codebook_size: int = 1024
+    groups: int = 1
+    latent: int = 128
+    decay: float = 0.99
+    revive_below: float = 0.05
+    channels: int = 32  # waveform body: C of the paper
+    encoder_width: int = 256  # spectral body
+    encoder_layers: int = 4
+    decoder_width: int = 384
+    decoder_layers: int = 8
+    compression: float = 0.5  # spectral body: exponent of the magnitudes
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+
+class CausalConv1d(nn.Module):
+    """Convolution (B, C, F) that pads the past only; `kernel - stride` inputs of history."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.history = (kernel - 1) * dilation + 1 - stride
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        past = state.get(self)
+        x = F.pad(x, (self.history, 0)) if past is None else torch.cat([past, x], -1)
+        if self.history:
+            state[self] = x[..., x.shape[-1] - self.history :]
+        return self.conv(x)
+
+
+class CausalUpsample1d(nn.Module):
+    """Transposed convolution with kernel 2S and stride S; the half that reaches into the future waits in the state."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs, 1))
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.conv(x)
+        past = state.get(self)
+        if past is not None:
+            y = torch.cat([y[..., : self.stride] + past, y[..., self.stride :]], -1)
+        state[self] = y[..., -self.stride :]
+        return y[..., : -self.stride] + self.bias
+
+
+class ResidualUnit(nn.Module):
+    """SoundStream figure 3: x + conv1(conv7 with dilation), ELU before each."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.dilated = CausalConv1d(channels, channels, 7, dilation=dilation)
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        return x + self.mix(F.elu(self.dilated(F.elu(x), state)))
+
+
+class WaveformBody(nn.Module):
+    """SoundStream section III-A, figure 3: strides 2-4-5-8, ELU, no normalisation, fully causal, no look-ahead."""
+
+    margin = 0
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        c, strides = config.channels, config.strides
+        widths = [c * 2**i for i in range(len(strides) + 1)]
+        self.first = CausalConv1d(1, c, 7)
+        self.down = nn.ModuleList(
+            nn.ModuleList([*(ResidualUnit(n, d) for d in (1, 3, 9)), CausalConv1d(n, 2 * n, 2 * s, s)])
+            for n, s in zip(widths, strides, strict=False)
+        )
+        self.to_latent = CausalConv1d(widths[-1], config.latent, 3)
+        self.from_latent = CausalConv1d(config.latent, widths[-1], 7)
+        self.up = nn.ModuleList(
+            nn.ModuleList([CausalUpsample1d(2 * n, n, s), *(ResidualUnit(n, d) for d in (1, 3, 9))])
+            for n, s in zip(widths[-2::-1], strides[::-1], strict=True)
+        )
+        self.last = CausalConv1d(c, 1, 7)
+
+    def encode(self, audio: Tensor, state: State) -> Tensor:
+        """Latents (B, D, F) of audio (B, 1, F * hop)."""
+        x = self.first(audio, state)
+        for *units, down in self.down:  # pyright: ignore[reportGeneralTypeIssues]
+            for unit in units:
+                x = unit(x, state)
+            x = down(F.elu(x), state)
+        return self.to_latent(F.elu(x), state)
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """Audio (B, 1, F * hop) of latents (B, D, F)."""
+        x = self.from_latent(latents, state)
+        for up, *units in self.up:  # pyright: ignore[reportGeneralTypeIssues]
+            x = up(F.elu(x), state)
+            for unit in units:
+                x = unit(x, state)
+        return self.last(F.elu(x), state)
+
+    def close(self, state: State) -> Tensor:
+        """Nothing is outstanding: audio (B, 1, 0)."""
+        return state[self.last].new_zeros(len(state[self.last]), 1, 0)
+
+    def start(self, audio: Tensor) -> None:
+        """Nothing to prepare: convolutions start at random."""
+
+
+class CausalBlock(nn.Module):
+    """ConvNeXt block (B, F, D) at the frame rate: causal depthwise convolution, layer norm, inverted bottleneck.
+
+    The closing layer starts at zero, so a new stack is the identity.
+    """
+
+    def __init__(self, width: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.mix = CausalConv1d(width, width, kernel, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        nn.init.zeros_(self.narrow.weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.mix(x.transpose(1, 2), state).transpose(1, 2)
+        return x + self.narrow(F.gelu(self.widen(self.norm(y))))
+
+
+class SpectralBody(nn.Module):
+    """Compressed complex STFT -> causal ConvNeXt blocks -> latents -> causal blocks -> compressed complex STFT.
+
+    Windows of two hops are centred on each frame's hop, so an encoder frame hears, and a decoder frame shapes,
+    `margin` = hop / 2 samples (10 ms) past its own end: that is the look-ahead, once on either side.
+    The straight path (analysis, synthesis) is linear and starts as the principal components of the training
+    spectra; the blocks add what linear coding cannot know, from a start at zero.
+    """
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.hop, self.margin, self.power = config.hop, config.hop // 2, config.compression
+        bins = 2 * (config.hop + 1)
+        self.window = nn.Buffer(torch.hann_window(2 * config.hop).sqrt(), persistent=False)
+        self.analysis = nn.Linear(bins, config.latent)
+        self.encoder_in = nn.Linear(bins, config.encoder_width)
+        self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
+        self.encoder_out = nn.Linear(config.encoder_width, config.latent)
+        self.synthesis = nn.Linear(config.latent, bins)
+        self.decoder_in = nn.Linear(config.latent, config.decoder_width)
+        self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.decoder_width)
+        self.decoder_out = nn.Linear(config.decoder_width, bins)
+        for silent in (self.encoder_out, self.decoder_out):
+            nn.init.zeros_(silent.weight)
+            nn.init.zeros_(silent.bias)
+
+    def spectrum(self, audio: Tensor) -> Tensor:
+        """Compressed spectra (B, F, bins) of audio (B, 1, F * hop + 2 * margin): real and imaginary parts in turn."""
+        frames = audio[:, 0].unfold(-1, 2 * self.hop, self.hop) * self.window
+        spectrum = torch.view_as_real(torch.fft.rfft(frames.float(), norm="ortho"))
+        energy = spectrum.square().sum(-1, keepdim=True)
+        return (spectrum * (energy + 1e-8) ** ((self.power - 1) / 2)).flatten(-2)
+
+    def encode(self, audio: Tensor, state: State) -> Tensor:
+        """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
+        spectrum = self.spectrum(audio)
+        x = self.encoder_in(spectrum)
+        for block in self.encoder:
+            x = block(x, state)
+        return (self.analysis(spectrum) + self.encoder_out(x)).transpose(1, 2)
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """Audio of latents (B, D, F), `margin` samples behind them: the first push gives that much less, `close` the rest."""
+        latents = latents.transpose(1, 2)
+        x = self.decoder_in(latents)
+        for block in self.decoder:
+            x = block(x, state)
+        compressed = (self.synthesis(latents) + self.decoder_out(self.decoder_norm(x))).float().unflatten(-1, (-1, 2))
+        energy = compressed.square().sum(-1, keepdim=True)
+        spectrum = compressed * (energy + 1e-8) ** ((1 / self.power - 1) / 2)
+        frames = torch.fft.irfft(torch.view_as_complex(spectrum), n=2 * self.hop, norm="ortho") * self.window
+        return self._overlap_add(frames, state)
+
+    def _overlap_add(self, frames: Tensor, state: State) -> Tensor:
+        # Only one window covers the outermost half hops; there the missing neighbour's share (at most half) is divided out.
+        first, second = frames[..., : self.hop], frames[..., self.hop :]
+        past = state.get(self)
+        before = first.new_zeros(len(first), self.hop) if past is None else past
+        audio = (first + torch.cat([before[:, None], second[:, :-1]], 1)).flatten(1)
+        state[self] = second[:, -1]
+        if past is None:
+            edge = slice(self.margin, self.hop)
+            audio = torch.cat([audio[:, edge] / self.window[edge].square(), audio[:, self.hop :]], 1)
+        return audio[:, None]
+
+    def close(self, state: State) -> Tensor:
+        """The last `margin` samples (B, 1, margin)."""
+        edge = slice(self.hop, self.hop + self.margin)
+        return (state[self][:, : self.margin] / self.window[edge].square())[:, None]
+
+    @torch.no_grad()
+    def start(self, audio: Tensor) -> None:
+        """Principal components of the compressed spectra of audio (B, 1, T) become the straight path."""
+        audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
+        spectra = self.spectrum(F.pad(audio, (self.margin, self.margin))).flatten(0, 1)
+        mean = spectra.mean(0)
+        _, axes = torch.linalg.eigh((spectra - mean).T @ (spectra - mean))
+        axes = axes.flip(1)[:, : self.analysis.out_features].T.contiguous()  # (latent, bins), strongest first
+        self.analysis.weight.copy_(axes)
+        self.analysis.bias.copy_(-axes @ mean)
+        self.synthesis.weight.copy_(axes.T)
+        self.synthesis.bias.copy_(mean)
+
+
+class Codec(nn.Module):
+    """SoundStream: a body around a residual quantiser. See the module's docstring for shapes."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate, self.hop = config.sample_rate, config.hop
+        self.spec = TokenSpec("acoustic", config.codebook_size, config.num_codebooks, config.sample_rate / config.hop)
+        self.body = SpectralBody(config) if config.body == "spectral" else WaveformBody(config)
+        self.quantizer = ResidualQuantizer(
+            config.latent, config.num_codebooks, config.codebook_size, config.groups, config.decay, config.revive_below
+        )
+
+    @property
+    def delay(self) -> float:
+        """Streaming delay in seconds: one frame, and the body's look-ahead on either side."""
+        return (self.hop + 2 * self.body.margin) / self.sample_rate
+
+    def latents(self, audio: Tensor) -> Tensor:
+        """Unquantised latents (B, D, ceil(T / hop)) of audio (B, 1, T); the end is padded with silence to a whole frame."""
+        right = -audio.shape[-1] % self.hop
+        return self.body.encode(F.pad(audio, (self.body.margin, right + self.body.margin)), {})
+
+    def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
+        """Codes (B, Q, F), F = ceil(T / hop), of audio (B, 1, T); with `num_codebooks`, its first levels."""
+        if audio.shape[-1] == 0:
+            raise InputError("the audio is empty: nothing to encode")
+        return self.quantizer.encode(self.latents(audio), num_codebooks)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Audio (B, 1, F * hop) of codes (B, q, F), q any number of levels from 1 to Q."""
+        if not 1 <= codes.shape[1] <= self.spec.num_codebooks:
+            raise InputError(f"codes of {codes.shape[1]} levels: the codec has {self.spec.num_codebooks}")
+        return self._decode(self.quantizer.decode(codes))
+
+    def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Training pass on audio (B, 1, F * hop): reconstruction (same shape), codes (B, Q, F), commitment loss."""
+        quantised, codes, commitment = self.quantizer(self.latents(audio), keep)
+        return self._decode(quantised), codes, commitment
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        state: State = {}
+        return torch.cat([self.body.decode(latents, state), self.body.close(state)], -1)
+
+    @torch.no_grad()
+    def start(self, audio: Tensor, seed: int = 0) -> None:
+        """Prepare an untrained codec on a sample of training audio (B, 1, T): principal components, then k-means."""
+        self.body.start(audio)
+        self.quantizer.start(self.latents(audio), torch.Generator().manual_seed(seed))
+
+    def encoder_stream(self, num_codebooks: int | None = None) -> "EncoderStream":
+        """A fresh streaming encoder; equal to `encode` whatever the blocks' lengths."""
+        return EncoderStream(self, num_codebooks)
+
+    def decoder_stream(self) -> "DecoderStream":
+        """A fresh streaming decoder; equal to `decode` whatever the blocks' lengths."""
+        return DecoderStream(self)
+
+
+class EncoderStream:
+    """Audio in blocks of any length -> codes as soon as their frame is complete."""
+
+    def __init__(self, codec: Codec, num_codebooks: int | None) -> None:
+        self.codec, self.num_codebooks = codec, num_codebooks
+        self.state: State = {}
+        self.waiting: Tensor | None = None  # samples not yet behind a whole frame, with the margin before them
+
+    @torch.no_grad()
+    def push(self, audio: Tensor) -> Tensor:
+        """Audio (B, 1, T) -> codes (B, Q, F) of the frames it completes, F >= 0."""
+        hop, margin = self.codec.hop, self.codec.body.margin
+        waiting = F.pad(audio, (margin, 0)) if self.waiting is None else torch.cat([self.waiting, audio], -1)
+        frames = max(0, (waiting.shape[-1] - 2 * margin) // hop)
+        self.waiting = waiting[..., frames * hop :]
+        levels = self.num_codebooks or self.codec.spec.num_codebooks
+        if not frames:
+            return torch.zeros(len(audio), levels, 0, dtype=torch.int64, device=audio.device)
+        latents = self.codec.body.encode(waiting[..., : frames * hop + 2 * margin], self.state)
+        return self.codec.quantizer.encode(latents, self.num_codebooks)
+
+    def flush(self) -> Tensor:
+        """Codes of what is still waiting, the end padded with silence to a whole frame."""
+        if self.waiting is None:
+            raise InputError("the audio is empty: nothing to encode")
+        hop, margin = self.codec.hop, self.codec.body.margin
+        rest = self.waiting.shape[-1] - margin  # samples after the last coded frame
+        return self.push(self.waiting.new_zeros(*self.waiting.shape[:-1], -rest % hop + margin))
+
+
+class DecoderStream:
+    """Codes in blocks of any length -> audio, `margin` samples behind; `flush` gives those."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self.state: State = {}
+
+    @torch.no_grad()
+    def push(self, codes: Tensor) -> Tensor:
+        """Codes (B, q, F) -> audio (B, 1, T) that no later code can change."""
+        if codes.shape[-1] == 0:
+            return torch.zeros(len(codes), 1, 0, device=codes.device)
+        return self.codec.body.decode(self.codec.quantizer.decode(codes), self.state)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor:
+        """The rest of the audio (B, 1, T)."""
+        if not self.state:
+            raise InputError("no codes were given: nothing to decode")
+        return self.codec.body.close(self.state)

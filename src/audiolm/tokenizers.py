@@ -1,0 +1,87 @@
+"""The two contracts between audio and tokens, the semantic tokenizer, and the table of tokenizers by name.
+
+A codec is a tokenizer that can also decode. Nothing inherits from anything: whatever has these members will do, and
+one contract test runs over the whole table.
+"""
+
+from importlib import import_module
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm.conformer import Conformer
+from audiolm.errors import InputError
+from audiolm.kmeans import KMeans
+from audiolm.tokens import TokenSpec
+
+WINDOW, CONTEXT = 20.0, 2.0  # seconds: long recordings are encoded in windows of 20 s that hear 2 s more on either side
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Audio (B, 1, T) at `sample_rate` -> codes (B, Q, F) int64, deterministic, the same alone as in a batch."""
+
+    spec: TokenSpec
+    sample_rate: int
+
+    def encode(self, audio: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class Decoder(Tokenizer, Protocol):
+    """A tokenizer whose codes of any prefix of levels (B, q, F) become audio (B, 1, T) again."""
+
+    def decode(self, codes: Tensor) -> Tensor: ...
+
+
+TOKENIZERS = {
+    "soundstream": "audiolm.codec:Codec",
+    "units": "audiolm.tokenizers:SemanticTokenizer",
+}
+
+
+def tokenizer(name: str) -> Any:
+    """The class or factory behind a name of the table, or behind "package.module:name"."""
+    target = TOKENIZERS.get(name, name)
+    module, separator, attribute = target.partition(":")
+    if not separator:
+        raise InputError(f"tokenizer '{name}' is unknown; choose from {', '.join(TOKENIZERS)} or name one as package.module:name")
+    try:
+        return getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"tokenizer '{name}' cannot be loaded ({error}); install what it needs") from error
+
+
+class SemanticTokenizer(nn.Module):
+    """Semantic tokens (AudioLM section III-B): the nearest k-means centroid of one layer of the encoder, 25 times a second.
+
+    audio (B, 1, T) -> codes (B, 1, ceil(T / 640)). The encoder sees both ways, so a prompt must be cut before it is encoded.
+    """
+
+    def __init__(self, encoder: Conformer, units: KMeans, layer: int) -> None:
+        super().__init__()
+        self.encoder, self.units, self.layer = encoder, units, layer
+        self.sample_rate, self.hop = 16_000, 640
+        self.spec = TokenSpec("semantic", len(units.centroids), 1, self.sample_rate / self.hop)
+
+    @torch.no_grad()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Codes (B, 1, ceil(T / 640)) of audio (B, 1, T); memory is constant in T."""
+        if audio.shape[-1] == 0:
+            raise InputError("the audio is empty: nothing to encode")
+        window, context = (round(seconds * self.spec.frame_rate) for seconds in (WINDOW, CONTEXT))
+        frames = -(-audio.shape[-1] // self.hop)
+        found = []
+        for first in range(0, frames, window):
+            begin = max(0, first - context)
+            last = min(frames, first + window)
+            part = audio[..., begin * self.hop : (last + context) * self.hop]
+            found.append(self._encode(part)[..., first - begin : last - begin])
+        return torch.cat(found, -1)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        audio = F.pad(audio, (0, -audio.shape[-1] % self.hop))
+        features = self.encoder(self.encoder.log_mel(audio), layers=self.layer)[self.layer]
+        return self.units.assign(features)[:, None]

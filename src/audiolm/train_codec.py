@@ -1,0 +1,163 @@
+"""Train the codec: reconstruction first, and a critic for the last part of the budget.
+
+Two optimisers, one visible loop. The codec starts as a transform codec (principal components, k-means), so even its
+first checkpoint speaks; the discriminators join after `adversarial_from` of the steps, because on small budgets they cost
+half the speed and buy nothing before the reconstruction is good.
+"""
+
+from typing import Protocol
+
+import torch
+from lightning.fabric import Fabric
+from pydantic import Field
+from torch import Generator, Tensor
+
+from audiolm.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_loss
+from audiolm.codec import Codec, CodecConfig
+from audiolm.config import Config
+from audiolm.run import Run, learning_rate, random_untouched
+
+
+class Crops(Protocol):
+    """Batches (B, 1, T) float32 that depend on nothing but the step."""
+
+    def batch(self, step: int) -> Tensor: ...
+
+
+class LossWeights(Config):
+    """Weights of the codec's losses."""
+
+    mel: float = Field(1.0, ge=0)
+    spectrum: float = Field(10.0, ge=0)
+    commitment: float = Field(0.25, ge=0)
+    adversarial: float = Field(0.05, ge=0)
+    matching: float = Field(0.1, ge=0)
+
+
+class CodecTrainConfig(Config):
+    """Architecture, budget and losses. `seconds` and `batch_size` say what crops to make."""
+
+    network: CodecConfig = CodecConfig()
+    weights: LossWeights = LossWeights()
+    seconds: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    steps: int = Field(20_000, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    floor: float = Field(0.02, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: int = Field(100, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
+    gain: float = Field(6.0, ge=0)  # dB, random level of each crop, up or down
+    dropout: float = Field(0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
+    adversarial_from: float = Field(0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
+    discriminator_lr: float = Field(3e-4, gt=0)
+    discriminator_channels: int = Field(16, ge=1)
+    discriminator_batch: int = Field(4, ge=1)  # crops of each batch that the discriminators see
+    start_batches: int = Field(50, ge=1)  # crops for the principal components and the k-means start
+    log_every: int = Field(50, ge=1)
+    valid_every: int = Field(1000, ge=1)
+    valid_batches: int = Field(8, ge=1)
+    save_every: int = Field(500, ge=1)
+    seed: int = 0
+
+
+def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None) -> Codec:
+    """Train a codec and return it, with averaged weights, in eval mode. Batches come from `crops` at the codec's rate."""
+    torch.manual_seed(config.seed)
+    codec = Codec(config.network)
+    average = Codec(config.network).requires_grad_(False).eval()
+    critics = Discriminators(channels=config.discriminator_channels)
+    optimizer = torch.optim.AdamW(codec.parameters(), config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
+    critic_optimizer = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
+    state = {
+        "codec": codec, "average": average, "critics": critics,
+        "optimizer": optimizer, "critic_optimizer": critic_optimizer,
+    }  # fmt: skip
+    start = run.resume(state)
+    if start == 0:
+        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
+        average.load_state_dict(codec.state_dict())
+    model, optimizer = fabric.setup(codec, optimizer)
+    critic_model, critic_optimizer = fabric.setup(critics, critic_optimizer)
+    critic_from = int(config.adversarial_from * config.steps)
+    with run.progress(config.steps, start) as show:
+        for step in range(start + 1, config.steps + 1):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
+            share = step * fabric.world_size + fabric.global_rank  # every process its own batches
+            generator = Generator().manual_seed(config.seed * 1_000_003 + share)
+            audio, keep = prepare(crops.batch(share), config, generator)
+            audio, keep = fabric.to_device(audio), fabric.to_device(keep)
+            losses: dict[str, Tensor] = {}
+
+            sound, _, losses["commitment"] = model.train()(audio, keep)
+            losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
+            losses["spectrum"] = spectral_loss(sound, audio, config.network.compression)
+            if step > critic_from:
+                few = slice(0, config.discriminator_batch)
+                critics.requires_grad_(False)
+                losses["adversarial"], losses["matching"] = generator_losses(critic_model(audio[few]), critic_model(sound[few]))
+                critics.requires_grad_(True)
+            total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
+            fabric.backward(total)
+            losses["norm"] = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step > critic_from:
+                losses["critics"] = discriminator_loss(critic_model(audio[few]), critic_model(sound[few].detach()))
+                fabric.backward(losses["critics"])
+                fabric.clip_gradients(critic_model, critic_optimizer, max_norm=config.clip, error_if_nonfinite=False)
+                critic_optimizer.step()
+                critic_optimizer.zero_grad()
+            follow(average, codec, min(config.ema, step / (step + 10)))
+
+            if step % config.log_every == 0:
+                run.check(step, loss=total, norm=losses["norm"])
+                shown = {name: loss.detach() for name, loss in losses.items()}
+                run.log(step, loss=total.detach(), **shown, lr=group["lr"])
+                show(step, **shown)
+            if valid is not None and (step % config.valid_every == 0 or step == config.steps):
+                run.log(step, **validate(average, valid, config.valid_batches))
+            run.checkpoint(step, state, every=config.save_every, total=config.steps)
+    return average
+
+
+def prepare(audio: Tensor, config: CodecTrainConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Crops (B, 1, T) at random levels that never clip, and how many quantiser levels each uses (B,): quantizer dropout."""
+    batch = len(audio)
+    decibels = config.gain * (2 * torch.rand(batch, 1, 1, generator=generator) - 1)
+    room = 0.99 / audio.abs().amax(-1, keepdim=True).clamp_min(1e-3)
+    audio = audio * torch.minimum(10 ** (decibels / 20), room.clamp_min(1.0))
+    levels = config.network.num_codebooks
+    keep = torch.randint(1, levels + 1, (batch,), generator=generator)
+    full = torch.rand(batch, generator=generator) >= config.dropout
+    return audio, torch.where(full, levels, keep)
+
+
+@torch.no_grad()
+def follow(average: Codec, codec: Codec, decay: float) -> None:
+    """One step of the moving average of the parameters; the codebooks are averages already and are taken as they are."""
+    for ours, theirs in zip(average.parameters(), codec.parameters(), strict=True):
+        ours.lerp_(theirs.to(ours), 1 - decay)
+    for ours, theirs in zip(average.buffers(), codec.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+@torch.no_grad()
+def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tensor]:
+    """Losses with all levels and with a third of them, and per level: share of codes in use, energy left."""
+    with random_untouched():
+        device = next(codec.parameters()).device
+        audio = torch.cat([valid.batch(index) for index in range(batches)]).to(device)
+        latents = codec.latents(audio)
+        codes = codec.quantizer.encode(latents)
+        result: dict[str, float | Tensor] = {}
+        for levels in (max(1, codes.shape[1] // 3), codes.shape[1]):
+            sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
+            result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
+            result[f"valid_spectrum_{levels}"] = spectral_loss(sound, audio, codec.config.compression)
+        for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
+            result[f"energy_{level}"] = energy
+            result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
+    return result

@@ -1,0 +1,153 @@
+"""SoundStream: shapes, causality, prefixes, streaming equal to offline (contract 2), batch equal to single (contract 3)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audiolm.audio import Waveform
+from audiolm.codec import Codec, CodecConfig
+from audiolm.errors import InputError
+from audiolm.quantizer import ResidualQuantizer
+
+TINY = {"channels": 4, "latent": 16, "codebook_size": 32, "num_codebooks": 6, "encoder_width": 24, "decoder_width": 32}
+
+
+def tiny(body: str, sound: torch.Tensor, groups: int = 1) -> Codec:
+    """A small codec that is not silent: every layer has weights, and its codebooks come from real sound."""
+    torch.manual_seed(0)
+    codec = Codec(CodecConfig(body=body, groups=groups, encoder_layers=2, decoder_layers=2, **TINY))  # pyright: ignore
+    for parameter in codec.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    codec.start(sound)
+    return codec.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sound(female: Waveform) -> torch.Tensor:
+    """Three seconds of a real voice, (1, 1, T) at 16 kHz."""
+    return female.samples[None, :, : 3 * 16_000]
+
+
+@pytest.fixture(scope="module", params=["spectral", "waveform"])
+def codec(request: pytest.FixtureRequest, sound: torch.Tensor) -> Codec:
+    return tiny(request.param, sound)
+
+
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 16_000, 20_001])
+def test_frames_and_lengths(codec: Codec, sound: torch.Tensor, samples: int) -> None:
+    codes = codec.encode(sound[..., :samples])
+    assert codes.shape == (1, 6, -(-samples // 320))
+    assert codec.decode(codes).shape == (1, 1, codes.shape[-1] * 320)
+
+
+def test_any_prefix_of_levels_decodes_and_more_are_closer(codec: Codec, sound: torch.Tensor) -> None:
+    latents = codec.latents(sound)
+    errors = []
+    for levels in range(1, 7):
+        codes = codec.encode(sound, levels)
+        assert torch.equal(codes, codec.encode(sound)[:, :levels])
+        assert codec.decode(codes).isfinite().all()
+        errors.append(float((codec.quantizer.decode(codes) - latents).square().sum()))
+    assert errors == sorted(errors, reverse=True)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_streamed_equals_offline(codec: Codec, sound: torch.Tensor, data: st.DataObject) -> None:
+    sound = sound[..., : data.draw(st.integers(1, 9000))]
+    codes = codec.encode(sound)
+    stream, parts, rest = codec.encoder_stream(), [], sound
+    while rest.shape[-1]:
+        size = data.draw(st.integers(1, 2000))
+        parts.append(stream.push(rest[..., :size]))
+        rest = rest[..., size:]
+    assert torch.equal(torch.cat([*parts, stream.flush()], -1), codes)
+
+    offline = codec.decode(codes)
+    player, blocks, left = codec.decoder_stream(), [], codes
+    while left.shape[-1]:
+        size = data.draw(st.integers(1, 9))
+        blocks.append(player.push(left[..., :size]))
+        # Nothing is held back beyond the stated look-ahead.
+        done = codes.shape[-1] - left[..., size:].shape[-1]
+        assert sum(block.shape[-1] for block in blocks) == done * 320 - codec.body.margin
+        left = left[..., size:]
+    torch.testing.assert_close(torch.cat([*blocks, player.flush()], -1), offline, atol=1e-5, rtol=1e-4)
+
+
+def test_causal_within_the_stated_look_ahead(codec: Codec, sound: torch.Tensor) -> None:
+    changed = sound.clone()
+    changed[..., 16_000:] = 0.3
+    assert codec.body.margin == round((codec.delay - 0.02) / 2 * 16_000)
+    same = (16_000 - codec.body.margin) // 320  # frames that end, look-ahead included, before the change
+    assert torch.equal(codec.encode(changed)[..., :same], codec.encode(sound)[..., :same])
+    codes = codec.encode(sound)
+    other = codes.clone()
+    other[..., 50:] = 0
+    heard = 50 * 320 - codec.body.margin
+    torch.testing.assert_close(codec.decode(other)[..., :heard], codec.decode(codes)[..., :heard], atol=1e-5, rtol=1e-4)
+
+
+def test_batched_equals_single(codec: Codec, sound: torch.Tensor) -> None:
+    pair = torch.cat([sound[..., :16_000], sound[..., 20_000:36_000]])
+    together = codec.encode(pair)
+    assert torch.equal(together, torch.cat([codec.encode(pair[:1]), codec.encode(pair[1:])]))
+    alone = torch.cat([codec.decode(together[:1]), codec.decode(together[1:])])
+    torch.testing.assert_close(codec.decode(together), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_spectral_body_starts_as_a_transform_codec(sound: torch.Tensor) -> None:
+    """Untrained but started, it already follows the wave: energy of the error well under that of the sound."""
+    codec = Codec(CodecConfig(latent=320, num_codebooks=1, codebook_size=8, encoder_layers=1, decoder_layers=1)).eval()
+    codec.start(sound)
+    with torch.no_grad():
+        rendered = codec._decode(codec.latents(sound))
+    assert float((rendered - sound).square().sum() / sound.square().sum()) < 0.1
+
+
+def test_groups_split_the_width(sound: torch.Tensor) -> None:
+    codec = tiny("spectral", sound, groups=2)
+    codes = codec.encode(sound)
+    first = codec.quantizer.decode(codes[:, :1])
+    assert first[:, :8].any()
+    assert not first[:, 8:].any()
+    assert codec.quantizer.codebooks[0].codes.shape[1] == 8
+    energy = codec.quantizer.residual_energy(codec.latents(sound))
+    assert energy[-1] < energy[0] < 1
+
+
+def test_dead_codes_are_revived_and_averages_follow() -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(4, 1, 16, decay=0.5, revive_below=0.2)
+    with torch.no_grad():
+        quantizer.codebooks[0].codes.fill_(100.0).add_(torch.arange(16)[:, None])  # all but one useless
+    latents = torch.randn(4, 4, 100)
+    quantizer.train()
+    for _ in range(20):
+        quantizer(latents)
+    assert len(quantizer.eval().encode(latents).unique()) > 8
+    assert quantizer.residual_energy(latents)[0] < 0.6
+
+
+def test_dropout_keeps_only_the_levels_it_says() -> None:
+    torch.manual_seed(0)
+    quantizer = ResidualQuantizer(4, 3, 8).eval()
+    latents = torch.randn(2, 4, 50, requires_grad=True)
+    quantizer.start(latents.detach())
+    quantised, codes, commitment = quantizer(latents, torch.tensor([1, 3]))
+    torch.testing.assert_close(quantised[0], quantizer.decode(codes[:1, :1])[0])
+    torch.testing.assert_close(quantised[1], quantizer.decode(codes[1:])[0])
+    (quantised.sum() + commitment).backward()
+    assert latents.grad is not None
+    assert latents.grad.isfinite().all()
+
+
+def test_wrong_codes_and_no_audio_are_refused(codec: Codec) -> None:
+    with pytest.raises(InputError, match="empty"):
+        codec.encode(torch.zeros(1, 1, 0))
+    with pytest.raises(InputError, match="7 levels"):
+        codec.decode(torch.zeros(1, 7, 2, dtype=torch.int64))
+    with pytest.raises(InputError, match="nothing to decode"):
+        codec.decoder_stream().flush()
