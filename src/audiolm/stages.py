@@ -69,8 +69,10 @@ class Stage:
     overlap: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.overlap < self.crop:
-            raise InputError(f"stage {self.name}: overlap={self.overlap} must be at least 0 s and shorter than crop={self.crop}")
+        if not 0 <= self.overlap <= self.crop - self.grid:
+            raise InputError(
+                f"stage {self.name}: overlap={self.overlap} must be from 0 s to {self.grid} s less than crop={self.crop}"
+            )
 
     # Ids: the streams' ranges in order, then the specials.
 

@@ -1,0 +1,253 @@
+"""Ids from ids, one after another (AudioLM §III-D): what a stage's language model says next. Knows no audio.
+
+    sample           one window for a batch of items whose lengths may all differ
+    sample_windows   past a stage's crop: the window slides, its last seconds are the next one's prompt ("slide and prompt")
+    sample_chunks    the fine stage: windows that know nothing of each other, all in one batch
+
+Items are exact: each has random numbers of its own and sees no padding, so a batch gives what its items give alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypedDict, Unpack
+
+import torch
+import torch.nn.functional as nnf
+from torch import Generator, Tensor
+
+from audiolm.errors import InputError
+from audiolm.stages import Stage
+from audiolm.transformer import Cache, LanguageModel
+
+Progress = Callable[[int, int], None]  # called with the frames done and to do
+
+
+class Options(TypedDict, total=False):
+    """How codes are drawn: temperature (1; 0 takes the likeliest), top_k, top_p (all), allow_eos (False: no item ends early)."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    allow_eos: bool
+
+
+def sample(
+    model: LanguageModel,
+    stage: Stage,
+    given: Sequence[Sequence[Tensor]],
+    prompt: Sequence[Tensor],
+    frames: Sequence[int],
+    seeds: Sequence[int | Generator],
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> list[Tensor]:
+    """Continue each item's predicted codes by `frames[i]` new frames, or up to its end where `allow_eos`.
+
+    given: for each item the codes (levels, F) of each given stream. prompt: for each item the predicted codes so far
+    (levels, F), perhaps of no frames. Returns for each item (levels, F + new): the prompt as it came, then what is new.
+    """
+    steps: list[Tensor] = []
+    for codes in sample_frames(model, stage, given, prompt, frames, seeds, **options):
+        steps.append(codes)
+        if progress is not None:
+            progress(len(steps), max(frames))
+    if not steps:
+        return [known.long() for known in prompt]
+    new = torch.stack(steps, dim=2).cpu()  # (B, levels, F), -1 after an item's end
+    ends = (new[:, 0] >= 0).sum(1).tolist()
+    counts = [min(count, end) for count, end in zip(frames, ends, strict=True)]
+    return [torch.cat((known.long(), row[:, :count]), 1) for known, row, count in zip(prompt, new, counts, strict=True)]
+
+
+@torch.inference_mode()
+def sample_frames(
+    model: LanguageModel,
+    stage: Stage,
+    given: Sequence[Sequence[Tensor]],
+    prompt: Sequence[Tensor],
+    frames: Sequence[int],
+    seeds: Sequence[int | Generator],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    allow_eos: bool = False,
+) -> Iterator[Tensor]:
+    """As `sample`, but yields each new frame (B, levels) when it is there: codes on the model's device, -1 after an end."""
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise InputError(
+            f"temperature={temperature} (from 0), top_k={top_k} (from 1), top_p={top_p} (above 0, to 1): out of range"
+        )
+    count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
+    if count == 0:
+        return
+    lines = [stage.pack(parts, known) for parts, known in zip(given, prompt, strict=True)]
+    longest = max(map(len, lines))
+    padding = torch.tensor([longest - len(line) for line in lines], device=device)
+    newest = torch.stack([nnf.pad(line, (longest - len(line), 0), value=stage.pad) for line in lines]).to(device)
+    cache = Cache(model.transformer, len(lines), longest + count * levels, padding if bool(padding.any()) else None)
+    offsets = stage.offsets[-1].to(device)
+    # All random numbers at once: how many an item draws is its own affair, and no step waits for them.
+    uniform = torch.zeros(len(lines), count, levels)
+    for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
+        uniform[row, :own] = torch.rand(own, levels, generator=_generator(seed))
+    uniform = uniform.to(device)
+    due = torch.tensor(frames, device=device)
+    ended = torch.zeros(len(lines), dtype=torch.bool, device=device)
+    training = model.training
+    model.eval()
+    try:
+        for frame in range(count):
+            codes = []
+            for level in range(levels):
+                logits = model.logits(model.hidden(newest, cache)[:, -1], level, allow_eos).float()
+                if stage.dedup_predicted:  # what the stage never saw in training: a code twice in a row
+                    repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
+                    logits = logits.masked_fill(repeated, -math.inf)
+                code = draw(logits, uniform[:, frame, level], temperature, top_k, top_p)
+                if level == 0 and allow_eos:
+                    ended |= code == stage.predict.spec.codebook_size
+                    code = code.masked_fill(ended, 0)
+                codes.append(code)
+                newest = code[:, None] + offsets[level]
+            if allow_eos and bool((ended | (frame >= due)).all()):
+                return
+            yield torch.stack(codes, 1).masked_fill(ended[:, None], -1)
+    finally:
+        model.train(training)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+    """One code of each row: logits (B, N) and uniform numbers in [0, 1), (B,) -> (B,). The inverse of the distribution function.
+
+    top_k keeps the k likeliest, top_p the fewest that together have that probability (after the temperature).
+    """
+    if temperature < 1e-5:  # as good as 0, and nearer to it the quotients overflow
+        return logits.argmax(-1)
+    probability = (logits / temperature).softmax(-1)
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = probability.topk(top_k).values[:, -1:]
+        probability = probability.masked_fill(probability < least, 0)
+    if top_p is not None:
+        ordered = probability.sort(descending=True).values
+        before = ordered.cumsum(-1) - ordered
+        least = ordered.masked_fill(before >= top_p * probability.sum(-1, keepdim=True), math.inf).amin(-1, keepdim=True)
+        probability = probability.masked_fill(probability < least, 0)
+    reached = probability.cumsum(-1)
+    # A shade below the total, which rounding must not reach: behind it lie codes of probability 0.
+    code = torch.searchsorted(reached, uniform[:, None] * (1 - 1e-6) * reached[:, -1:], right=True)[:, 0]
+    return code.clamp_max(logits.shape[-1] - 1)  # where a broken model says NaN: still no other level's id
+
+
+def window(stage: Stage, have: int, total: int) -> tuple[int, int]:
+    """The frames [start, stop) of the window in which frame `have` of `total` is predicted; it starts on the stage's grid."""
+    crop, overlap = stage.predict.frames(stage.crop), stage.predict.frames(stage.overlap)
+    grid = max(1, stage.predict.frames(stage.grid))
+    start = 0 if have < crop else (have - overlap) // grid * grid
+    return start, min(start + crop, total)
+
+
+def cut(stage: Stage, given: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+    """The given streams' frames that lie within predicted frames [start, stop); InputError where they do not last so long."""
+    parts = []
+    for stream, codes in zip(stage.given, given, strict=True):
+        rate = stream.spec.frame_rate / stage.predict.spec.frame_rate
+        first, last = round(start * rate), math.ceil(stop * rate - 1e-6)
+        if codes.shape[1] < last:
+            lasting, needed = codes.shape[1] / stream.spec.frame_rate, stop / stage.predict.spec.frame_rate
+            raise InputError(
+                f"stage {stage.name}: the given {stream.spec.name} tokens last {lasting:g} s, {needed:g} s are needed"
+            )
+        parts.append(codes[:, first:last])
+    return parts
+
+
+def sample_windows(
+    model: LanguageModel,
+    stage: Stage,
+    given: Sequence[Sequence[Tensor]],
+    prompt: Sequence[Tensor],
+    frames: Sequence[int],
+    seeds: Sequence[int | Generator],
+    progress: Progress | None = None,
+    **options: Unpack[Options],
+) -> list[Tensor]:
+    """As `sample`, for any length: memory stays that of one window. Given codes are in their own time, repeats included."""
+    known = [codes.long() for codes in prompt]
+    totals = [codes.shape[1] + count for codes, count in zip(known, frames, strict=True)]
+    generators = [_generator(seed) for seed in seeds]
+    going = [item for item, count in enumerate(frames) if count]
+    while going:
+        have = [known[item].shape[1] for item in going]
+        spans = [window(stage, length, totals[item]) for item, length in zip(going, have, strict=True)]
+        # Progress is told of the item with the most left to do, before this round and after it.
+        before = max(frames) - max(totals[item] - length for item, length in zip(going, have, strict=True))
+        after = max(frames) - max(totals[item] - stop for item, (_, stop) in zip(going, spans, strict=True))
+        parts = sample(
+            model,
+            stage,
+            [cut(stage, given[item], *span) for item, span in zip(going, spans, strict=True)],
+            [known[item][:, start:] for item, (start, _) in zip(going, spans, strict=True)],
+            [stop - length for (_, stop), length in zip(spans, have, strict=True)],
+            [generators[item] for item in going],
+            _part(progress, before, after, max(frames)),
+            **options,
+        )
+        unfinished = []
+        for item, (start, stop), part in zip(going, spans, parts, strict=True):
+            known[item] = torch.cat((known[item][:, :start], part), 1)
+            if known[item].shape[1] == stop < totals[item]:  # neither at its length nor ended
+                unfinished.append(item)
+        going = unfinished
+    return known
+
+
+def sample_chunks(
+    model: LanguageModel,
+    stage: Stage,
+    given: Sequence[Sequence[Tensor]],
+    prompt: Sequence[Tensor],
+    frames: Sequence[int],
+    seeds: Sequence[int],
+    progress: Progress | None = None,
+    rows: int = 32,
+    **options: Unpack[Options],
+) -> list[Tensor]:
+    """As `sample_windows`, in windows side by side and not one after another: up to `rows` chunks of all items at once.
+
+    What the prompt covers wholly is not predicted again. Each chunk has a seed of its own, made of its item's and its place.
+    """
+    crop = stage.predict.frames(stage.crop)
+    totals = [known.shape[1] + count for known, count in zip(prompt, frames, strict=True)]
+    done = [
+        known[:, : known.shape[1] // crop * crop if count else None].long() for known, count in zip(prompt, frames, strict=True)
+    ]
+    chunks = [
+        (item, start, min(start + crop, total))
+        for item, total in enumerate(totals)
+        for start in range(done[item].shape[1], total, crop)
+    ]
+    for first in range(0, len(chunks), rows):
+        batch = chunks[first : first + rows]
+        known = [prompt[item][:, start:stop] for item, start, stop in batch]
+        parts = sample(
+            model,
+            stage,
+            [cut(stage, given[item], start, stop) for item, start, stop in batch],
+            known,
+            [stop - start - part.shape[1] for part, (_, start, stop) in zip(known, batch, strict=True)],
+            [(seeds[item] * 1_000_003 + start // crop) % 2**63 for item, start, _ in batch],
+            _part(progress, first, first + len(batch), len(chunks), crop),
+            **options,
+        )
+        for (item, _, _), part in zip(batch, parts, strict=True):
+            done[item] = torch.cat((done[item], part), 1)
+    return done
+
+
+def _generator(seed: int | Generator) -> Generator:
+    return seed if isinstance(seed, Generator) else Generator().manual_seed(seed)
+
+
+def _part(progress: Progress | None, before: int, after: int, total: int, steps: int = 1) -> Progress | None:
+    """The progress of a part told as that of the whole, in units of which each takes `steps` frames."""
+    return progress and (lambda done, _: progress(min(before + done // steps, after), total))

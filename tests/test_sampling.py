@@ -1,0 +1,223 @@
+"""Contracts 3, 5 and 7 of sampling: a batch gives what its items give alone, prompts come back, levels are never mixed."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+
+from audiolm.errors import InputError
+from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, window
+from audiolm.stages import Stage, Stream, acoustic_only, coarse, fine, semantic, without_repeats
+from audiolm.tokens import TokenSpec
+from audiolm.transformer import LanguageModel, TransformerConfig
+
+S = TokenSpec("semantic", 12, 1, 25.0)
+A = TokenSpec("acoustic", 9, 5, 50.0)
+STAGES = [semantic(S), semantic(S, dedup=True), coarse(S, A, 2), coarse(S, A, 2, dedup=True), fine(A, 2), acoustic_only(A, 3)]
+NAMES = ["semantic", "semantic deduped", "coarse", "coarse deduped", "fine", "acoustic"]
+OPTIONS: Options = {"temperature": 0.9, "top_k": 7, "top_p": 0.95}
+
+
+def model_of(stage: Stage, positions: str = "rotary") -> LanguageModel:
+    torch.manual_seed(0)
+    config = TransformerConfig(layers=2, heads=2, width=16, ffn=24, positions=positions)  # type: ignore[arg-type]
+    model = LanguageModel(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+def codes_of(stream: Stream, seconds: float, seed: int = 0) -> Tensor:
+    generator = Generator().manual_seed(seed)
+    return torch.randint(stream.spec.codebook_size, (stream.levels, stream.frames(seconds)), generator=generator)
+
+
+def items_of(stage: Stage, seconds: list[float], prompts: list[float]) -> tuple[list[list[Tensor]], list[Tensor]]:
+    parts = [[codes_of(stream, length, row) for stream in stage.given] for row, length in enumerate(seconds)]
+    return parts, [codes_of(stage.predict, length, 7 + row) for row, length in enumerate(prompts)]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+@pytest.mark.parametrize("positions", ["rotary", "t5"])
+def test_a_batch_is_its_items(stage: Stage, positions: str) -> None:
+    model, frames = model_of(stage, positions), [8, 3, 0, 11]
+    parts, prompts = items_of(stage, [0.4, 0.72, 0.4, 0.2], [0.2, 0.0, 0.4, 0.08])
+    for eos in (False, True):
+        options: Options = {**OPTIONS, "allow_eos": eos}
+        together = sample(model, stage, parts, prompts, frames, [5, 6, 7, 8], **options)
+        for row, codes in enumerate(together):
+            alone = sample(model, stage, [parts[row]], [prompts[row]], [frames[row]], [5 + row], **options)
+            assert torch.equal(codes, alone[0])
+            assert torch.equal(codes[:, : prompts[row].shape[1]], prompts[row])
+            if not eos:
+                assert codes.shape[1] == prompts[row].shape[1] + frames[row]
+    again = sample(model, stage, parts, prompts, frames, [9, 6, 7, 8], **OPTIONS)
+    assert not torch.equal(again[0], sample(model, stage, parts, prompts, frames, [5, 6, 7, 8], **OPTIONS)[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(STAGES), st.integers(0, 10**6), st.one_of(st.floats(0, 20), st.floats(0.5, 2)), st.booleans())
+def test_no_level_ever_takes_anothers_ids(stage: Stage, seed: int, temperature: float, eos: bool) -> None:
+    """Whatever the weights say: here they are random and huge, and the temperature flattens them."""
+    model = model_of(stage)
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    parts, prompts = items_of(stage, [0.4, 0.2], [0.08, 0.2])
+    for codes, known in zip(
+        sample(model, stage, parts, prompts, [6, 9], [seed, 0], temperature=temperature, allow_eos=eos), prompts, strict=True
+    ):
+        new = codes[:, known.shape[1] :]
+        assert bool(((new >= 0) & (new < stage.predict.spec.codebook_size)).all())
+        stage.pack(parts[0], codes)  # which refuses what is none of the stage's
+        if stage.dedup_predicted:
+            assert torch.equal(without_repeats(codes[:, known.shape[1] - 1 :]), codes[:, known.shape[1] - 1 :])
+
+
+def test_the_end_comes_only_before_a_frame_and_only_where_allowed() -> None:
+    stage = coarse(S, A, 2)
+    model = model_of(stage)
+    with torch.no_grad():
+        model.end.mul_(4)  # the end becomes likely
+    parts, prompts = items_of(stage, [0.4] * 8, [0.08] * 8)
+    whole = sample(model, stage, parts, prompts, [30] * 8, list(range(8)), temperature=1.0)
+    ended = sample(model, stage, parts, prompts, [30] * 8, list(range(8)), temperature=1.0, allow_eos=True)
+    assert [codes.shape[1] for codes in whole] == [34] * 8
+    lengths = [codes.shape[1] for codes in ended]
+    assert len(set(lengths)) > 1
+    assert min(lengths) >= 4
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def test_greedy_is_argmax_of_the_whole_line(stage: Stage) -> None:
+    model = model_of(stage)
+    parts, prompts = items_of(stage, [0.4], [0.08])
+    (codes,) = sample(model, stage, parts, prompts, [6], [0], temperature=0)
+    ids, levels = stage.pack(parts[0], codes), stage.predict.levels
+    hidden = model.hidden(ids[None])[0, -6 * levels - 1 : -1]
+    expected = torch.stack([model.logits(hidden[k], k % levels) for k in range(6 * levels)])
+    if stage.dedup_predicted:
+        expected.scatter_(1, ids[-7:-1, None], -torch.inf)
+    assert torch.equal(codes[:, -6:].T.flatten(), expected.argmax(-1))
+
+
+def test_draws_follow_the_distribution() -> None:
+    probability = torch.tensor([0.5, 0.25, 0.0, 0.125, 0.125])
+    logits, uniform = (probability.log() * 0.5).expand(80_000, 5), torch.rand(80_000, generator=Generator().manual_seed(0))
+    for options, kept in [
+        ((), [0, 1, 3, 4]),
+        ((2,), [0, 1]),
+        ((None, 0.7), [0, 1]),
+        ((None, 0.5), [0]),
+        ((9, 1.0), [0, 1, 3, 4]),
+    ]:
+        counts = draw(logits, uniform, 0.5, *options).bincount(minlength=5) / 80_000
+        expected = torch.zeros(5)
+        expected[kept] = probability[kept] / probability[kept].sum()
+        assert (counts - expected).abs().max() < 0.006
+        assert not counts[expected == 0].any()
+    assert draw(logits[:9] * torch.nan, uniform[:9], 1.0).max() < 5
+    edge = torch.tensor([1 - 2**-24])  # the largest number below 1
+    assert draw(torch.tensor([[0.0, 0.0, -torch.inf]]), edge, 1.0).tolist() == [1]
+
+
+def test_training_mode_and_randomness_are_left_alone() -> None:
+    stage = semantic(S)
+    model = model_of(stage).train()
+    before = torch.get_rng_state()
+    sample(model, stage, [[]], [codes_of(stage.predict, 0.2)], [4], [0])
+    assert model.training
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(0.2, 4), st.floats(0, 0.9), st.integers(0, 100), st.integers(1, 300))
+def test_windows_are_no_longer_than_the_crop_and_start_on_the_grid(crop: float, overlap: float, prompt: int, new: int) -> None:
+    stage = replace(coarse(S, A, 2), crop=crop, overlap=overlap * (crop - 0.1))
+    have = prompt
+    while have < prompt + new:
+        start, stop = window(stage, have, prompt + new)
+        assert start % 2 == 0
+        assert 0 <= start <= have < stop <= prompt + new
+        assert stop - start <= stage.predict.frames(crop)
+        have = stop
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=NAMES)
+def test_windows_keep_prompts_lengths_and_neighbours_apart(stage: Stage) -> None:
+    stage = replace(stage, crop=0.4, overlap=0.12)
+    model, rate = model_of(stage), stage.predict.spec.frame_rate
+    seconds, asked = [0.2, 0.8, 0.0], [1.0, 0.4, 0.2]
+    parts, prompts = items_of(stage, [1.2] * 3, seconds)
+    frames = [round(length * rate) for length in asked]
+    told: list[tuple[int, int]] = []
+    together = sample_windows(model, stage, parts, prompts, frames, [1, 2, 3], lambda *now: told.append(now), **OPTIONS)
+    for row, codes in enumerate(together):
+        assert codes.shape[1] == prompts[row].shape[1] + frames[row]
+        assert torch.equal(codes[:, : prompts[row].shape[1]], prompts[row])
+        alone = sample_windows(model, stage, [parts[row]], [prompts[row]], [frames[row]], [1 + row], **OPTIONS)
+        assert torch.equal(codes, alone[0])
+    assert told == sorted(told)
+    assert told[-1] == (max(frames), max(frames))
+    # Where one window is enough it is `sample`.
+    short = [stage.predict.frames(0.4) - stage.predict.frames(0.2)]
+    one = sample(model, stage, [[p[:, : stage.given[i].frames(0.4)] for i, p in enumerate(parts[0])]], prompts[:1], short, [1])
+    assert torch.equal(sample_windows(model, stage, parts[:1], prompts[:1], short, [1])[0], one[0])
+
+
+def test_a_window_sees_its_own_time_of_the_given() -> None:
+    stage = replace(coarse(S, A, 2), crop=0.4, overlap=0.12)
+    model, (parts, prompts) = model_of(stage), items_of(stage, [1.2], [0.2])
+    before = sample_windows(model, stage, parts, prompts, [50], [1], temperature=0)[0]
+    changed = parts[0][0].clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % 12  # from 0.4 s on: the first window must not notice, later ones must
+    after = sample_windows(model, stage, [[changed]], prompts, [50], [1], temperature=0)[0]
+    assert torch.equal(before[:, :20], after[:, :20])
+    assert not torch.equal(before[:, 20:], after[:, 20:])
+    with pytest.raises(InputError, match="last"):
+        sample_windows(model, stage, parts, prompts, [80], [1])
+
+
+def test_windows_stop_at_an_end() -> None:
+    stage = replace(semantic(S), crop=0.4, overlap=0.12)
+    model = model_of(stage)
+    with torch.no_grad():
+        model.end.mul_(1.5)
+    _, prompts = items_of(stage, [0] * 20, [0.2] * 20)
+    codes = sample_windows(model, stage, [[]] * 20, prompts, [60] * 20, list(range(20)), allow_eos=True)
+    lengths = [row.shape[1] for row in codes]
+    assert any(length < 10 for length in lengths)  # in the first window of ten frames
+    assert any(10 < length < 65 for length in lengths)  # in a later one
+
+
+@pytest.mark.parametrize("rows", [2, 32])
+def test_chunks_are_independent(rows: int) -> None:
+    stage = replace(fine(A, 2), crop=0.2)
+    model = model_of(stage)
+    parts, prompts = items_of(stage, [0.9, 0.5, 0.2], [0.3, 0.0, 0.2])
+    frames = [30, 25, 0]
+    codes = sample_chunks(model, stage, parts, prompts, frames, [1, 2, 3], rows=rows, **OPTIONS)
+    for row in range(3):
+        assert codes[row].shape[1] == prompts[row].shape[1] + frames[row]
+        assert torch.equal(codes[row][:, : prompts[row].shape[1]], prompts[row])
+        alone = sample_chunks(model, stage, [parts[row]], [prompts[row]], [frames[row]], [1 + row], **OPTIONS)
+        assert torch.equal(codes[row], alone[0])
+    changed = [parts[1][0].clone()]
+    changed[0][:, 12] = (changed[0][:, 12] + 1) % 9
+    other = sample_chunks(model, stage, [changed], [prompts[1]], [25], [2], **OPTIONS)[0]
+    same = (other == codes[1]).all(0)
+    assert bool(same[:10].all())
+    assert bool(same[20:].all())
+    assert not bool(same[10:20].all())
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_options_out_of_range_are_the_callers_mistake(options: Options) -> None:
+    stage = semantic(S)
+    with pytest.raises(InputError, match="out of range"):
+        sample(model_of(stage), stage, [[]], [codes_of(stage.predict, 0.2)], [4], [0], **options)
