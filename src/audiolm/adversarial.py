@@ -71,6 +71,8 @@ class SpectralDiscriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         spectrum = torch.view_as_real(stft(audio, self.window, self.window // 4))
+        # Compressed magnitudes: quiet sounds and high bands would hardly move the logits otherwise.
+        spectrum = spectrum * (spectrum.square().sum(-1, keepdim=True) + 1e-8) ** -0.35
         x = spectrum.permute(0, 3, 2, 1)  # (B, 2, frames, bins)
         features: list[Tensor] = []
         for layer in self.layers:

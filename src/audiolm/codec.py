@@ -36,7 +36,7 @@ class CodecConfig(Config):
     codebook_size: int = 1024
     groups: int = 1
     latent: int = 128
-    decay: float = 0.99
+    decay: float = 0.98
     revive_below: float = 0.05
     channels: int = 32  # waveform body: C of the paper
     encoder_width: int = 256  # spectral body
@@ -188,6 +188,8 @@ class SpectralBody(nn.Module):
         self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
         self.decoder_out = nn.Linear(config.decoder_width, bins)
+        self.analysis.requires_grad_(False)
+        self.synthesis.requires_grad_(False)
         for silent in (self.encoder_out, self.decoder_out):
             nn.init.zeros_(silent.weight)
             nn.init.zeros_(silent.bias)
@@ -238,15 +240,20 @@ class SpectralBody(nn.Module):
 
     @torch.no_grad()
     def start(self, audio: Tensor) -> None:
-        """Principal components of the compressed spectra of audio (B, 1, T) become the straight path."""
+        """Principal components of the compressed spectra of audio (B, 1, T) become the straight path, for good.
+
+        One scale makes the latents' mean energy 1, so that distances between latents stay those between spectra. The
+        path is not trained further: it holds the latents where the codebooks are (left free, their scale runs away).
+        """
         audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
         spectra = self.spectrum(F.pad(audio, (self.margin, self.margin))).flatten(0, 1)
         mean = spectra.mean(0)
         _, axes = torch.linalg.eigh((spectra - mean).T @ (spectra - mean))
         axes = axes.flip(1)[:, : self.analysis.out_features].T.contiguous()  # (latent, bins), strongest first
-        self.analysis.weight.copy_(axes)
-        self.analysis.bias.copy_(-axes @ mean)
-        self.synthesis.weight.copy_(axes.T)
+        scale = ((spectra - mean) @ axes.T).square().mean().sqrt().clamp_min(1e-8)
+        self.analysis.weight.copy_(axes / scale)
+        self.analysis.bias.copy_(-axes @ mean / scale)
+        self.synthesis.weight.copy_(axes.T * scale)
         self.synthesis.bias.copy_(mean)
 
 

@@ -28,8 +28,8 @@ class LossWeights(Config):
     """Weights of the codec's losses."""
 
     mel: float = Field(1.0, ge=0)
-    spectrum: float = Field(10.0, ge=0)
-    commitment: float = Field(0.25, ge=0)
+    spectrum: float = Field(20.0, ge=0)
+    commitment: float = Field(0.5, ge=0)
     adversarial: float = Field(0.05, ge=0)
     matching: float = Field(0.1, ge=0)
 
@@ -44,10 +44,10 @@ class CodecTrainConfig(Config):
     steps: int = Field(20_000, ge=1)
     lr: float = Field(1e-3, gt=0)
     floor: float = Field(0.02, ge=0, le=1)  # share of lr at the end of the cosine
-    warmup: int = Field(100, ge=0)
+    warmup: int = Field(200, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.999, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
+    ema: float = Field(0.995, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
     gain: float = Field(6.0, ge=0)  # dB, random level of each crop, up or down
     dropout: float = Field(0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
     adversarial_from: float = Field(0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
@@ -68,7 +68,8 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
     codec = Codec(config.network)
     average = Codec(config.network).requires_grad_(False).eval()
     critics = Discriminators(channels=config.discriminator_channels)
-    optimizer = torch.optim.AdamW(codec.parameters(), config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
+    trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
     critic_optimizer = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
     state = {
         "codec": codec, "average": average, "critics": critics,

@@ -1,0 +1,469 @@
+"""The program: each verb calls one public function of the library.
+
+Exit codes: 0 done; 2 the caller's mistake, told in one line on standard error; 1 anything else. With --json one object
+stands on standard output and nothing else; progress and messages go to standard error.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from audiolm.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+    from audiolm.audio import Waveform
+    from audiolm.model import AudioLM, Sampling
+
+EXAMPLES = """
+Examples:
+
+  Go on from a recording, in the same voice; three times, with pictures:
+    audiolm continue prompt.wav -o out.wav
+    audiolm continue prompt.mp3 -o out.wav --samples 3 --plot out.png
+
+  Speech from nothing; the same words in another voice; the codec alone:
+    audiolm generate -o out.wav --seconds 5
+    audiolm revoice in.wav -o out.wav --voice other.wav
+    audiolm reconstruct in.wav -o out.wav --codebooks 3
+
+  A model of your own recordings, and what came out:
+    audiolm train recipes/tiny.toml data=my-recordings out=runs/mine
+    audiolm info runs/mine/bundle
+"""
+
+app = App(
+    name="audiolm",
+    help="AudioLM learns to speak and to play from raw audio alone, and goes on from a few seconds of prompt.",
+    help_epilogue=EXAMPLES,
+    help_format="plaintext",
+    version_flags=["--version"],
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """What all generating verbs share."""
+
+    model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
+    "A packaged model (speech), a bundle's folder, or a hub id owner/name (only then is the network used)."
+    seed: int = 0
+    "The same seed gives the same sound; with --samples, the first one's."
+    samples: int = 1
+    "How many to make; out.wav becomes out-1.wav, out-2.wav, ..."
+    temperature: str | None = None
+    "One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6 (the paper's). 0 takes the likeliest code."
+    top_k: int | None = None
+    "Draw from the k likeliest codes only."
+    top_p: float | None = None
+    "Draw from the likeliest codes that together have this probability."
+    plot: Path | None = None
+    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
+    device: str = "cpu"
+    "cpu, cuda, cuda:1, mps."
+    threads: int | None = None
+    "Processor threads; default: one per core."
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Print one JSON object on standard output, and nothing else there."
+
+
+Chain = Literal["full", "acoustic"]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+COMMON = Common()
+
+
+@app.command(name="continue")
+def continue_(
+    prompt: Path,
+    /,
+    output: Output = Path("out.wav"),
+    *,
+    seconds: float = 7.0,
+    prompt_seconds: float | None = None,
+    only_new: Annotated[bool, Parameter(negative="")] = False,
+    chain: Chain = "full",
+    common: Common = COMMON,
+) -> None:
+    """Go on from a recording: the same voice, prosody, room, melody.
+
+    Parameters
+    ----------
+    prompt
+        A recording of any length, rate and format; three seconds are enough.
+    output
+        The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3.
+    seconds
+        How much to add.
+    prompt_seconds
+        Use only the first so many seconds of the recording.
+    only_new
+        Leave the prompt out of the output.
+    chain
+        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+    """
+    from audiolm.audio import read
+    from audiolm.model import Request
+
+    _check_length(seconds, "--seconds")
+    sound = read(prompt, minimum_seconds=0.1)
+    if prompt_seconds is not None:
+        sound = sound.trim(prompt_seconds)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
+        with _progress() as show:
+            return model.generate_batch(requests, only_new, chain, _sampling(model, common), show)
+
+    _run(common, output, make, 0.0 if only_new else sound.seconds)
+
+
+@app.command
+def generate(output: Output = Path("out.wav"), *, seconds: float = 7.0, chain: Chain = "full", common: Common = COMMON) -> None:
+    """Speech (or music) from nothing: a new voice, new words.
+
+    Parameters
+    ----------
+    output
+        .wav, .flac, .ogg, .opus or .mp3.
+    seconds
+        How much.
+    chain
+        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+    """
+    from audiolm.model import Request
+
+    _check_length(seconds, "--seconds")
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
+        with _progress() as show:
+            return model.generate_batch(requests, False, chain, _sampling(model, common), show)
+
+    _run(common, output, make)
+
+
+@app.command
+def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | None = None, common: Common = COMMON) -> None:
+    """Say the words of a recording in another voice (acoustic generation).
+
+    Parameters
+    ----------
+    source
+        The recording whose words are kept.
+    output
+        .wav, .flac, .ogg, .opus or .mp3.
+    voice
+        A recording of the voice to use, about three seconds; without it, a random one.
+    """
+    from audiolm.audio import read
+    from audiolm.model import Request
+
+    sound = read(source, minimum_seconds=0.1)
+    speaker = None if voice is None else read(voice, minimum_seconds=0.1)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        words = model.tokenize(sound).semantic
+        requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
+        with _progress() as show:
+            return model.generate_batch(requests, sampling=_sampling(model, common), progress=show)
+
+    _run(common, output, make)
+
+
+@app.command
+def reconstruct(
+    source: Path, /, output: Output = Path("out.wav"), *, codebooks: int | None = None, common: Common = COMMON
+) -> None:
+    """The codec alone: a recording through its tokens and back, at any bitrate.
+
+    Parameters
+    ----------
+    source
+        Any recording.
+    output
+        The same length, at the codec's rate.
+    codebooks
+        How many levels to keep, from 1 (0.5 kbit/s) to all (the default).
+    """
+    from audiolm.audio import read
+
+    sound = read(source, minimum_seconds=0.1)
+    _run(common, output, lambda model: [model.reconstruct(sound, codebooks)])
+
+
+@app.command
+def tokenize(
+    source: Path,
+    /,
+    output: Output = Path("tokens"),
+    *,
+    model: str = "speech",
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """A folder of recordings (or one with a manifest.csv) -> a token store. What is in the store already stays.
+
+    Parameters
+    ----------
+    source
+        A folder with any tree of audio in it, or a manifest.csv with a column path (and speaker, split, ...).
+    output
+        The store's folder.
+    model
+        Whose tokenizers: a packaged model, a bundle's folder, or a hub id.
+    """
+    from audiolm import bundle
+    from audiolm.corpus import tokenize_corpus
+    from audiolm.data import scan
+    from audiolm.run import progress
+
+    tokenizers, recordings = bundle.load(model), scan(source)
+    with progress(len(recordings), label="tokenize") as show:
+        store = tokenize_corpus(tokenizers.semantic, tokenizers.codec, recordings, output, show)
+    _print(store.summary(), json)
+
+
+@app.command
+def train(recipe: Path, /, *settings: str, only: str | None = None) -> None:
+    """Run a recipe: from a folder of audio to a model of your own. Killed at any moment, the same command goes on.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file; see recipes/.
+    settings
+        key=value, as data=FOLDER out=FOLDER coarse.steps=2000; they override the recipe.
+    only
+        Run this one step, whose predecessors must be done.
+    """
+    from audiolm.config import load_config
+    from audiolm.recipe import RecipeConfig, run_recipe
+
+    run_recipe(load_config(RecipeConfig, recipe, settings), only)
+
+
+@app.command
+def evaluate(
+    model: str = "speech",
+    *,
+    data: Path,
+    report: Path,
+    limit: int = 24,
+    seconds: float = 4.0,
+    seed: int = 0,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """The paper's measures on recordings the model has not heard: report.md and report.json.
+
+    Parameters
+    ----------
+    model
+        A packaged model, a bundle's folder, or a hub id.
+    data
+        A folder or manifest.csv; its test split is used where it has one.
+    report
+        Folder for the report.
+    limit
+        How many clips are continued (the codec is measured on all).
+    seconds
+        How much each continuation adds.
+    """
+    from audiolm.evaluation import evaluate_folder
+
+    figures = evaluate_folder(model, data, report, limit=limit, seconds=seconds, seed=seed)
+    if json:
+        _print(figures, True)
+    else:
+        print((report / "report.md").read_text(encoding="utf-8"))
+
+
+@app.command
+def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """What a model, a token store or a recording is.
+
+    Parameters
+    ----------
+    target
+        A packaged model, a bundle's folder, a token store's folder, or a sound file.
+    """
+    from audiolm.audio import probe
+
+    path = Path(target)
+    if path.is_file():
+        found = probe(path)
+        _print({"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}, json)
+    elif (path / "header.json").is_file():
+        from audiolm.token_store import TokenStore
+
+        _print({"token_store": target, **TokenStore(path).summary()}, json)
+    else:
+        from audiolm import bundle
+
+        model = bundle.load(target)
+        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in bundle.parts(model).items()}
+        _print(
+            {
+                "model": target,
+                **model.about,
+                "sample_rate": model.sample_rate,
+                "semantic": f"{model.semantic.spec.codebook_size} units at {model.semantic.spec.frame_rate:g} Hz",
+                "acoustic": f"{model.codec.spec.num_codebooks} x {model.codec.spec.codebook_size} codes at "
+                f"{model.codec.spec.frame_rate:g} Hz, {model.codec.spec.bitrate / 1000:g} kbit/s",
+                "parameters": sizes,
+                "sampling": {name: sampling.plain() for name, sampling in model.sampling.items()},
+            },
+            json,
+        )
+
+
+@app.command
+def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """What this machine can do, and what is missing."""
+    from audiolm.doctor import examine
+
+    _print(examine(), json)
+
+
+def main() -> None:
+    """Entry point of the `audiolm` program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program and return its exit code."""
+    try:
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
+    except (InputError, CycloptsError) as error:
+        return _complain(" ".join(str(error).split()), 2)
+    except KeyboardInterrupt:
+        return _complain("stopped", 1)
+    except BrokenPipeError:
+        return 1
+    except SystemExit as stop:  # a training that was asked to stop says so itself
+        return _complain(str(stop.code), 1) if isinstance(stop.code, str) else int(stop.code or 0)
+    except Exception as error:
+        if os.environ.get("AUDIOLM_TRACEBACK"):
+            raise
+        kind = type(error).__name__
+        return _complain(f"{kind}: {' '.join(str(error).split())} (AUDIOLM_TRACEBACK=1 shows where)", 1)
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"audiolm: {text}", file=sys.stderr)
+    return code
+
+
+def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Waveform"]], prompt_seconds: float = 0.0) -> None:
+    """Check the outputs, load the model, make the sounds, write them, and say what was done."""
+    import torch
+
+    from audiolm import bundle
+    from audiolm.audio import check_output, plot
+
+    if common.samples < 1:
+        raise InputError(f"--samples {common.samples}: give 1 or more")
+    check_output(output)
+    if common.plot is not None:
+        check_output(common.plot.with_suffix(".wav"))
+    if common.threads is not None:
+        torch.set_num_threads(max(1, common.threads))
+    try:
+        device = torch.device(common.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
+    sounds = make(bundle.load(common.model, common.device))
+    written = []
+    for number, sound in enumerate(sounds, 1):
+        path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+        sound.write(path)
+        written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate})
+        written[-1] |= {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
+        if common.plot is not None:
+            picture = common.plot
+            if len(sounds) > 1:
+                picture = picture.with_name(f"{picture.stem}-{number}{picture.suffix}")
+            plot(sound, picture, prompt_seconds or None)
+            written[-1]["plot"] = str(picture)
+    if common.json:
+        _print(written[0] if len(written) == 1 else written, True)
+        return
+    for entry in written:
+        extra = f", picture in {entry['plot']}" if "plot" in entry else ""
+        print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
+
+
+def _sampling(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
+    """The model's own sampling settings with what the command line says instead."""
+    settings = dict(model.sampling)
+    if common.temperature is not None:
+        try:
+            values = [float(value) for value in common.temperature.split(",")]
+        except ValueError:
+            values = []
+        if len(values) not in (1, 3) or any(value < 0 for value in values):
+            raise InputError(f"--temperature {common.temperature}: give one number, or three as 0.6,0.8,0.6, none below 0")
+        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
+        given = {"semantic": semantic, "fine": fine}
+        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
+    for name in ("top_k", "top_p"):
+        value = getattr(common, name)
+        if value is not None:
+            if not (value >= 1 if name == "top_k" else 0 < value <= 1):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'above 0, at most 1'}"
+                )
+            settings = {stage: each.model_copy(update={name: value}) for stage, each in settings.items()}
+    return settings
+
+
+def _check_length(seconds: float, option: str) -> None:
+    from audiolm.model import LONGEST
+
+    if not 0 < seconds <= LONGEST:
+        raise InputError(f"{option} {seconds:g}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar per stage with the time left, on a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def _print(value: Any, as_json: bool, indent: str = "") -> None:
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    for key, each in value.items():
+        if isinstance(each, dict):
+            print(f"{indent}{key}")
+            _print(each, False, indent + "  ")
+        else:
+            print(f"{indent}{key:<14} {each}")
+
+
+if __name__ == "__main__":
+    main()
