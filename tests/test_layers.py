@@ -14,8 +14,8 @@ ROWS = """
     tokenizers
     model bundle
     provenance data token_store run
-    train_codec train_encoder train_lm evaluation
-    recipe server
+    train_codec train_encoder train_lm evaluation corpus
+    recipe server doctor
     cli
     __init__ __main__
 """
