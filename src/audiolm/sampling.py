@@ -10,6 +10,7 @@ Items are exact: each has random numbers of its own and sees no padding, so a ba
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict, Unpack
+from zlib import crc32
 
 import torch
 import torch.nn.functional as nnf
@@ -89,7 +90,7 @@ def sample_frames(
     # All random numbers at once: how many an item draws is its own affair, and no step waits for them.
     uniform = torch.zeros(len(lines), count, levels)
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
-        uniform[row, :own] = torch.rand(own, levels, generator=_generator(seed))
+        uniform[row, :own] = torch.rand(own, levels, generator=_generator(stage, seed))
     uniform = uniform.to(device)
     due = torch.tensor(frames, device=device)
     ended = torch.zeros(len(lines), dtype=torch.bool, device=device)
@@ -174,7 +175,7 @@ def sample_windows(
     """As `sample`, for any length: memory stays that of one window. Given codes are in their own time, repeats included."""
     known = [codes.long() for codes in prompt]
     totals = [codes.shape[1] + count for codes, count in zip(known, frames, strict=True)]
-    generators = [_generator(seed) for seed in seeds]
+    generators = [_generator(stage, seed) for seed in seeds]
     going = [item for item, count in enumerate(frames) if count]
     while going:
         have = [known[item].shape[1] for item in going]
@@ -235,7 +236,7 @@ def sample_chunks(
             [cut(stage, given[item], start, stop) for item, start, stop in batch],
             known,
             [stop - start - part.shape[1] for part, (_, start, stop) in zip(known, batch, strict=True)],
-            [(seeds[item] * 1_000_003 + start // crop) % 2**63 for item, start, _ in batch],
+            [seeds[item] * 1_000_003 + start // crop for item, start, _ in batch],
             _part(progress, first, first + len(batch), len(chunks), crop),
             **options,
         )
@@ -244,8 +245,11 @@ def sample_chunks(
     return done
 
 
-def _generator(seed: int | Generator) -> Generator:
-    return seed if isinstance(seed, Generator) else Generator().manual_seed(seed)
+def _generator(stage: Stage, seed: int | Generator) -> Generator:
+    """An item's random numbers: others in every stage, so that one seed may serve them all. Torch looks at 32 bits of a seed."""
+    if isinstance(seed, Generator):
+        return seed
+    return Generator().manual_seed((seed * 1_000_003 + crc32(stage.name.encode())) % 2**32)
 
 
 def _part(progress: Progress | None, before: int, after: int, total: int, steps: int = 1) -> Progress | None:
