@@ -4,6 +4,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from audiolm.audio import Waveform, read
+from audiolm.model import AudioLM
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -79,3 +81,36 @@ def _no_network() -> Iterator[None]:
             patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name), address_host))
         patch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *_: host))
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(female: Waveform, male: Waveform) -> AudioLM:
+    """A whole bundle of tiny networks: codec and units fitted to the two voices, language models with random weights."""
+    from audiolm import stages
+    from audiolm.bundle import language_model
+    from audiolm.codec import Codec, CodecConfig
+    from audiolm.conformer import Conformer, ConformerConfig
+    from audiolm.kmeans import KMeans
+    from audiolm.tokenizers import SemanticTokenizer
+    from audiolm.transformer import TransformerConfig
+
+    torch.manual_seed(0)
+    voices = torch.stack([sound.samples[:, : 4 * 16_000] for sound in (female, male)])
+    codec = Codec(
+        CodecConfig(
+            num_codebooks=6, codebook_size=32, latent=32, encoder_width=16, decoder_width=16, encoder_layers=1, decoder_layers=1
+        )
+    )
+    codec.start(voices)
+    encoder = Conformer(ConformerConfig(layers=2, width=32, heads=2)).eval()
+    with torch.no_grad():
+        features = encoder(encoder.log_mel(voices), layers=1)[1].flatten(0, 1)
+    semantic = SemanticTokenizer(encoder, KMeans.fit(features, 16), 1)
+    network = TransformerConfig(layers=2, heads=2, width=32, ffn=32, dropout=0)
+    values = {
+        "semantic": replace(stages.semantic(semantic.spec), crop=4.0, overlap=1.0),
+        "coarse": replace(stages.coarse(semantic.spec, codec.spec, 2), crop=4.0, overlap=1.0),
+        "fine": replace(stages.fine(codec.spec, 2), crop=1.0),
+        "acoustic": replace(stages.acoustic_only(codec.spec, 2), crop=4.0, overlap=1.0),
+    }
+    return AudioLM(semantic, codec, {name: (stage, language_model(stage, network)) for name, stage in values.items()})

@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 ROWS = """
     errors files tokens config plots audio
     quantizer transformer conformer codec adversarial kmeans stages
-    phonetics sampling parallel adapters
+    pretraining phonetics sampling parallel adapters
     tokenizers
     model bundle
     provenance data token_store run
-    train_codec train_encoder train_lm evaluation corpus
+    train_codec train_encoder train_lm evaluation corpus chain
     recipe server doctor
     cli
     __init__ __main__

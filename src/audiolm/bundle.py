@@ -94,8 +94,8 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
 
 
 def parts(model: AudioLM) -> dict[str, nn.Module]:
-    """The networks of a bundle by the names of their files."""
-    return {"codec": model.codec, "semantic": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}
+    """The networks of a bundle by the names of their files: "codec", "encoder" (with its units), and each stage's."""
+    return {"codec": model.codec, "encoder": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}
 
 
 def packed(part: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

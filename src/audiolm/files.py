@@ -48,7 +48,9 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
     """Write tensors and string metadata as one whole safetensors file."""
     with whole_file(path) as temporary:
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {})
+            )
         except SafetensorError as error:  # the library wraps the operating system's error, a full disk above all
             raise InputError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
 

@@ -107,13 +107,15 @@ class AudioLM:
 
     def tokenize(self, sound: Waveform) -> AudioTokens:
         """Semantic and acoustic tokens of a recording; its end is padded with silence to a whole semantic frame (40 ms)."""
-        audio = self._tensor(sound)
+        return self._tokenize(self._tensor(sound))
+
+    @torch.inference_mode()
+    def _tokenize(self, audio: Tensor) -> AudioTokens:
         audio = nn.functional.pad(audio, (0, -audio.shape[-1] % self.semantic.hop))
-        with torch.inference_mode():
-            return AudioTokens(
-                Tokens(self.semantic.encode(audio)[0].cpu(), self.semantic.spec),
-                Tokens(self.codec.encode(audio)[0].cpu(), self.codec.spec),
-            )
+        return AudioTokens(
+            Tokens(self.semantic.encode(audio)[0].cpu(), self.semantic.spec),
+            Tokens(self.codec.encode(audio)[0].cpu(), self.codec.spec),
+        )
 
     def decode(self, acoustic: Tokens) -> Waveform:
         """Sound of acoustic tokens, of any prefix of levels."""
@@ -190,7 +192,7 @@ class AudioLM:
         if request.prompt is not None:
             prompt = self._tensor(request.prompt)[0]
             # What is left over after the last whole frame is heard but not tokenized: no frame may contain invented silence.
-            tokens = self.tokenize(Waveform(prompt[:, : prompt.shape[-1] // step * step].cpu(), self.sample_rate))
+            tokens = self._tokenize(prompt[None, :, : prompt.shape[-1] // step * step])
         if request.semantic is not None:
             if request.semantic.spec != self.semantic.spec:
                 raise InputError(f"semantic tokens are {request.semantic.spec}, this model's are {self.semantic.spec}")

@@ -41,7 +41,9 @@ class Tokens:
                 f"{self.spec.name} codes must be (levels <= {self.spec.num_codebooks}, frames), got {tuple(self.codes.shape)}"
             )
         if self.codes.numel() and not 0 <= int(self.codes.min()) <= int(self.codes.max()) < self.spec.codebook_size:
-            raise InputError(f"{self.spec.name} codes must lie in [0, {self.spec.codebook_size}); were they made by another tokenizer?")
+            raise InputError(
+                f"{self.spec.name} codes must lie in [0, {self.spec.codebook_size}); were they made by another tokenizer?"
+            )
 
     @property
     def seconds(self) -> float:

@@ -1,0 +1,234 @@
+"""The bundle: the paper's modes on a tiny model, contracts 3 and 5, saving and loading."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiolm import bundle, stages
+from audiolm.audio import Waveform, concatenate
+from audiolm.bundle import language_model
+from audiolm.errors import InputError
+from audiolm.model import AudioLM, Request, Sampling
+from audiolm.tokenizers import TOKENIZERS, Decoder, Tokenizer, tokenizer
+from audiolm.transformer import TransformerConfig
+
+
+def test_continuation_keeps_the_prompt_to_the_sample(tiny_model: AudioLM, female: Waveform) -> None:
+    prompt = female.trim(1.2345)  # not a whole number of frames
+    out = tiny_model.generate(prompt, seconds=1.5, seed=3)
+    count = prompt.samples.shape[1]
+    assert torch.equal(out.samples[:, :count], prompt.samples)
+    assert out.samples.shape[1] == count + 24_000
+    new = tiny_model.generate(prompt, seconds=1.5, seed=3, only_new=True)
+    assert torch.equal(new.samples, out.samples[:, count:])
+    assert float(new.samples.square().mean()) > 0
+
+
+def test_lengths_come_back_to_the_sample(tiny_model: AudioLM, female: Waveform) -> None:
+    for samples in (1600, 1601, 6400, 12_345):
+        sound = Waveform(female.samples[:, :samples], 16_000)
+        assert tiny_model.reconstruct(sound).samples.shape == sound.samples.shape
+        tokens = tiny_model.tokenize(sound)
+        assert tokens.acoustic.codes.shape[1] == 2 * tokens.semantic.codes.shape[1] == 2 * -(-samples // 640)
+        assert tiny_model.generate(sound, seconds=0.3).samples.shape[1] == samples + 4800
+        assert tiny_model.revoice(sound).samples.shape[1] == tokens.semantic.codes.shape[1] * 640
+    assert tiny_model.generate(seconds=0.1234).samples.shape[1] == round(0.1234 * 16_000)
+
+
+def test_seeds_decide(tiny_model: AudioLM, female: Waveform) -> None:
+    prompt = female.trim(1)
+    first, again, other = (tiny_model.generate(prompt, seconds=1, seed=seed).samples for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_batched_equals_single(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    """Contract 3: prompts, lengths and tasks of all kinds together give what each gives alone."""
+    words = tiny_model.tokenize(male.trim(1.3)).semantic
+    requests = [
+        Request(female.trim(1), 1.1, seed=5),
+        Request(None, 2.0, seed=6),
+        Request(male.trim(3), 4.0, seed=7),  # past the stages' crops
+        Request(female.trim(0.5), semantic=words, seed=8),
+        Request(None, semantic=words, seed=9),
+    ]
+    together = tiny_model.generate_batch(requests)
+    for request, sound in zip(requests, together, strict=True):
+        alone = tiny_model.generate_batch([request])[0]
+        torch.testing.assert_close(alone.samples, sound.samples, atol=1e-5, rtol=1e-4)
+
+
+def test_acoustic_generation_says_the_given_words(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    words = tiny_model.tokenize(male.trim(1.3)).semantic
+    job = tiny_model._job(Request(female.trim(1), semantic=words))
+    tiny_model._sample_acoustic([job], "full", tiny_model.sampling, None)
+    voice = tiny_model.tokenize(female.trim(1))
+    assert torch.equal(job.semantic, torch.cat([voice.semantic.codes, words.codes], 1))
+    assert torch.equal(job.acoustic[:, : voice.acoustic.codes.shape[1]], voice.acoustic.codes)
+    assert job.acoustic.shape == (6, 2 * job.semantic.shape[1])
+
+
+def test_acoustic_only_baseline_needs_no_semantic_stage(tiny_model: AudioLM, female: Waveform) -> None:
+    bare = AudioLM(tiny_model.semantic, tiny_model.codec, {name: tiny_model.stages[name] for name in ("acoustic", "fine")})
+    prompt = female.trim(1)
+    sound = bare.generate(prompt, seconds=0.5, chain="acoustic")
+    assert torch.equal(sound.samples, tiny_model.generate(prompt, seconds=0.5, chain="acoustic").samples)
+    with pytest.raises(InputError, match="no semantic stage"):
+        bare.generate(prompt, seconds=0.5)
+    with pytest.raises(InputError, match="full chain"):
+        bare.generate_batch([Request(semantic=tiny_model.tokenize(prompt).semantic)], chain="acoustic")
+
+
+def test_the_piano_form_has_no_fine_stage(tiny_model: AudioLM, female: Waveform) -> None:
+    """AudioLM section IV-I: one stage predicts all the levels of the codec."""
+    stage = replace(stages.piano(tiny_model.semantic.spec, tiny_model.codec.spec, 6), crop=4.0, overlap=1.0)
+    network = language_model(stage, TransformerConfig(layers=1, heads=1, width=16, ffn=16))
+    piano = AudioLM(tiny_model.semantic, tiny_model.codec, {"semantic": tiny_model.stages["semantic"], "piano": (stage, network)})
+    assert piano.generate(female.trim(1), seconds=1).seconds == pytest.approx(2)
+
+
+def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform) -> None:
+    chosen = {
+        name: (replace(stage, dedup=name in ("semantic", "coarse")), network)
+        for name, (stage, network) in tiny_model.stages.items()
+    }
+    model = AudioLM(tiny_model.semantic, tiny_model.codec, chosen, about={"mean_run": 2.0})
+    assert model.generate(female.trim(1), seconds=1.5, seed=1).seconds == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("codebooks", [1, 3, 6])
+def test_reconstruction_at_any_bitrate(tiny_model: AudioLM, female: Waveform, codebooks: int) -> None:
+    sound = tiny_model.reconstruct(female, codebooks)
+    assert sound.samples.shape == female.samples.shape
+    tokens = tiny_model.tokenize(female).acoustic
+    decoded = tiny_model.decode(replace(tokens, codes=tokens.codes[:codebooks])).samples[:, : female.samples.shape[1]]
+    torch.testing.assert_close(decoded[:, :-1000], sound.samples[:, :-1000], atol=1e-5, rtol=1e-4)
+
+
+def test_any_rate_and_channels(tiny_model: AudioLM, female: Waveform) -> None:
+    stereo = Waveform(female.trim(1).resample(44_100).samples.expand(2, -1).contiguous(), 44_100)
+    out = tiny_model.generate(stereo, seconds=0.5)
+    assert (out.sample_rate, len(out.samples)) == (16_000, 1)
+    assert out.seconds == pytest.approx(1.5)
+
+
+def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform) -> None:
+    for seconds in (0, -1.0, float("nan"), None, 1e9):
+        with pytest.raises(InputError, match="say how much"):
+            tiny_model.generate(female, seconds=seconds)
+    with pytest.raises(InputError, match="1 ms long"):
+        tiny_model.generate(female.trim(0.001), seconds=1)
+    with pytest.raises(InputError, match="1 to 6"):
+        tiny_model.reconstruct(female, 7)
+    tokens = tiny_model.tokenize(female)
+    with pytest.raises(InputError, match="this model's"):
+        tiny_model.decode(tokens.semantic)
+    with pytest.raises(InputError, match="this model's"):
+        tiny_model.generate(semantic=tokens.acoustic)
+
+
+def test_settings_reach_the_sampler(tiny_model: AudioLM, female: Waveform) -> None:
+    greedy = {name: Sampling(temperature=0) for name in tiny_model.stages}
+    first, second = (tiny_model.generate(female.trim(1), 1, seed=seed, sampling=greedy).samples for seed in (1, 2))
+    assert torch.equal(first, second)
+    assert tiny_model.sampling["semantic"].temperature == 0.6
+
+
+def test_progress_is_told(tiny_model: AudioLM, female: Waveform) -> None:
+    told: list[tuple[str, int, int]] = []
+    tiny_model.generate(female.trim(1), seconds=1, progress=lambda *each: told.append(each))
+    assert {name for name, _, _ in told} == {"semantic", "coarse", "fine"}
+    assert all(done <= total for _, done, total in told)
+
+
+# Contracts of every tokenizer in the table
+
+
+@pytest.mark.parametrize("name", list(TOKENIZERS))
+def test_tokenizers_keep_the_contract(tiny_model: AudioLM, female: Waveform, male: Waveform, name: str) -> None:
+    one = {"soundstream": tiny_model.codec, "units": tiny_model.semantic}[name]
+    assert isinstance(one, tokenizer(name))
+    assert isinstance(one, Tokenizer)
+    pair = torch.stack([sound.samples[:, : 2 * 16_000] for sound in (female, male)])
+    codes = one.encode(pair)
+    assert codes.shape == (2, one.spec.num_codebooks, round(2 * one.spec.frame_rate))
+    assert codes.dtype == torch.int64
+    assert 0 <= int(codes.min()) <= int(codes.max()) < one.spec.codebook_size
+    assert torch.equal(codes, one.encode(pair))
+    assert torch.equal(codes, torch.cat([one.encode(pair[:1]), one.encode(pair[1:])]))
+    if isinstance(one, Decoder):
+        for levels in range(1, one.spec.num_codebooks + 1):
+            assert one.decode(codes[:, :levels]).shape == pair.shape
+
+
+def test_unknown_tokenizers_name_the_known() -> None:
+    with pytest.raises(InputError, match="soundstream, units"):
+        tokenizer("encodek")
+    with pytest.raises(InputError, match="install"):
+        tokenizer("no_such_package:thing")
+
+
+def test_long_recordings_are_tokenized_in_windows(tiny_model: AudioLM, female: Waveform) -> None:
+    long = concatenate([female] * 10)  # over 40 s: three windows
+    codes = tiny_model.semantic.encode(long.samples[None])
+    whole = tiny_model.semantic._encode(long.samples[None])
+    assert codes.shape == whole.shape
+    assert float((codes == whole).float().mean()) > 0.9  # all but what hears further than the context
+
+
+# Bundles
+
+
+@pytest.fixture
+def saved(tiny_model: AudioLM, tmp_path: Path) -> Path:
+    bundle.save(tiny_model, tmp_path / "model", "# A card\n", torch.float32)
+    return tmp_path / "model"
+
+
+def test_saved_and_loaded_is_the_same_model(tiny_model: AudioLM, saved: Path, female: Waveform) -> None:
+    loaded = bundle.load(saved)
+    prompt = female.trim(1)
+    assert torch.equal(loaded.generate(prompt, seconds=1).samples, tiny_model.generate(prompt, seconds=1).samples)
+    assert loaded.sampling == tiny_model.sampling
+    assert {name: stage for name, (stage, _) in loaded.stages.items()} == {n: s for n, (s, _) in tiny_model.stages.items()}
+    assert sorted(path.suffix for path in saved.iterdir()) == [".json", ".md"] + [".safetensors"] * 6
+    assert not set(bundle.parts(loaded)) - {path.stem for path in saved.glob("*.safetensors")}
+
+
+def test_half_precision_on_disk(tiny_model: AudioLM, tmp_path: Path, female: Waveform) -> None:
+    bundle.save(tiny_model, tmp_path / "half", "")
+    loaded = bundle.load(tmp_path / "half")
+    assert next(loaded.codec.parameters()).dtype == torch.float32
+    agree = loaded.tokenize(female).acoustic.codes[0] == tiny_model.tokenize(female).acoustic.codes[0]
+    assert float(agree.float().mean()) > 0.9
+
+
+def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            bundle.load(saved)
+        assert "\n" not in str(caught.value)
+
+    (saved / "config.json").write_text(json.dumps({**config, "format": bundle.FORMAT + 1}))
+    refused("newer than this audiolm")
+    (saved / "config.json").write_text("{")
+    refused("not JSON")
+    (saved / "config.json").write_text(json.dumps({**config, "codec": {"latnet": 3}}))
+    refused("not a bundle's configuration")
+    (saved / "config.json").write_text(json.dumps({**config, "semantic": {**config["semantic"], "units": 17}}))
+    refused("do not fit")
+    (saved / "config.json").write_text(json.dumps(config))
+    weights = (saved / "coarse.safetensors").read_bytes()
+    (saved / "coarse.safetensors").write_bytes(weights[: len(weights) // 2])
+    refused("coarse.safetensors: not a whole safetensors file")
+    (saved / "coarse.safetensors").unlink()
+    refused("coarse.safetensors: no such file")
+    with pytest.raises(InputError, match="config.json is missing"):
+        bundle.load(tmp_path)
+    with pytest.raises(InputError, match="no such model"):
+        bundle.load("nothing-of-this-name")
