@@ -218,14 +218,24 @@ def concatenate(waveforms: Sequence[Waveform]) -> Waveform:
 
 def check_output(path: str | os.PathLike[str]) -> _Kind:
     """Refuse a path that `Waveform.write` could not write, before anything costly is done for it."""
-    path = Path(path)
+    _check_place(Path(path))
+    return _kind(Path(path).suffix, str(path))
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """As `check_output`, for `plot`."""
+    _check_place(Path(path))
+    if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
+        raise InputError(f"{path}: cannot draw to '{Path(path).suffix}'; name a .png, .svg, .pdf or .jpg file")
+
+
+def _check_place(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path}: a folder; name a file in it, as {path / 'out.wav'}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written (no such folder); make {path.parent} first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: cannot be written (permission denied); choose another folder")
-    return _kind(path.suffix, str(path))
 
 
 def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float | None = None, title: str | None = None) -> None:
@@ -233,14 +243,12 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
 
     A grey line stands where the prompt ends. Needs matplotlib, the extra `plot`.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in {".png", ".svg", ".pdf", ".jpg"}:
-        raise InputError(f"{path}: cannot draw to '{suffix}'; name a .png, .svg, .pdf or .jpg file")
+    check_picture(path)
     if not waveform.samples.numel():
         raise InputError(f"{path}: there is no sound to draw")
     try:
         samples = waveform.mono().samples[0].detach().cpu()
-        picture = plots.picture(samples, waveform.sample_rate, prompt_seconds, title, suffix[1:])
+        picture = plots.picture(samples, waveform.sample_rate, prompt_seconds, title, Path(path).suffix.lower()[1:])
     except ImportError as error:
         raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]") from error
     with whole_file(path) as temporary:

@@ -365,13 +365,13 @@ def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Wavefor
     import torch
 
     from audiolm import bundle
-    from audiolm.audio import check_output, plot
+    from audiolm.audio import check_output, check_picture, plot
 
     if common.samples < 1:
         raise InputError(f"--samples {common.samples}: give 1 or more")
     check_output(output)
     if common.plot is not None:
-        check_output(common.plot.with_suffix(".wav"))
+        check_picture(common.plot)
     if common.threads is not None:
         torch.set_num_threads(max(1, common.threads))
     try:

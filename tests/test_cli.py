@@ -1,0 +1,211 @@
+"""The program: verbs on a tiny bundle, exit codes, one-line mistakes, nothing written on failure (contracts 8 and 10)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiolm import bundle
+from audiolm.audio import read
+from audiolm.cli import run
+from audiolm.model import AudioLM
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: AudioLM, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    bundle.save(tiny_model, folder, "# A card\n")
+    return str(folder)
+
+
+def ok(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert run([str(each) for each in arguments]) == 0, capsys.readouterr().err
+    return capsys.readouterr().out
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line that a mistake is answered with."""
+    assert run([str(each) for each in arguments]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("audiolm: ")
+    return shown.err
+
+
+def test_continue_writes_the_prompt_and_what_follows(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    out, picture = tmp_path / "out.wav", tmp_path / "out.png"
+    told = json.loads(ok(capsys, "continue", female_path, "-o", out, "--seconds", "1", "-m", model, "--plot", picture, "--json"))
+    prompt, sound = read(female_path), read(out)
+    assert np.array_equal(sound.samples[:, : prompt.samples.shape[1]], prompt.samples)
+    assert sound.seconds == pytest.approx(prompt.seconds + 1) == told["seconds"]
+    assert told["prompt_seconds"] == pytest.approx(prompt.seconds)
+    assert (told["file"], told["plot"]) == (str(out), str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_numbered_and_each_has_its_seed(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    arguments = ["continue", female_path, "--seconds", "0.5", "--only-new", "-m", model, "--json"]
+    several = json.loads(ok(capsys, *arguments, "-o", tmp_path / "out.flac", "--samples", "2", "--seed", "4"))
+    assert [entry["seed"] for entry in several] == [4, 5]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-1.flac", "out-2.flac"]
+    ok(capsys, *arguments, "-o", tmp_path / "again.flac", "--seed", "5")
+    assert np.array_equal(read(tmp_path / "again.flac").samples, read(tmp_path / "out-2.flac").samples)
+    assert read(tmp_path / "again.flac").seconds == pytest.approx(0.5)
+
+
+def test_the_other_verbs(capsys, tmp_path: Path, model: str, female_path: Path, male_path: Path) -> None:
+    out = tmp_path / "out.ogg"
+    ok(capsys, "generate", "-o", out, "--seconds", "0.5", "-m", model, "--temperature", "0.6,0.8,0.6", "--top-k", "5")
+    assert read(out).seconds == pytest.approx(0.5, abs=0.01)
+    ok(capsys, "generate", "-o", out, "--seconds", "0.4", "--chain", "acoustic", "-m", model)
+    ok(capsys, "revoice", male_path, "-o", tmp_path / "a.wav", "--voice", female_path, "-m", model)
+    assert read(tmp_path / "a.wav").seconds == pytest.approx(read(male_path).seconds, abs=0.04)
+    ok(capsys, "reconstruct", male_path, "-o", tmp_path / "b.wav", "--codebooks", "3", "-m", model)
+    assert read(tmp_path / "b.wav").samples.shape == read(male_path).samples.shape
+    told = json.loads(ok(capsys, "info", model, "--json"))
+    assert told["sample_rate"] == 16_000
+    assert json.loads(ok(capsys, "info", male_path, "--json"))["channels"] == 1
+    assert "torch" in json.loads(ok(capsys, "doctor", "--json"))
+
+
+def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    store = tmp_path / "tokens"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "good.flac").write_bytes(female_path.read_bytes())
+    (tmp_path / "data" / "bad.wav").write_text("no sound")
+    assert run(["tokenize", str(tmp_path / "data"), "-o", str(store), "--model", model, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "bad.wav" in shown.err  # reported and left out
+    summary = json.loads(shown.out)
+    assert summary["recordings"] == 1
+    assert summary["frames"]["acoustic"] == 2 * summary["frames"]["semantic"]
+    assert json.loads(ok(capsys, "info", store, "--json"))["recordings"] == 1
+
+
+def test_a_store_of_other_tokenizers_is_refused(capsys, tmp_path: Path, model: str, tiny_model: AudioLM) -> None:
+    (tmp_path / "data").mkdir()
+    soundfile.write(tmp_path / "data" / "a.wav", np.random.default_rng(0).normal(size=16_000) * 0.1, 16_000)
+    ok(capsys, "tokenize", tmp_path / "data", "-o", tmp_path / "tokens", "--model", model)
+    layer = tiny_model.semantic.layer
+    tiny_model.semantic.layer = 2
+    try:
+        bundle.save(tiny_model, tmp_path / "other", "")
+    finally:
+        tiny_model.semantic.layer = layer
+    line = mistake(capsys, "tokenize", tmp_path / "data", "-o", tmp_path / "tokens", "--model", tmp_path / "other")
+    assert "another tokenizer (layer" in line
+
+
+def _bad_inputs(folder: Path) -> dict[str, str]:
+    """Bad recordings by file name, and a word of the line that each must be answered with."""
+    (folder / "text.wav").write_text("this is no sound")
+    soundfile.write(folder / "none.wav", np.zeros((0, 1)), 16_000)
+    soundfile.write(folder / "nan.wav", np.full((16_000, 1), np.nan), 16_000, subtype="FLOAT")
+    soundfile.write(folder / "blink.wav", np.zeros((16, 1)), 16_000)
+    soundfile.write(folder / "choir.wav", np.zeros((1600, 50)), 16_000)
+    return {
+        "missing.wav": "no such file",
+        "text.wav": "not a sound file",
+        "none.wav": "no samples",
+        "nan.wav": "NaN",
+        "blink.wav": "only 0.001 s",
+        "choir.wav": "50 channels",
+    }
+
+
+@pytest.mark.parametrize("verb", ["continue", "revoice", "reconstruct"])
+def test_bad_recordings(capsys, tmp_path: Path, model: str, verb: str) -> None:
+    out = tmp_path / "out.wav"
+    for name, word in _bad_inputs(tmp_path).items():
+        line = mistake(capsys, verb, tmp_path / name, "-o", out, "-m", model)
+        assert name in line
+        assert word in line
+        assert not out.exists()
+
+
+def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    base = ["continue", female_path, "-o", out, "-m", model]
+    for extra, word in {
+        ("--seconds", "-3"): "--seconds",
+        ("--seconds", "nan"): "--seconds",
+        ("--seconds", "three"): "three",
+        ("--samples", "0"): "--samples",
+        ("--temperature", "hot"): "--temperature",
+        ("--temperature", "1,2"): "--temperature",
+        ("--temperature", "-1"): "--temperature",
+        ("--top-k", "0"): "--top-k",
+        ("--top-p", "1.5"): "--top-p",
+        ("--device", "cuda:99"): "--device",
+        ("--device", "toaster"): "--device",
+        ("--prompt-seconds", "-1"): "keep -1",
+        ("--plot", str(tmp_path / "picture.doc")): "picture.doc",
+        ("--plot", str(tmp_path / "nowhere" / "picture.png")): "nowhere",
+        ("--secnds", "3"): "--seconds",
+    }.items():
+        assert word in mistake(capsys, *base, *extra)
+        assert not out.exists()
+    assert "no-such-model" in mistake(capsys, "continue", female_path, "-o", out, "-m", "no-such-model")
+    for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
+        assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)
+    assert "1 to 6" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, "--codebooks", "7")
+    assert not out.exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    capsys, tmp_path: Path, model: str, female_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    line = mistake(capsys, "reconstruct", female_path, "-o", tmp_path / "out.wav", "-m", model)
+    assert "no space left" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_models(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in Path(model).iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    base = ["continue", female_path, "-o", tmp_path / "out.wav", "-m", broken]
+    weights = (broken / "codec.safetensors").read_bytes()
+    (broken / "codec.safetensors").write_bytes(weights[:1000])
+    assert "codec.safetensors" in mistake(capsys, *base)
+    (broken / "codec.safetensors").write_bytes(weights)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "format": 99}))
+    assert "newer" in mistake(capsys, *base)
+    assert not (tmp_path / "out.wav").exists()
+
+
+def test_bad_recipes(capsys, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("no_such_key = 1\n")
+    assert "no_such_key" in mistake(capsys, "train", recipe, f"data={tmp_path}", f"out={tmp_path / 'run'}")
+    assert "missing.toml" in mistake(capsys, "train", tmp_path / "missing.toml")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unexpected_error_is_no_traceback(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("the unexpected\nhappened")
+
+    monkeypatch.setattr("audiolm.doctor.examine", broken)
+    monkeypatch.delenv("AUDIOLM_TRACEBACK", raising=False)
+    assert run(["doctor"]) == 1
+    assert capsys.readouterr().err.startswith("audiolm: RuntimeError: the unexpected happened")
+
+
+def test_help_is_quick_and_teaches_by_examples() -> None:
+    """Neither torch nor any other heavy import stands between a user and the help."""
+    code = "import sys; from audiolm.cli import run; run(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "audiolm continue prompt.wav -o out.wav" in done.stdout
