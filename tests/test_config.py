@@ -25,6 +25,7 @@ class Whole(Config):
     data: str
     layer: int | Literal["auto"] = "auto"
     codec: Training = Training()
+    passes: tuple[Training, ...] = ()
     stages: dict[str, Training] = Field(default_factory=dict)
 
     @field_validator("data")
@@ -42,11 +43,14 @@ def recipe(tmp_path: Path, text: str) -> Path:
 
 
 def test_file_and_overrides(tmp_path: Path) -> None:
-    path = recipe(tmp_path, 'data = "sounds"\n[codec]\nsteps = 5\n[codec.network]\nwidth = 4\n[stages.coarse]\nlr = 0.5\n')
-    config = load_config(Whole, path, ["codec.lr=1e-4", "codec.network.bodies=['a', 'b']", "layer=3", "stages.fine.steps=7"])
+    text = 'data = "sounds"\n[codec]\nsteps = 5\n[codec.network]\nwidth = 4\n[stages.coarse]\nlr = 0.5\n'
+    path = recipe(tmp_path, text + "[[passes]]\nsteps = 1\n[[passes]]\nsteps = 2\n")
+    overrides = ["codec.lr=1e-4", "codec.network.bodies=['a', 'b']", "layer=3", "stages.fine.steps=7", "passes.1.lr=5"]
+    config = load_config(Whole, path, overrides)
     assert (config.codec.steps, config.codec.lr, config.layer) == (5, 1e-4, 3)
     assert (config.codec.network.width, config.codec.network.bodies) == (4, ("a", "b"))
     assert (config.stages["coarse"].lr, config.stages["fine"].steps) == (0.5, 7)
+    assert [(each.steps, each.lr) for each in config.passes] == [(1, 1e-3), (2, 5.0)]
     with pytest.raises(ValidationError):
         config.codec.steps = 3  # type: ignore[misc]
 
@@ -72,10 +76,13 @@ def test_override_is_text_where_it_is_not_toml(text: str) -> None:
             "codec.network.width=0: codec.network.width: input should be greater than 0 (got 0)",
         ),
         ("data = ''", [], "recipe.toml: data: give a folder (got '')"),
-        ("data = 'x'", ["data.folder=3"], "'data' is a value, not a table"),
+        ("data = 'x'", ["data.folder=3"], "'data' is no table"),
         ("data = 'x'", ["codec=3"], "codec=3: codec: input should be a valid dictionary"),
         ("data = 'x'", ["codec.steps"], "written key=value"),
         ("data = 'x'", ["=3"], "written key=value"),
+        ("data = 'x'\n[[passes]]\nstpes = 3", [], "unknown key 'passes.0.stpes'; did you mean 'passes.steps'?"),
+        ("data = 'x'\n[[passes]]\nsteps = 3", ["passes.1.steps=3"], "'passes.1' is no table"),
+        ("data = 'x'\n[[passes]]\nsteps = 3", ["passes.steps=3"], "'passes' is a list; name one of its tables by number"),
         ("data = ", [], "recipe.toml: not a TOML file"),
     ],
 )

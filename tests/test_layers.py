@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 ROWS = """
     errors files tokens config plots audio
     quantizer transformer conformer codec adversarial kmeans stages
-    pretraining phonetics sampling parallel adapters
-    tokenizers
+    pretraining phonetics metrics speaker report sampling parallel adapters
+    tokenizers scoring
     model bundle
-    provenance data token_store run
+    provenance data token_store run continuations
     train_codec train_encoder train_lm evaluation corpus chain
     recipe server doctor
     cli

@@ -117,11 +117,17 @@ def _value(text: str) -> Any:
 
 
 def _assign(data: dict[str, Any], place: tuple[str, ...], value: Any, override: str) -> None:
+    table: Any = data
     for depth, part in enumerate(place[:-1], 1):
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
-            raise InputError(f"{override}: {'.'.join(place[:depth])!r} is a value, not a table of keys")
-    data[place[-1]] = value
+        if isinstance(table, list):  # an array of tables, by number: encoder.0.steps
+            table = table[int(part)] if part.isdigit() and int(part) < len(table) else None
+        else:
+            table = table.setdefault(part, {})
+        if not isinstance(table, dict | list):
+            raise InputError(f"{override}: {'.'.join(place[:depth])!r} is no table of keys")
+    if isinstance(table, list):
+        raise InputError(f"{override}: {'.'.join(place[:-1])!r} is a list; name one of its tables by number, from 0, and a key")
+    table[place[-1]] = value
 
 
 def _names(cls: type[Config], prefix: str = "") -> Iterator[str]:
@@ -141,7 +147,7 @@ def _configs(annotation: Any) -> Iterator[type[Config]]:
 
 def _suggestion(cls: type[Config], name: str) -> str:
     known = list(_names(cls))
-    table, _, last = name.rpartition(".")
+    table, _, last = ".".join(part for part in name.split(".") if not part.isdigit()).rpartition(".")
     beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == table}
     # A key that exists elsewhere ("lr" for "codec.lr") was left without its table.
     found = [key for key in known if key.rpartition(".")[2] == last]
