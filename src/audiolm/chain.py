@@ -24,6 +24,8 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.run import seed_all, versions
 
+LITTLE = 100_000  # bytes: a step that failed on a wrong input and left less than this behind was never begun
+
 
 @dataclass(frozen=True)
 class Step:
@@ -72,7 +74,7 @@ class Chain:
         now = json.loads(json.dumps({"config": step.config, "inputs": inputs}))
         done = read_json(folder / "done.json")
         before = done or read_json(folder / "begun.json")
-        changed = _changed(before, now) if before else None
+        changed = _changed(step.name, before, now) if before else None
         self.fabric.barrier()  # all have looked before anything is written
         if changed and not force:
             cure = f"set it back, or do the step again: --only {step.name} --force"
@@ -93,6 +95,10 @@ class Chain:
         try:
             if step.together or self.first:
                 result = step.do(shop)
+        except InputError:
+            if self.first and fresh and _size(folder) < LITTLE:
+                shutil.rmtree(folder)  # so that the correction is not refused as a change
+            raise
         finally:
             spent += time.monotonic() - began
             if self.first and folder.is_dir():
@@ -113,8 +119,12 @@ class Chain:
             print(text, file=sys.stderr, flush=True)
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    config = difference(before["config"], now["config"])
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _changed(name: str, before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    config = difference(before["config"], now["config"], name)
     inputs = [name for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
     return config or (f"{inputs[0]} has been made again since" if inputs else None)
 

@@ -153,7 +153,11 @@ def steps(config: RecipeConfig) -> list[Step]:
         Step("prepare", (), prepare | config.prepare.plain(), do_prepare),
         Step("codec", ("prepare",), training | config.codec.plain(), do_codec, together=True),
         Step(
-            "encoder", ("prepare",), training | {"passes": [each.plain() for each in config.encoder]}, do_encoder, together=True
+            "encoder",
+            ("prepare",),
+            training | {str(number): each.plain() for number, each in enumerate(config.encoder)},
+            do_encoder,
+            together=True,
         ),
         Step("units", ("prepare", "encoder"), config.units.plain() | {"measured": config.measured}, do_units),
         Step("tokens", ("prepare", "codec", "units"), {}, do_tokens),
@@ -238,11 +242,11 @@ def do_prepare(shop: Workshop) -> str:
     config = shop.config.prepare
     skipped: Skipped = []
     recordings = scan(shop.config.data, config.valid, config.test, shop.config.seed, config.minimum, skipped)
+    if not any(recording.split == "train" for recording in recordings):
+        raise InputError(f"{shop.config.data}: no recording is in the train split; correct the split column")
     rate = shop.config.codec.network.sample_rate
     with progress(len(recordings), label="prepare") as show:
         store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
-    if not store.split("train"):
-        raise InputError(f"{shop.config.data}: no recording is in the train split; correct the split column")
     return digest([asdict(entry) for entry in store.entries])
 
 

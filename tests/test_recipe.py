@@ -1,0 +1,280 @@
+"""The chain: a finished step is never done again, a changed one is refused by name, a killed one goes on to the same result."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lightning.fabric import Fabric
+
+import audiolm.recipe
+from audiolm import bundle
+from audiolm.audio import read
+from audiolm.chain import Chain, Step
+from audiolm.config import load_config
+from audiolm.errors import InputError
+from audiolm.recipe import RecipeConfig, run_recipe, stage_of, steps
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+FEW = {"steps": 6, "save_every": 2, "valid_every": 3, "batch_size": 2, "valid_batches": 1}
+QUICK = ["units.batches=8", "codec.start_batches=8", "encoder.0.fit_batches=2"] + [
+    f"{part}.{key}={value}" for part in ("codec", "encoder.0", "semantic", "coarse", "fine") for key, value in FEW.items()
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real clips, and a file that is none."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for clip in sorted((ROOT / "examples").glob("*.flac")):
+        sound = read(clip).mono().resample(16_000).samples[0].numpy()
+        for part, samples in enumerate(np.array_split(sound, 2)):
+            (folder / clip.stem).mkdir(exist_ok=True)
+            soundfile.write(folder / clip.stem / f"{part}.wav", samples, 16_000)
+    (folder / "broken.wav").write_text("no sound")
+    return folder
+
+
+def quick(corpus: Path, out: Path, *overrides: str) -> RecipeConfig:
+    return load_config(
+        RecipeConfig, ROOT / "recipes" / "tiny.toml", [f"data={corpus}", f"out={out}", "threads=1", *QUICK, *overrides]
+    )
+
+
+def results(out: Path) -> dict[str, str]:
+    return {path.parent.name: json.loads(path.read_text())["result"] for path in out.glob("*/done.json")}
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run_recipe(quick(corpus, out))
+    return out
+
+
+def test_the_chain_makes_a_model_that_goes_on_from_a_voice(whole: Path, corpus: Path) -> None:
+    model = bundle.load(whole / "bundle")
+    prompt = read(next(corpus.glob("*/0.wav"))).trim(1.0)
+    sound = model.generate(prompt, seconds=0.5, seed=0)
+    assert sound.seconds == pytest.approx(1.5)
+    assert sound.samples.isfinite().all()
+    assert [entry["name"] for entry in json.loads((whole / "prepare" / "skipped.json").read_text())] == ["broken.wav"]
+    assert "0.00 h" in (whole / "bundle" / "README.md").read_text()
+    assert str(whole) not in (whole / "bundle" / "config.json").read_text() + (whole / "bundle" / "README.md").read_text()
+
+
+def test_language_models_were_trained_on_the_bundles_own_tokens(whole: Path) -> None:
+    """Weights are rounded in a bundle; tokens made by the unrounded codec would be another's."""
+    from audiolm.corpus import tokenizer_key
+    from audiolm.token_store import TokenStore
+
+    model = bundle.load(whole / "bundle")
+    TokenStore(whole / "tokens", expect=tokenizer_key(model.semantic, model.codec))
+
+
+def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("done again")
+
+    for name in ("scan", "train_codec", "train_encoder", "fit_units", "tokenize_corpus", "train_lm"):
+        monkeypatch.setattr(audiolm.recipe, name, refuse)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
+    run_recipe(quick(corpus, whole))
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
+    run_recipe(quick(corpus, whole), only="fine")
+    with pytest.raises(
+        InputError, match=r"codec\.lr was 0\.001, is 0\.5\); set it back, or do the step again: --only codec --force"
+    ):
+        run_recipe(quick(corpus, whole, "codec.lr=0.5"))
+    with pytest.raises(InputError, match=r"encoder\.0\.steps was 6, is 7"):
+        run_recipe(quick(corpus, whole, "encoder.0.steps=7"))
+    run_recipe(quick(corpus, whole, "threads=2"))  # changes no result
+
+
+def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    out, moments = tmp_path / "out", random.Random(1)
+    for sign in (
+        "prepare/*.i16",
+        "codec/step-00000002",
+        "encoder/pass-1/step-00000004",
+        "tokens/header.json",
+        "coarse/step-00000002",
+    ):
+        child = multiprocessing.get_context("fork").Process(target=run_recipe, args=(quick(corpus, out),))
+        child.start()
+        while child.is_alive() and not list(out.glob(sign)):
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        assert child.exitcode == -9, f"{sign} was not seen in time"
+    run_recipe(quick(corpus, out))
+    ours, theirs = results(out), results(whole)
+    for each in (ours, theirs):
+        each.pop("bundle")  # its card tells how long training took
+    assert ours == theirs
+
+
+# --- the chain by itself
+
+
+@pytest.fixture
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+def letters(log: list[str], **configs: int) -> list[Step]:
+    """a -> b -> c, where b's result depends on its configuration only."""
+
+    def do(name: str) -> Callable[[Path], str]:
+        def work(out: Path) -> str:
+            log.append(name)
+            (out / name / "made.txt").write_text(str(configs.get(name, 0)))
+            return f"{name}{configs.get(name, 0)}"
+
+        return work
+
+    names = ["a", "b", "c"]
+    return [
+        Step(name, tuple(names[max(0, index - 1) : index]), {"value": configs.get(name, 0)}, do(name))
+        for index, name in enumerate(names)
+    ]
+
+
+def test_only_what_is_due_is_done(tmp_path: Path, fabric: Fabric, capsys: pytest.CaptureFixture[str]) -> None:
+    log: list[str] = []
+    with pytest.raises(InputError, match="b needs a, which is not done"):
+        Chain(tmp_path, letters(log), fabric).run(tmp_path, only="b")
+    with pytest.raises(InputError, match="no such step; this recipe has a, b, c"):
+        Chain(tmp_path, letters(log), fabric).run(tmp_path, only="d")
+    Chain(tmp_path, letters(log), fabric).run(tmp_path, only="a")
+    Chain(tmp_path, letters(log), fabric).run(tmp_path)
+    Chain(tmp_path, letters(log), fabric).run(tmp_path)
+    assert log == ["a", "b", "c"]
+    assert "c: done already" in capsys.readouterr().err
+    Chain(tmp_path, letters(log), fabric).run(tmp_path, only="b", force=True)
+    assert log == ["a", "b", "c", "b"]
+
+
+def test_changes_are_refused_by_name_or_forced(tmp_path: Path, fabric: Fabric) -> None:
+    log: list[str] = []
+    Chain(tmp_path, letters(log), fabric).run(tmp_path)
+    with pytest.raises(
+        InputError, match=r"b\.value was 0, is 5\); set it back, or do the step again: --only b --force"
+    ) as caught:
+        Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert log == ["a", "b", "c"]
+    Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, only="b", force=True)
+    assert (tmp_path / "b" / "made.txt").read_text() == "5"
+    with pytest.raises(InputError, match="b has been made again since"):
+        Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path)
+    Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, force=True)
+    assert log == ["a", "b", "c", "b", "c"]  # force does again what changed, and nothing else
+
+
+def test_a_step_that_failed_goes_on_and_keeps_what_it_had(tmp_path: Path, fabric: Fabric) -> None:
+    def fails(out: Path) -> str:
+        (out / "a" / "half").touch()
+        raise OSError("no power")
+
+    with pytest.raises(OSError, match="no power"):
+        Chain(tmp_path, [Step("a", (), {}, fails)], fabric).run(tmp_path)
+    assert not (tmp_path / "a" / "done.json").exists()
+    with pytest.raises(InputError, match="was made with something else"):
+        Chain(tmp_path, [Step("a", (), {"new": 1}, fails)], fabric).run(tmp_path)
+    Chain(tmp_path, [Step("a", (), {}, lambda out: str((out / "a" / "half").exists()))], fabric).run(tmp_path)
+    assert results(tmp_path) == {"a": "True"}
+
+
+def test_two_at_once_are_refused(tmp_path: Path, fabric: Fabric) -> None:
+    def again(out: Path) -> str:
+        with pytest.raises(InputError, match="another process is training there"):
+            Chain(tmp_path, [Step("b", (), {}, lambda _: "")], fabric).run(out)
+        return "a"
+
+    Chain(tmp_path, [Step("a", (), {}, again)], fabric).run(tmp_path)
+
+
+def test_unwritable_out_is_one_line(tmp_path: Path, fabric: Fabric) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="choose another out="):
+        Chain(tmp_path / "file" / "out", [], fabric).run(None)
+
+
+# --- recipes
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_in_the_repository_are_whole(path: Path) -> None:
+    config = load_config(RecipeConfig, path, ["data=x", "out=y"])
+    chain = steps(config)
+    assert chain[0].name == "prepare"
+    assert chain[-1].name == "bundle"
+    json.dumps([step.config for step in chain])
+    header = re.match(r"(#.*\n)+", path.read_text())
+    assert header
+    for said in (f"audiolm train recipes/{path.name} data=FOLDER out=FOLDER", "Cost:", "Expect:"):
+        assert said in header[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("codec.stpes=3", r"codec\.stpes=3: unknown key 'codec\.stpes'; did you mean 'codec\.steps'\?"),
+        ("encoder.0.stpes=3", r"unknown key 'encoder\.0\.stpes'; did you mean 'encoder\.steps'\?"),
+        ("coarse.levels=6", r"acoustic has codebooks 0 to 6"),
+        ("stages=['semantic', 'semantic']", r"each stage once"),
+        ("stages=['semantics']", r"stages\.0: input should be 'semantic'"),
+        ("codec.network.sample_rate=24000", r"24000 Hz"),
+        ("semantic.network.width=63", r"width=63 must be a multiple"),
+        ("encoder=[]", r"at least one pass"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_found_before_anything_runs(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", override])
+    assert "\n" not in str(caught.value)
+
+
+def test_one_seed_for_all_unless_given() -> None:
+    config = load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", "seed=7", "fine.seed=3"])
+    assert (config.codec.seed, config.encoder[0].seed, config.units.seed, config.coarse.seed, config.fine.seed) == (7, 7, 7, 7, 3)
+    assert load_config(RecipeConfig, None, ["data=x", "out=y", "seed=7"]).encoder[0].seed == 7
+
+
+def test_stages_follow_the_recipe() -> None:
+    paper = load_config(RecipeConfig, None, ["data=x", "out=y"])
+    assert [stage_of(paper, name).crop for name in ("semantic", "coarse", "fine")] == [30, 10, 3]
+    short = load_config(RecipeConfig, None, ["data=x", "out=y", "coarse.crop=5", "coarse.levels=3", "coarse.dedup=true"])
+    coarse, fine, baseline = (stage_of(short, name) for name in ("coarse", "fine", "acoustic"))
+    assert (coarse.crop, coarse.overlap, coarse.predict.last, coarse.dedup) == (5, 1.5, 3, True)
+    assert (fine.given[0].last, fine.predict.first, baseline.predict.last) == (3, 3, 3)
+
+
+def test_no_speakers_for_validation_is_no_obstacle(tmp_path: Path) -> None:
+    """One recording trains on itself; only a layer to be chosen needs others."""
+    soundfile.write(tmp_path / "only.wav", 0.1 * np.random.default_rng(0).standard_normal(48_000), 16_000)
+    config = quick(tmp_path / "only.wav", tmp_path / "out")
+    with pytest.raises(InputError):
+        run_recipe(config)  # a file is no folder
+    (tmp_path / "in").mkdir()
+    os.rename(tmp_path / "only.wav", tmp_path / "in" / "only.wav")
+    run_recipe(quick(tmp_path / "in", tmp_path / "out"), only="prepare")
+    run_recipe(quick(tmp_path / "in", tmp_path / "out"), only="encoder")
+    with pytest.raises(InputError, match=r"give units\.layer=NUMBER"):
+        run_recipe(quick(tmp_path / "in", tmp_path / "out").model_copy(update={"units": _unset_layer()}), only="units")
+    assert torch.get_num_threads() == 1
+
+
+def _unset_layer() -> audiolm.recipe.UnitsConfig:
+    return audiolm.recipe.UnitsConfig.model_validate({"layer": None})
