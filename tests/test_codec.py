@@ -10,13 +10,16 @@ from audiolm.codec import Codec, CodecConfig
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer
 
-TINY = {"channels": 4, "latent": 16, "codebook_size": 32, "num_codebooks": 6, "encoder_width": 24, "decoder_width": 32}
+TINY = {
+    **{"channels": 4, "latent": 16, "codebook_size": 32, "num_codebooks": 6},
+    **{"encoder_width": 24, "encoder_layers": 2, "decoder_width": 32, "decoder_layers": 2},
+}
 
 
 def tiny(body: str, sound: torch.Tensor, groups: int = 1) -> Codec:
     """A small codec that is not silent: every layer has weights, and its codebooks come from real sound."""
     torch.manual_seed(0)
-    codec = Codec(CodecConfig(body=body, groups=groups, encoder_layers=2, decoder_layers=2, **TINY))  # pyright: ignore
+    codec = Codec(CodecConfig.model_validate(TINY | {"body": body, "groups": groups}))
     for parameter in codec.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.05)

@@ -71,8 +71,8 @@ def test_discriminators_learn_to_tell_a_voice_from_noise(female: Waveform) -> No
     assert loss.item() < 0.5 * first
     adversarial, matching = generator_losses(critics(real), critics(fake))
     same = generator_losses(critics(real), critics(real))
-    assert float(same[0]) < float(adversarial)
-    assert float(same[1]) == 0 < float(matching)
+    assert same[0].item() < adversarial.item()
+    assert same[1].item() == 0 < matching.item()
 
 
 def test_prepare_never_clips_and_drops_levels_of_half_the_batch() -> None:

@@ -4,8 +4,8 @@
     codes (B, q <= Q, F) -> latents -> body.decode -> audio (B, 1, F * hop)
 
 Two bodies share the quantiser: `WaveformBody`, the paper's strided causal convolutions, and `SpectralBody`, which works
-on compressed complex spectra at the frame rate and starts as the principal components of those spectra: with its
-networks still silent it is a transform codec, and training only ever improves on that. No layer of it runs at 16 kHz.
+on spectra at the frame rate and starts as their principal components: with its networks still silent it is a
+transform codec, and training improves on that. No layer of it runs at 16 kHz.
 
 Streaming keeps state instead of padding: every causal layer takes the dictionary `state` and finds its own past in it
 (none: silence). Offline is one push through the same code, so streamed equals offline by construction.
@@ -35,7 +35,7 @@ class CodecConfig(Config):
     num_codebooks: int = 12
     codebook_size: int = 1024
     groups: int = 1
-    latent: int = 128
+    latent: int = 96
     decay: float = 0.98
     revive_below: float = 0.05
     channels: int = 32  # waveform body: C of the paper
@@ -43,7 +43,7 @@ class CodecConfig(Config):
     encoder_layers: int = 4
     decoder_width: int = 384
     decoder_layers: int = 8
-    compression: float = 0.5  # spectral body: exponent of the magnitudes
+    compression: float = 0.7  # spectral body: exponent of the magnitudes
 
     @property
     def hop(self) -> int:
@@ -119,7 +119,7 @@ class WaveformBody(nn.Module):
         )
         self.last = CausalConv1d(c, 1, 7)
 
-    def encode(self, audio: Tensor, state: State) -> Tensor:
+    def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
         """Latents (B, D, F) of audio (B, 1, F * hop)."""
         x = self.first(audio, state)
         for *units, down in self.down:  # pyright: ignore[reportGeneralTypeIssues]
@@ -166,48 +166,61 @@ class CausalBlock(nn.Module):
 
 
 class SpectralBody(nn.Module):
-    """Compressed complex STFT -> causal ConvNeXt blocks -> latents -> causal blocks -> compressed complex STFT.
+    """Compressed MDCT -> causal ConvNeXt blocks -> latents -> causal blocks -> compressed MDCT.
 
-    Windows of two hops are centred on each frame's hop, so an encoder frame hears, and a decoder frame shapes,
-    `margin` = hop / 2 samples (10 ms) past its own end: that is the look-ahead, once on either side.
-    The straight path (analysis, synthesis) is linear and starts as the principal components of the training
-    spectra; the blocks add what linear coding cannot know, from a start at zero.
+    The MDCT (Princen, Bradley 1986) has as many coefficients as samples and overlaps by half, so no bits go into saying
+    anything twice. Its windows of two hops are centred on each frame's hop: an encoder frame hears, and a decoder frame
+    shapes, `margin` = hop / 2 samples (10 ms) past its own end; that is the look-ahead, once on either side. The first
+    and the last window end steeply at the sound's ends, so that F frames give back F hops exactly.
+
+    The straight path (analysis, synthesis) is linear: the principal components of compressed MDCT spectra. The blocks
+    add what linear coding cannot know, from a start at zero; the encoder's also see the phase (MDST).
     """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.hop, self.margin, self.power = config.hop, config.hop // 2, config.compression
-        bins = 2 * (config.hop + 1)
-        self.window = nn.Buffer(torch.hann_window(2 * config.hop).sqrt(), persistent=False)
-        self.analysis = nn.Linear(bins, config.latent)
-        self.encoder_in = nn.Linear(bins, config.encoder_width)
+        time = torch.arange(2 * config.hop) + 0.5
+        angles = math.pi / config.hop * (time[:, None] + config.hop / 2) * (torch.arange(config.hop) + 0.5)
+        self.cosines = nn.Buffer(math.sqrt(2 / config.hop) * angles.cos(), persistent=False)  # MDCT, (2 hop, hop)
+        self.sines = nn.Buffer(math.sqrt(2 / config.hop) * angles.sin(), persistent=False)  # MDST
+        self.window = nn.Buffer((math.pi / (2 * config.hop) * time).sin(), persistent=False)
+        # At the sound's ends: nothing beyond, all of it within.
+        self.opening = nn.Buffer((time[: config.hop] > self.margin).float(), persistent=False)
+        self.analysis = nn.Linear(config.hop, config.latent).requires_grad_(False)
+        self.encoder_in = nn.Linear(2 * config.hop, config.encoder_width)
         self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
         self.encoder_out = nn.Linear(config.encoder_width, config.latent)
-        self.synthesis = nn.Linear(config.latent, bins)
+        self.synthesis = nn.Linear(config.latent, config.hop).requires_grad_(False)
         self.decoder_in = nn.Linear(config.latent, config.decoder_width)
         self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
-        self.decoder_out = nn.Linear(config.decoder_width, bins)
-        self.analysis.requires_grad_(False)
-        self.synthesis.requires_grad_(False)
+        self.decoder_out = nn.Linear(config.decoder_width, config.hop)
         for silent in (self.encoder_out, self.decoder_out):
             nn.init.zeros_(silent.weight)
             nn.init.zeros_(silent.bias)
 
-    def spectrum(self, audio: Tensor) -> Tensor:
-        """Compressed spectra (B, F, bins) of audio (B, 1, F * hop + 2 * margin): real and imaginary parts in turn."""
-        frames = audio[:, 0].unfold(-1, 2 * self.hop, self.hop) * self.window
-        spectrum = torch.view_as_real(torch.fft.rfft(frames.float(), norm="ortho"))
-        energy = spectrum.square().sum(-1, keepdim=True)
-        return (spectrum * (energy + 1e-8) ** ((self.power - 1) / 2)).flatten(-2)
+    def spectra(self, audio: Tensor, first: bool, last: bool) -> tuple[Tensor, Tensor]:
+        """MDCT and MDST (B, F, hop) of audio (B, 1, F * hop + 2 * margin), whose ends may be those of the sound."""
+        frames = audio[:, 0].float().unfold(-1, 2 * self.hop, self.hop)
+        left, right = frames[..., : self.hop] * self.window[: self.hop], frames[..., self.hop :] * self.window[self.hop :]
+        if first:
+            left = torch.cat([frames[:, :1, : self.hop] * self.opening, left[:, 1:]], 1)
+        if last:
+            right = torch.cat([right[:, :-1], frames[:, -1:, self.hop :] * self.opening.flip(0)], 1)
+        frames = torch.cat([left, right], -1)
+        with torch.autocast(audio.device.type, enabled=False):
+            return frames @ self.cosines, frames @ self.sines
 
-    def encode(self, audio: Tensor, state: State) -> Tensor:
+    def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
         """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
-        spectrum = self.spectrum(audio)
-        x = self.encoder_in(spectrum)
+        mdct, mdst = self.spectra(audio, first=self not in state, last=last)
+        state[self] = mdct.new_zeros(0)  # only tells that the sound has begun
+        scale = (mdct.square() + mdst.square() + 1e-8) ** ((self.power - 1) / 2)
+        x = self.encoder_in(torch.cat([mdct * scale, mdst * scale], -1))
         for block in self.encoder:
             x = block(x, state)
-        return (self.analysis(spectrum) + self.encoder_out(x)).transpose(1, 2)
+        return (self.analysis(self._compress(mdct)) + self.encoder_out(x)).transpose(1, 2)
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
         """Audio of latents (B, D, F), `margin` samples behind them: the first push gives that much less, `close` the rest."""
@@ -215,28 +228,25 @@ class SpectralBody(nn.Module):
         x = self.decoder_in(latents)
         for block in self.decoder:
             x = block(x, state)
-        compressed = (self.synthesis(latents) + self.decoder_out(self.decoder_norm(x))).float().unflatten(-1, (-1, 2))
-        energy = compressed.square().sum(-1, keepdim=True)
-        spectrum = compressed * (energy + 1e-8) ** ((1 / self.power - 1) / 2)
-        frames = torch.fft.irfft(torch.view_as_complex(spectrum), n=2 * self.hop, norm="ortho") * self.window
-        return self._overlap_add(frames, state)
-
-    def _overlap_add(self, frames: Tensor, state: State) -> Tensor:
-        # Only one window covers the outermost half hops; there the missing neighbour's share (at most half) is divided out.
-        first, second = frames[..., : self.hop], frames[..., self.hop :]
-        past = state.get(self)
-        before = first.new_zeros(len(first), self.hop) if past is None else past
-        audio = (first + torch.cat([before[:, None], second[:, :-1]], 1)).flatten(1)
-        state[self] = second[:, -1]
-        if past is None:
-            edge = slice(self.margin, self.hop)
-            audio = torch.cat([audio[:, edge] / self.window[edge].square(), audio[:, self.hop :]], 1)
+        compressed = (self.synthesis(latents) + self.decoder_out(self.decoder_norm(x))).float()
+        with torch.autocast(latents.device.type, enabled=False):
+            frames = (compressed * (compressed.square() + 1e-12) ** ((1 / self.power - 1) / 2)) @ self.cosines.t()
+        left, right = frames[..., : self.hop], frames[..., self.hop :]
+        before, opening = state.get(self), self not in state
+        state[self] = right[:, -1]
+        ends = right[:, :-1] if before is None else torch.cat([before[:, None], right[:, :-1]], 1)
+        joined = left[:, int(opening) :] * self.window[: self.hop] + ends * self.window[self.hop :]
+        audio = joined.flatten(1)
+        if opening:
+            audio = torch.cat([(left[:, 0] * self.opening)[:, self.margin :], audio], 1)
         return audio[:, None]
 
     def close(self, state: State) -> Tensor:
         """The last `margin` samples (B, 1, margin)."""
-        edge = slice(self.hop, self.hop + self.margin)
-        return (state[self][:, : self.margin] / self.window[edge].square())[:, None]
+        return (state[self] * self.opening.flip(0))[:, None, : self.margin]
+
+    def _compress(self, mdct: Tensor) -> Tensor:
+        return mdct * (mdct.square() + 1e-12) ** ((self.power - 1) / 2)
 
     @torch.no_grad()
     def start(self, audio: Tensor) -> None:
@@ -246,10 +256,11 @@ class SpectralBody(nn.Module):
         path is not trained further: it holds the latents where the codebooks are (left free, their scale runs away).
         """
         audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
-        spectra = self.spectrum(F.pad(audio, (self.margin, self.margin))).flatten(0, 1)
+        padded = F.pad(audio, (self.margin, self.margin))
+        spectra = self._compress(self.spectra(padded, first=True, last=True)[0]).flatten(0, 1)
         mean = spectra.mean(0)
         _, axes = torch.linalg.eigh((spectra - mean).T @ (spectra - mean))
-        axes = axes.flip(1)[:, : self.analysis.out_features].T.contiguous()  # (latent, bins), strongest first
+        axes = axes.flip(1)[:, : self.analysis.out_features].T.contiguous()  # (latent, hop), strongest first
         scale = ((spectra - mean) @ axes.T).square().mean().sqrt().clamp_min(1e-8)
         self.analysis.weight.copy_(axes / scale)
         self.analysis.bias.copy_(-axes @ mean / scale)
@@ -278,7 +289,7 @@ class Codec(nn.Module):
     def latents(self, audio: Tensor) -> Tensor:
         """Unquantised latents (B, D, ceil(T / hop)) of audio (B, 1, T); the end is padded with silence to a whole frame."""
         right = -audio.shape[-1] % self.hop
-        return self.body.encode(F.pad(audio, (self.body.margin, right + self.body.margin)), {})
+        return self.body.encode(F.pad(audio, (self.body.margin, right + self.body.margin)), {}, last=True)
 
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Codes (B, Q, F), F = ceil(T / hop), of audio (B, 1, T); with `num_codebooks`, its first levels."""
@@ -292,10 +303,16 @@ class Codec(nn.Module):
             raise InputError(f"codes of {codes.shape[1]} levels: the codec has {self.spec.num_codebooks}")
         return self._decode(self.quantizer.decode(codes))
 
-    def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Training pass on audio (B, 1, F * hop): reconstruction (same shape), codes (B, Q, F), commitment loss."""
-        quantised, codes, commitment = self.quantizer(self.latents(audio), keep)
-        return self._decode(quantised), codes, commitment
+    def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Training pass on audio (B, 1, F * hop): reconstruction (same shape) and the latents' two losses.
+
+        commitment: distance to the codes. energy: squared distance of the latents' mean energy from 1. Quantised latents
+        are too quiet, and an encoder left alone makes up for that by growing its latents, which the codebooks then follow.
+        """
+        latents = self.latents(audio)
+        quantised, _, commitment = self.quantizer(latents, keep)
+        energy = (latents.float().square().mean() - 1).square()
+        return self._decode(quantised), {"commitment": commitment, "energy": energy}
 
     def _decode(self, latents: Tensor) -> Tensor:
         state: State = {}
@@ -327,23 +344,29 @@ class EncoderStream:
     @torch.no_grad()
     def push(self, audio: Tensor) -> Tensor:
         """Audio (B, 1, T) -> codes (B, Q, F) of the frames it completes, F >= 0."""
-        hop, margin = self.codec.hop, self.codec.body.margin
+        margin = self.codec.body.margin
         waiting = F.pad(audio, (margin, 0)) if self.waiting is None else torch.cat([self.waiting, audio], -1)
-        frames = max(0, (waiting.shape[-1] - 2 * margin) // hop)
-        self.waiting = waiting[..., frames * hop :]
-        levels = self.num_codebooks or self.codec.spec.num_codebooks
-        if not frames:
-            return torch.zeros(len(audio), levels, 0, dtype=torch.int64, device=audio.device)
-        latents = self.codec.body.encode(waiting[..., : frames * hop + 2 * margin], self.state)
-        return self.codec.quantizer.encode(latents, self.num_codebooks)
+        # One sample more than a frame needs must be there: only then is it certain not to be the last.
+        return self._encode(waiting, max(0, (waiting.shape[-1] - 2 * margin - 1) // self.codec.hop), last=False)
 
+    @torch.no_grad()
     def flush(self) -> Tensor:
         """Codes of what is still waiting, the end padded with silence to a whole frame."""
         if self.waiting is None:
             raise InputError("the audio is empty: nothing to encode")
         hop, margin = self.codec.hop, self.codec.body.margin
-        rest = self.waiting.shape[-1] - margin  # samples after the last coded frame
-        return self.push(self.waiting.new_zeros(*self.waiting.shape[:-1], -rest % hop + margin))
+        frames = -(-(self.waiting.shape[-1] - margin) // hop)
+        padding = frames * hop + 2 * margin - self.waiting.shape[-1]
+        return self._encode(F.pad(self.waiting, (0, padding)), frames, last=True)
+
+    def _encode(self, waiting: Tensor, frames: int, last: bool) -> Tensor:
+        hop, margin = self.codec.hop, self.codec.body.margin
+        self.waiting = waiting[..., frames * hop :]
+        if not frames:
+            levels = self.num_codebooks or self.codec.spec.num_codebooks
+            return torch.zeros(len(waiting), levels, 0, dtype=torch.int64, device=waiting.device)
+        latents = self.codec.body.encode(waiting[..., : frames * hop + 2 * margin], self.state, last)
+        return self.codec.quantizer.encode(latents, self.num_codebooks)
 
 
 class DecoderStream:

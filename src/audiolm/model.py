@@ -39,9 +39,9 @@ Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
 class Sampling(Config):
     """How one stage is sampled: temperature 0 takes the likeliest code; top_k and top_p cut the unlikely ones off."""
 
-    temperature: float = Field(1.0, ge=0)
-    top_k: int | None = Field(None, ge=1)
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: float = Field(default=1.0, ge=0)
+    top_k: int | None = Field(default=None, ge=1)
+    top_p: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def options(self) -> Options:

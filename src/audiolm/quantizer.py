@@ -6,6 +6,9 @@ on each code, and codes that nobody uses any more are moved onto random frames. 
 one cascade in each part: the group-residual form of HiFi-Codec (Yang et al. 2023).
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 import torch.distributed
 import torch.nn.functional as F
@@ -79,9 +82,8 @@ class ResidualQuantizer(nn.Module):
         if width % groups or num_codebooks % groups:
             raise ValueError(f"{groups} groups must divide the width {width} and the {num_codebooks} codebooks")
         self.groups = groups
-        self.codebooks = nn.ModuleList(
-            Codebook(codebook_size, width // groups, decay, revive_below) for _ in range(num_codebooks)
-        )
+        codebooks = (Codebook(codebook_size, width // groups, decay, revive_below) for _ in range(num_codebooks))
+        self.codebooks = cast("Sequence[Codebook]", nn.ModuleList(codebooks))
 
     def encode(self, latents: Tensor, num_codebooks: int | None = None) -> Tensor:
         """Codes (B, q, F) of latents (B, D, F), with the first `num_codebooks` levels (default: all)."""
@@ -90,12 +92,12 @@ class ResidualQuantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Latents (B, D, F) of any prefix of levels, codes (B, q, F)."""
         batch, levels, frames = codes.shape
-        parts: list[Tensor | int] = [0] * self.groups
+        table = self.codebooks[0].codes
+        parts = [table.new_zeros(batch, frames, table.shape[1]) for _ in range(self.groups)]
         for level in range(levels):
-            parts[level % self.groups] = parts[level % self.groups] + F.embedding(codes[:, level], self.codebooks[level].codes)
-        width = self.codebooks[0].codes.shape[1]
-        empty = self.codebooks[0].codes.new_zeros(batch, frames, width)
-        return torch.cat([part if isinstance(part, Tensor) else empty for part in parts], -1).transpose(1, 2)
+            group = level % self.groups
+            parts[group] = parts[group] + F.embedding(codes[:, level], self.codebooks[level].codes)
+        return torch.cat(parts, -1).transpose(1, 2)
 
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator | None = None) -> None:

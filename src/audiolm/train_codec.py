@@ -27,11 +27,12 @@ class Crops(Protocol):
 class LossWeights(Config):
     """Weights of the codec's losses."""
 
-    mel: float = Field(1.0, ge=0)
-    spectrum: float = Field(20.0, ge=0)
-    commitment: float = Field(0.5, ge=0)
-    adversarial: float = Field(0.05, ge=0)
-    matching: float = Field(0.1, ge=0)
+    mel: float = Field(default=1.0, ge=0)
+    spectrum: float = Field(default=20.0, ge=0)
+    commitment: float = Field(default=0.5, ge=0)
+    energy: float = Field(default=3.0, ge=0)
+    adversarial: float = Field(default=0.05, ge=0)
+    matching: float = Field(default=0.1, ge=0)
 
 
 class CodecTrainConfig(Config):
@@ -39,26 +40,26 @@ class CodecTrainConfig(Config):
 
     network: CodecConfig = CodecConfig()
     weights: LossWeights = LossWeights()
-    seconds: float = Field(1.0, gt=0)
-    batch_size: int = Field(8, ge=1)
-    steps: int = Field(20_000, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    floor: float = Field(0.02, ge=0, le=1)  # share of lr at the end of the cosine
-    warmup: int = Field(200, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, gt=0)
-    ema: float = Field(0.995, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
-    gain: float = Field(6.0, ge=0)  # dB, random level of each crop, up or down
-    dropout: float = Field(0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
-    adversarial_from: float = Field(0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
-    discriminator_lr: float = Field(3e-4, gt=0)
-    discriminator_channels: int = Field(16, ge=1)
-    discriminator_batch: int = Field(4, ge=1)  # crops of each batch that the discriminators see
-    start_batches: int = Field(50, ge=1)  # crops for the principal components and the k-means start
-    log_every: int = Field(50, ge=1)
-    valid_every: int = Field(1000, ge=1)
-    valid_batches: int = Field(8, ge=1)
-    save_every: int = Field(500, ge=1)
+    seconds: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    steps: int = Field(default=20_000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: int = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
+    gain: float = Field(default=6.0, ge=0)  # dB, random level of each crop, up or down
+    dropout: float = Field(default=0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
+    adversarial_from: float = Field(default=0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
+    discriminator_lr: float = Field(default=3e-4, gt=0)
+    discriminator_channels: int = Field(default=16, ge=1)
+    discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
+    start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
+    log_every: int = Field(default=50, ge=1)
+    valid_every: int = Field(default=1000, ge=1)
+    valid_batches: int = Field(default=8, ge=1)
+    save_every: int = Field(default=500, ge=1)
     seed: int = 0
 
 
@@ -81,22 +82,20 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
         average.load_state_dict(codec.state_dict())
     model, optimizer = fabric.setup(codec, optimizer)
     critic_model, critic_optimizer = fabric.setup(critics, critic_optimizer)
-    critic_from = int(config.adversarial_from * config.steps)
+    critic_from, few = int(config.adversarial_from * config.steps), slice(0, config.discriminator_batch)
     with run.progress(config.steps, start) as show:
         for step in range(start + 1, config.steps + 1):
+            rate = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
+                group["lr"] = rate
             share = step * fabric.world_size + fabric.global_rank  # every process its own batches
             generator = Generator().manual_seed(config.seed * 1_000_003 + share)
             audio, keep = prepare(crops.batch(share), config, generator)
             audio, keep = fabric.to_device(audio), fabric.to_device(keep)
-            losses: dict[str, Tensor] = {}
-
-            sound, _, losses["commitment"] = model.train()(audio, keep)
+            sound, losses = model.train()(audio, keep)
             losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-            losses["spectrum"] = spectral_loss(sound, audio, config.network.compression)
+            losses["spectrum"] = spectral_loss(sound, audio)
             if step > critic_from:
-                few = slice(0, config.discriminator_batch)
                 critics.requires_grad_(False)
                 losses["adversarial"], losses["matching"] = generator_losses(critic_model(audio[few]), critic_model(sound[few]))
                 critics.requires_grad_(True)
@@ -116,7 +115,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
             if step % config.log_every == 0:
                 run.check(step, loss=total, norm=losses["norm"])
                 shown = {name: loss.detach() for name, loss in losses.items()}
-                run.log(step, loss=total.detach(), **shown, lr=group["lr"])
+                run.log(step, loss=total.detach(), **shown, lr=rate)
                 show(step, **shown)
             if valid is not None and (step % config.valid_every == 0 or step == config.steps):
                 run.log(step, **validate(average, valid, config.valid_batches))
@@ -157,7 +156,7 @@ def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tens
         for levels in (max(1, codes.shape[1] // 3), codes.shape[1]):
             sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
             result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
-            result[f"valid_spectrum_{levels}"] = spectral_loss(sound, audio, codec.config.compression)
+            result[f"valid_spectrum_{levels}"] = spectral_loss(sound, audio)
         for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
             result[f"energy_{level}"] = energy
             result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
