@@ -142,3 +142,14 @@ def test_loss_is_cross_entropy_of_each_level_over_its_own_codes(positions: str) 
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="multiple"):
         TransformerConfig(width=30, heads=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_compiled_is_eager(positions: str) -> None:
+    eager, compiled, ids = model_of(positions), model_of(positions), ids_of(2, 40)
+    compiled.transformer.compile()
+    starts, targets = torch.tensor([0, 4]), torch.randint(CODES, (2, 3, LEVELS))
+    torch.testing.assert_close(compiled(ids, starts, targets)[0], eager(ids, starts, targets)[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(in_steps(compiled, ids, [30] + [1] * 10), eager.hidden(ids), atol=1e-4, rtol=1e-4)
