@@ -98,6 +98,21 @@ def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fab
     assert {"valid_mel_4", "energy_4", "usage_1"} <= run.metrics()[-1].keys() | run.metrics()[-2].keys()
 
 
+@pytest.mark.parametrize("body", ["spectral", "waveform"])
+def test_a_frozen_encoder_keeps_its_codes(female: Waveform, tmp_path: Path, fabric: Fabric, body: str) -> None:
+    crops = Crops(female)
+    network = NETWORK.model_copy(update={"body": body, "channels": 4, "encoder_layers": 0})
+    config = CONFIG.model_copy(update={"network": network, "train_encoder": False, "seed": 1})
+    torch.manual_seed(config.seed)
+    started = Codec(network)
+    started.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
+    with Run(tmp_path / "run", config, tensorboard=False) as run:
+        codec = train_codec(config, crops, run, fabric)
+    sound = female.samples[None]
+    assert torch.equal(codec.encode(sound), started.eval().encode(sound))
+    assert not torch.allclose(codec.decode(codec.encode(sound)), started.decode(started.encode(sound)))
+
+
 def test_stopped_and_resumed_equals_uninterrupted(female: Waveform, tmp_path: Path, fabric: Fabric) -> None:
     """Contract 4 for the loop with two optimisers, stopped in the adversarial part."""
     crops = Crops(female)

@@ -40,7 +40,7 @@ class CodecConfig(Config):
     revive_below: float = 0.05
     channels: int = 32  # waveform body: C of the paper
     encoder_width: int = 256  # spectral body
-    encoder_layers: int = 4
+    encoder_layers: int = 4  # 0: the straight path alone
     decoder_width: int = 384
     decoder_layers: int = 8
     compression: float = 0.7  # spectral body: exponent of the magnitudes
@@ -101,6 +101,7 @@ class WaveformBody(nn.Module):
     """SoundStream section III-A, figure 3: strides 2-4-5-8, ELU, no normalisation, fully causal, no look-ahead."""
 
     margin = 0
+    encoder_parts = ("first.", "down.", "to_latent.")
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -145,6 +146,13 @@ class WaveformBody(nn.Module):
         """Nothing to prepare: convolutions start at random."""
 
 
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """A layer that starts by saying nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class CausalBlock(nn.Module):
     """ConvNeXt block (B, F, D) at the frame rate: causal depthwise convolution, layer norm, inverted bottleneck.
 
@@ -156,9 +164,7 @@ class CausalBlock(nn.Module):
         self.mix = CausalConv1d(width, width, kernel, groups=width)
         self.norm = nn.LayerNorm(width)
         self.widen = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
-        nn.init.zeros_(self.narrow.weight)
-        nn.init.zeros_(self.narrow.bias)
+        self.narrow = _silent(nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, state: State) -> Tensor:
         y = self.mix(x.transpose(1, 2), state).transpose(1, 2)
@@ -177,6 +183,8 @@ class SpectralBody(nn.Module):
     add what linear coding cannot know, from a start at zero; the encoder's also see the phase (MDST).
     """
 
+    encoder_parts = ("analysis.", "encoder")
+
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         self.hop, self.margin, self.power = config.hop, config.hop // 2, config.compression
@@ -188,17 +196,15 @@ class SpectralBody(nn.Module):
         # At the sound's ends: nothing beyond, all of it within.
         self.opening = nn.Buffer((time[: config.hop] > self.margin).float(), persistent=False)
         self.analysis = nn.Linear(config.hop, config.latent).requires_grad_(False)
-        self.encoder_in = nn.Linear(2 * config.hop, config.encoder_width)
         self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
-        self.encoder_out = nn.Linear(config.encoder_width, config.latent)
+        if self.encoder:
+            self.encoder_in = nn.Linear(2 * config.hop, config.encoder_width)
+            self.encoder_out = _silent(nn.Linear(config.encoder_width, config.latent))
         self.synthesis = nn.Linear(config.latent, config.hop).requires_grad_(False)
         self.decoder_in = nn.Linear(config.latent, config.decoder_width)
         self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
-        self.decoder_out = nn.Linear(config.decoder_width, config.hop)
-        for silent in (self.encoder_out, self.decoder_out):
-            nn.init.zeros_(silent.weight)
-            nn.init.zeros_(silent.bias)
+        self.decoder_out = _silent(nn.Linear(config.decoder_width, config.hop))
 
     def spectra(self, audio: Tensor, first: bool, last: bool) -> tuple[Tensor, Tensor]:
         """MDCT and MDST (B, F, hop) of audio (B, 1, F * hop + 2 * margin), whose ends may be those of the sound."""
@@ -216,11 +222,14 @@ class SpectralBody(nn.Module):
         """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
         mdct, mdst = self.spectra(audio, first=self not in state, last=last)
         state[self] = mdct.new_zeros(0)  # only tells that the sound has begun
+        straight = self.analysis(self._compress(mdct))
+        if not self.encoder:
+            return straight.transpose(1, 2)
         scale = (mdct.square() + mdst.square() + 1e-8) ** ((self.power - 1) / 2)
         x = self.encoder_in(torch.cat([mdct * scale, mdst * scale], -1))
         for block in self.encoder:
             x = block(x, state)
-        return (self.analysis(self._compress(mdct)) + self.encoder_out(x)).transpose(1, 2)
+        return (straight + self.encoder_out(x)).transpose(1, 2)
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
         """Audio of latents (B, D, F), `margin` samples behind them: the first push gives that much less, `close` the rest."""
@@ -277,6 +286,7 @@ class Codec(nn.Module):
         self.sample_rate, self.hop = config.sample_rate, config.hop
         self.spec = TokenSpec("acoustic", config.codebook_size, config.num_codebooks, config.sample_rate / config.hop)
         self.body = SpectralBody(config) if config.body == "spectral" else WaveformBody(config)
+        self.frozen_encoder = False
         self.quantizer = ResidualQuantizer(
             config.latent, config.num_codebooks, config.codebook_size, config.groups, config.decay, config.revive_below
         )
@@ -309,14 +319,22 @@ class Codec(nn.Module):
         commitment: distance to the codes. energy: squared distance of the latents' mean energy from 1. Quantised latents
         are too quiet, and an encoder left alone makes up for that by growing its latents, which the codebooks then follow.
         """
-        latents = self.latents(audio)
-        quantised, _, commitment = self.quantizer(latents, keep)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_encoder):
+            latents = self.latents(audio)
+            quantised, _, commitment = self.quantizer(latents, keep, learn=self.training and not self.frozen_encoder)
         energy = (latents.float().square().mean() - 1).square()
         return self._decode(quantised), {"commitment": commitment, "energy": energy}
 
     def _decode(self, latents: Tensor) -> Tensor:
         state: State = {}
         return torch.cat([self.body.decode(latents, state), self.body.close(state)], -1)
+
+    def freeze_encoder(self) -> None:
+        """From here on training leaves the codes as they are: only the decoder learns."""
+        self.frozen_encoder = True
+        for name, parameter in self.body.named_parameters():
+            if name.startswith(self.body.encoder_parts):
+                parameter.requires_grad_(False)
 
     @torch.no_grad()
     def start(self, audio: Tensor, seed: int = 0) -> None:

@@ -108,13 +108,12 @@ class ResidualQuantizer(nn.Module):
             codebook.start(residual, generator)
             residuals[level % self.groups] = residual - codebook.codes[codebook.nearest(residual)]
 
-    def forward(self, latents: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, latents: Tensor, keep: Tensor | None = None, learn: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: quantised latents (B, D, F) with straight-through gradients, codes (B, Q, F), commitment loss.
 
-        `keep` (B,) is the number of levels each example uses (quantizer dropout); the codebooks learn where
-        the module is in training mode.
+        `keep` (B,) is the number of levels each example uses (quantizer dropout); `learn`: the codebooks follow.
         """
-        codes, quantised, commitment = self._cascade(latents, None, keep, learn=self.training)
+        codes, quantised, commitment = self._cascade(latents, None, keep, learn)
         return latents + (quantised - latents).detach(), codes, commitment
 
     def residual_energy(self, latents: Tensor) -> list[float]:

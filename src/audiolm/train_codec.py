@@ -55,6 +55,7 @@ class CodecTrainConfig(Config):
     discriminator_lr: float = Field(default=3e-4, gt=0)
     discriminator_channels: int = Field(default=16, ge=1)
     discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
+    train_encoder: bool = True  # False: the codes of the started codec are final and only the decoder learns
     start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=1000, ge=1)
@@ -69,6 +70,8 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
     codec = Codec(config.network)
     average = Codec(config.network).requires_grad_(False).eval()
     critics = Discriminators(channels=config.discriminator_channels)
+    if not config.train_encoder:
+        codec.freeze_encoder()
     trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
     critic_optimizer = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
