@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
     errors files tokens config plots audio
-    quantizer transformer conformer codec adversarial kmeans stages
+    quantizer bodies transformer conformer codec adversarial kmeans stages
     pretraining phonetics metrics speaker report sampling parallel adapters
     tokenizers scoring
     model bundle
@@ -23,7 +23,7 @@ ROWS = """
 BESIDE = {
     *(("files", "errors"), ("tokens", "errors"), ("config", "errors")),
     *(("audio", "errors"), ("audio", "files"), ("audio", "plots")),
-    ("codec", "quantizer"),
+    *(("codec", "quantizer"), ("codec", "bodies")),
     ("bundle", "model"),
     ("token_store", "data"),
     ("__main__", "__init__"),

@@ -6,7 +6,7 @@ left out, never fatal and never silent.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,16 +67,17 @@ def tokenizer_key(semantic: SemanticTokenizer, codec: Codec) -> Key:
     """What identifies the tokens of these tokenizers: hashes of their weights, specifications, rate, layer and k."""
     return store_key(
         codec.sample_rate,
-        {"semantic": (semantic.spec, weights_hash(semantic)), "acoustic": (codec.spec, weights_hash(codec))},
+        {"semantic": (semantic.spec, weights_hash(semantic)), "acoustic": (codec.spec, weights_hash(codec.coder()))},
         layer=semantic.layer,
         k=semantic.spec.codebook_size,
     )
 
 
-def weights_hash(module: nn.Module) -> str:
+def weights_hash(module: nn.Module | Mapping[str, Tensor]) -> str:
     """16 hex digits of what a tokenizer computes with; a codebook's training averages do not count."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    state = module.state_dict() if isinstance(module, nn.Module) else module
+    for name, tensor in sorted(state.items()):
         if not name.endswith((".count", ".total")):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

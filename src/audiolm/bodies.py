@@ -1,0 +1,271 @@
+"""The two bodies of the codec: between sound and the latents that its quantiser sees.
+
+`WaveformBody` is the paper's: strided causal convolutions on samples. `SpectralBody` works on spectra at the frame rate
+and starts as their principal components: with its networks still silent it is a transform codec, and training improves on
+that. No layer of it runs at 16 kHz.
+
+Streaming keeps state instead of padding: every causal layer takes the dictionary `state` and finds its own past in it
+(none: silence). Offline is one push through the same code.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audiolm.config import Config
+
+State = dict[nn.Module, Tensor]
+
+
+class CodecConfig(Config):
+    """Architecture of a codec; everything a saved bundle needs to build it again."""
+
+    body: Literal["spectral", "waveform"] = "spectral"
+    sample_rate: int = 16_000
+    strides: tuple[int, ...] = (2, 4, 5, 8)  # their product is the hop: 320 samples, 50 Hz
+    num_codebooks: int = 12
+    codebook_size: int = 1024
+    groups: int = 1
+    latent: int = 96
+    decay: float = 0.98
+    revive_below: float = 0.05
+    channels: int = 32  # waveform body: C of the paper
+    encoder_width: int = 256  # spectral body
+    encoder_layers: int = 4  # 0: the straight path alone
+    decoder_width: int = 384
+    decoder_layers: int = 8
+    compression: float = 0.7  # spectral body: exponent of the magnitudes
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.strides)
+
+
+class CausalConv1d(nn.Module):
+    """Convolution (B, C, F) that pads the past only; `kernel - stride` inputs of history."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.history = (kernel - 1) * dilation + 1 - stride
+        self.conv = nn.Conv1d(inputs, outputs, kernel, stride, dilation=dilation, groups=groups)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        past = state.get(self)
+        x = F.pad(x, (self.history, 0)) if past is None else torch.cat([past, x], -1)
+        if self.history:
+            state[self] = x[..., x.shape[-1] - self.history :]
+        return self.conv(x)
+
+
+class CausalUpsample1d(nn.Module):
+    """Transposed convolution with kernel 2S and stride S; the half that reaches into the future waits in the state."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.ConvTranspose1d(inputs, outputs, 2 * stride, stride, bias=False)
+        self.bias = nn.Parameter(torch.zeros(outputs, 1))
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.conv(x)
+        past = state.get(self)
+        if past is not None:
+            y = torch.cat([y[..., : self.stride] + past, y[..., self.stride :]], -1)
+        state[self] = y[..., -self.stride :]
+        return y[..., : -self.stride] + self.bias
+
+
+class ResidualUnit(nn.Module):
+    """SoundStream figure 3: x + conv1(conv7 with dilation), ELU before each."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.dilated = CausalConv1d(channels, channels, 7, dilation=dilation)
+        self.mix = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        return x + self.mix(F.elu(self.dilated(F.elu(x), state)))
+
+
+class WaveformBody(nn.Module):
+    """SoundStream section III-A, figure 3: strides 2-4-5-8, ELU, no normalisation, fully causal, no look-ahead."""
+
+    margin = 0
+    encoder_parts = ("first.", "down.", "to_latent.")
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        c, strides = config.channels, config.strides
+        widths = [c * 2**i for i in range(len(strides) + 1)]
+        self.first = CausalConv1d(1, c, 7)
+        self.down = nn.ModuleList(
+            nn.ModuleList([*(ResidualUnit(n, d) for d in (1, 3, 9)), CausalConv1d(n, 2 * n, 2 * s, s)])
+            for n, s in zip(widths, strides, strict=False)
+        )
+        self.to_latent = CausalConv1d(widths[-1], config.latent, 3)
+        self.from_latent = CausalConv1d(config.latent, widths[-1], 7)
+        self.up = nn.ModuleList(
+            nn.ModuleList([CausalUpsample1d(2 * n, n, s), *(ResidualUnit(n, d) for d in (1, 3, 9))])
+            for n, s in zip(widths[-2::-1], strides[::-1], strict=True)
+        )
+        self.last = CausalConv1d(c, 1, 7)
+
+    def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
+        """Latents (B, D, F) of audio (B, 1, F * hop)."""
+        x = self.first(audio, state)
+        for *units, down in self.down:  # pyright: ignore[reportGeneralTypeIssues]
+            for unit in units:
+                x = unit(x, state)
+            x = down(F.elu(x), state)
+        return self.to_latent(F.elu(x), state)
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """Audio (B, 1, F * hop) of latents (B, D, F)."""
+        x = self.from_latent(latents, state)
+        for up, *units in self.up:  # pyright: ignore[reportGeneralTypeIssues]
+            x = up(F.elu(x), state)
+            for unit in units:
+                x = unit(x, state)
+        return self.last(F.elu(x), state)
+
+    def close(self, state: State) -> Tensor:
+        """Nothing is outstanding: audio (B, 1, 0)."""
+        return state[self.last].new_zeros(len(state[self.last]), 1, 0)
+
+    def start(self, audio: Tensor) -> None:
+        """Nothing to prepare: convolutions start at random."""
+
+
+def _silent(layer: nn.Linear) -> nn.Linear:
+    """A layer that starts by saying nothing."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class CausalBlock(nn.Module):
+    """ConvNeXt block (B, F, D) at the frame rate: causal depthwise convolution, layer norm, inverted bottleneck.
+
+    The closing layer starts at zero, so a new stack is the identity.
+    """
+
+    def __init__(self, width: int, kernel: int = 7) -> None:
+        super().__init__()
+        self.mix = CausalConv1d(width, width, kernel, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = _silent(nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, state: State) -> Tensor:
+        y = self.mix(x.transpose(1, 2), state).transpose(1, 2)
+        return x + self.narrow(F.gelu(self.widen(self.norm(y))))
+
+
+class SpectralBody(nn.Module):
+    """Compressed MDCT -> causal ConvNeXt blocks -> latents -> causal blocks -> compressed MDCT.
+
+    The MDCT (Princen, Bradley 1986) has as many coefficients as samples and overlaps by half, so no bits go into saying
+    anything twice. Its windows of two hops are centred on each frame's hop: an encoder frame hears, and a decoder frame
+    shapes, `margin` = hop / 2 samples (10 ms) past its own end; that is the look-ahead, once on either side. The first
+    and the last window end steeply at the sound's ends, so that F frames give back F hops exactly.
+
+    The straight path (analysis, synthesis) is linear: the principal components of compressed MDCT spectra. The blocks
+    add what linear coding cannot know, from a start at zero; the encoder's also see the phase (MDST).
+    """
+
+    encoder_parts = ("analysis.", "encoder")
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.hop, self.margin, self.power = config.hop, config.hop // 2, config.compression
+        time = torch.arange(2 * config.hop) + 0.5
+        angles = math.pi / config.hop * (time[:, None] + config.hop / 2) * (torch.arange(config.hop) + 0.5)
+        self.cosines = nn.Buffer(math.sqrt(2 / config.hop) * angles.cos(), persistent=False)  # MDCT, (2 hop, hop)
+        self.sines = nn.Buffer(math.sqrt(2 / config.hop) * angles.sin(), persistent=False)  # MDST
+        self.window = nn.Buffer((math.pi / (2 * config.hop) * time).sin(), persistent=False)
+        # At the sound's ends: nothing beyond, all of it within.
+        self.opening = nn.Buffer((time[: config.hop] > self.margin).float(), persistent=False)
+        self.analysis = nn.Linear(config.hop, config.latent).requires_grad_(False)
+        self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
+        if self.encoder:
+            self.encoder_in = nn.Linear(2 * config.hop, config.encoder_width)
+            self.encoder_out = _silent(nn.Linear(config.encoder_width, config.latent))
+        self.synthesis = nn.Linear(config.latent, config.hop).requires_grad_(False)
+        self.decoder_in = nn.Linear(config.latent, config.decoder_width)
+        self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.decoder_width)
+        self.decoder_out = _silent(nn.Linear(config.decoder_width, config.hop))
+
+    def spectra(self, audio: Tensor, first: bool, last: bool) -> tuple[Tensor, Tensor]:
+        """MDCT and MDST (B, F, hop) of audio (B, 1, F * hop + 2 * margin), whose ends may be those of the sound."""
+        frames = audio[:, 0].float().unfold(-1, 2 * self.hop, self.hop)
+        left, right = frames[..., : self.hop] * self.window[: self.hop], frames[..., self.hop :] * self.window[self.hop :]
+        if first:
+            left = torch.cat([frames[:, :1, : self.hop] * self.opening, left[:, 1:]], 1)
+        if last:
+            right = torch.cat([right[:, :-1], frames[:, -1:, self.hop :] * self.opening.flip(0)], 1)
+        frames = torch.cat([left, right], -1)
+        with torch.autocast(audio.device.type, enabled=False):
+            return frames @ self.cosines, frames @ self.sines
+
+    def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
+        """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
+        mdct, mdst = self.spectra(audio, first=self not in state, last=last)
+        state[self] = mdct.new_zeros(0)  # only tells that the sound has begun
+        straight = self.analysis(self._compress(mdct))
+        if not self.encoder:
+            return straight.transpose(1, 2)
+        scale = (mdct.square() + mdst.square() + 1e-8) ** ((self.power - 1) / 2)
+        x = self.encoder_in(torch.cat([mdct * scale, mdst * scale], -1))
+        for block in self.encoder:
+            x = block(x, state)
+        return (straight + self.encoder_out(x)).transpose(1, 2)
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """Audio of latents (B, D, F), `margin` samples behind them: the first push gives that much less, `close` the rest."""
+        latents = latents.transpose(1, 2)
+        x = self.decoder_in(latents)
+        for block in self.decoder:
+            x = block(x, state)
+        compressed = (self.synthesis(latents) + self.decoder_out(self.decoder_norm(x))).float()
+        with torch.autocast(latents.device.type, enabled=False):
+            frames = (compressed * (compressed.square() + 1e-12) ** ((1 / self.power - 1) / 2)) @ self.cosines.t()
+        left, right = frames[..., : self.hop], frames[..., self.hop :]
+        before, opening = state.get(self), self not in state
+        state[self] = right[:, -1]
+        ends = right[:, :-1] if before is None else torch.cat([before[:, None], right[:, :-1]], 1)
+        joined = left[:, int(opening) :] * self.window[: self.hop] + ends * self.window[self.hop :]
+        audio = joined.flatten(1)
+        if opening:
+            audio = torch.cat([(left[:, 0] * self.opening)[:, self.margin :], audio], 1)
+        return audio[:, None]
+
+    def close(self, state: State) -> Tensor:
+        """The last `margin` samples (B, 1, margin)."""
+        return (state[self] * self.opening.flip(0))[:, None, : self.margin]
+
+    def _compress(self, mdct: Tensor) -> Tensor:
+        return mdct * (mdct.square() + 1e-12) ** ((self.power - 1) / 2)
+
+    @torch.no_grad()
+    def start(self, audio: Tensor) -> None:
+        """Principal components of the compressed spectra of audio (B, 1, T) become the straight path, for good.
+
+        One scale makes the latents' mean energy 1, so that distances between latents stay those between spectra. The
+        path is not trained further: it holds the latents where the codebooks are (left free, their scale runs away).
+        """
+        audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
+        padded = F.pad(audio, (self.margin, self.margin))
+        spectra = self._compress(self.spectra(padded, first=True, last=True)[0]).flatten(0, 1)
+        mean = spectra.mean(0)
+        _, axes = torch.linalg.eigh((spectra - mean).T @ (spectra - mean))
+        axes = axes.flip(1)[:, : self.analysis.out_features].T.contiguous()  # (latent, hop), strongest first
+        scale = ((spectra - mean) @ axes.T).square().mean().sqrt().clamp_min(1e-8)
+        self.analysis.weight.copy_(axes / scale)
+        self.analysis.bias.copy_(-axes @ mean / scale)
+        self.synthesis.weight.copy_(axes.T * scale)
+        self.synthesis.bias.copy_(mean)
