@@ -1,0 +1,226 @@
+"""The semantic encoder: log-mel -> 4x subsampling -> Conformer blocks at 25 Hz.
+
+AudioLM (§III-B) takes its semantic tokens from a middle layer of w2v-BERT, a Conformer trained on audio alone; how it is
+trained stands in pretraining.py. M is a count of mel frames (100 Hz), F of frames (25 Hz): M = 4 F.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as nnf
+from pydantic import Field
+from torch import Tensor, nn
+
+from audiolm.config import Config
+from audiolm.errors import InputError
+
+SAMPLE_RATE = 16000  # Hz
+FRAME = 640  # samples in one 25 Hz frame
+STACK = 4  # mel frames in one frame
+
+
+class ConformerConfig(Config):
+    """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms."""
+
+    bins: int = Field(default=80, ge=8)
+    width: int = Field(default=256, ge=8)
+    layers: int = Field(default=8, ge=1)
+    heads: int = Field(default=4, ge=1)
+    feed_forward: int = Field(default=1024, ge=8)
+    kernel: int = Field(default=15, ge=1)
+    channels: int = Field(default=64, ge=1)  # of the subsampling convolutions
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+def frame_count(samples: int) -> int:
+    """Frames of a recording of so many samples: the last, partly filled frame counts."""
+    return -(-samples // FRAME)
+
+
+def mel_filters(bins: int, fft: int = 512, low: float = 20.0, high: float = 8000.0) -> Tensor:
+    """Triangular filters, equally spaced on the mel scale between `low` and `high` Hz: (fft // 2 + 1, bins)."""
+    edges = torch.linspace(1127 * math.log1p(low / 700), 1127 * math.log1p(high / 700), bins + 2)
+    mel = 1127 * torch.log1p(torch.linspace(0, SAMPLE_RATE / 2, fft // 2 + 1) / 700)[:, None]
+    rise, fall = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2]), (edges[2:] - mel) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rise, fall).clamp_min(0)
+
+
+def log_mel(audio: Tensor, filters: Tensor) -> Tensor:
+    """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: 25 ms windows every 10 ms, M = 4 ceil(T / 640).
+
+    Four mel frames span exactly one 640-sample frame; windows are centred in their 10 ms, silence stands outside the recording.
+    """
+    fft = 2 * (filters.shape[0] - 1)
+    tail = frame_count(audio.shape[-1]) * FRAME - audio.shape[-1]
+    padded = nnf.pad(audio[:, 0].float(), ((fft - 160) // 2, (fft - 160) // 2 + tail))
+    window = torch.hann_window(400, device=audio.device)
+    spectrum = torch.stft(padded, fft, 160, 400, window, center=False, return_complex=True)
+    return (spectrum.abs().square().transpose(1, 2) @ filters + 1e-5).log()
+
+
+def frame_mask(lengths: Tensor, frames: int) -> Tensor:
+    """True within each item's length: (B, frames)."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def mfcc(mel: Tensor, cepstra: int = 13) -> Tensor:
+    """The classic features at 25 Hz: cepstra of log-mel (B, M, bins) with their first and second slopes, (B, F, 3 cepstra)."""
+    bins = mel.shape[-1]
+    place = (torch.arange(bins, device=mel.device) + 0.5) * math.pi / bins
+    cosines = math.sqrt(2 / bins) * torch.cos(place[:, None] * torch.arange(cepstra, device=mel.device))
+    parts = [mel.float() @ cosines]
+    slope = torch.tensor([-2, -1, 0, 1, 2], device=mel.device) / 10  # of the straight line through five frames
+    for _ in range(2):
+        parts.append(nnf.pad(parts[-1].transpose(1, 2), (2, 2), "replicate").unfold(-1, 5, 1).matmul(slope).transpose(1, 2))
+    return torch.cat(parts, -1).unflatten(1, (-1, STACK)).mean(2)
+
+
+# ---------------------------------------------------------------------------------------------------------- the network
+
+
+class Subsampling(nn.Module):
+    """Two convolutions of stride (2, 2) over time and frequency, then a projection: (B, M, bins) -> (B, M / 4, D)."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.first = nn.Conv2d(1, config.channels, 3, 2, 1)
+        self.second = nn.Conv2d(config.channels, config.channels, 3, 2, 1)
+        self.out = nn.Linear(config.channels * (-(-config.bins // 4)), config.width)
+
+    def forward(self, mel: Tensor, mask: Tensor | None) -> Tensor:
+        x = mel[:, None]
+        for convolution, repeats in ((self.first, 4), (self.second, 2)):
+            if mask is not None:  # what lies past an item's end must look like the padding of the item alone
+                x = x * mask.repeat_interleave(repeats, 1)[:, None, :, None]
+            x = nnf.relu(convolution(x))
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Sequential):
+    """Half a step of the macaron: norm, widen, SiLU, narrow."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__(
+            nn.LayerNorm(config.width),
+            nn.Linear(config.width, config.feed_forward),
+            nn.SiLU(),
+            nn.Linear(config.feed_forward, config.width),
+            nn.Dropout(config.dropout),
+        )
+
+
+class Attention(nn.Module):
+    """Bidirectional self attention with rotary positions."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.norm = nn.LayerNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
+        y = nnf.scaled_dot_product_attention(q, k, v, None if mask is None else mask[:, None, None])
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2)))
+
+
+class Convolution(nn.Module):
+    """Gate, depthwise convolution, LayerNorm (a batch norm would make an item depend on its neighbours), SiLU."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.width)
+        self.into = nn.Linear(config.width, 2 * config.width)
+        self.depthwise = nn.Conv1d(config.width, config.width, config.kernel, padding="same", groups=config.width)
+        self.norm_between = nn.LayerNorm(config.width)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = nnf.glu(self.into(self.norm(x)))
+        if mask is not None:
+            x = x * mask[..., None]
+        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        return self.dropout(self.out(nnf.silu(self.norm_between(x))))
+
+
+class Block(nn.Module):
+    """One Conformer block (2005.08100): half feed-forward, attention, convolution, half feed-forward, norm."""
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        self.first, self.last = FeedForward(config), FeedForward(config)
+        self.attention, self.convolution = Attention(config), Convolution(config)
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        x = x + 0.5 * self.first(x)
+        x = x + self.attention(x, rotation, mask)
+        x = x + self.convolution(x, mask)
+        return self.norm(x + 0.5 * self.last(x))
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the two halves of each head (..., F, width) by its position."""
+    cosine, sine = rotation
+    left, right = x.chunk(2, -1)
+    return torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1)
+
+
+class Conformer(nn.Module):
+    """Audio or mel -> features of every layer at 25 Hz. `mel_mean` and `mel_std` (bins) come from the training data."""
+
+    mel_mean: Tensor
+    mel_std: Tensor
+    filters: Tensor
+
+    def __init__(self, config: ConformerConfig):
+        super().__init__()
+        if config.width % (2 * config.heads):
+            raise InputError(f"conformer: width {config.width} must be a multiple of {2 * config.heads}, twice the heads")
+        if config.kernel % 2 == 0:
+            raise InputError(f"conformer: kernel {config.kernel} must be odd, so that a frame has as much past as future")
+        self.config = config
+        self.register_buffer("filters", mel_filters(config.bins), persistent=False)
+        self.register_buffer("mel_mean", torch.zeros(config.bins))
+        self.register_buffer("mel_std", torch.ones(config.bins))
+        self.subsampling = Subsampling(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+
+    @torch.no_grad()
+    def fit_normalisation(self, mel: Tensor) -> None:
+        """Set the statistics per bin from raw log-mel frames (..., bins) of the training data."""
+        frames = mel.reshape(-1, self.config.bins)
+        self.mel_mean.copy_(frames.mean(0))
+        self.mel_std.copy_(frames.std(0).clamp_min(1e-3))
+
+    def log_mel(self, audio: Tensor) -> Tensor:
+        """Normalised log-mel (B, M, bins) of audio (B, 1, T) at 16 kHz, in float32 whatever the autocast."""
+        with torch.autocast(audio.device.type, enabled=False):
+            return (log_mel(audio, self.filters) - self.mel_mean) / self.mel_std
+
+    def features(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Subsampled mel: (B, M, bins) -> (B, F, D). `lengths` (B) counts the frames of each item."""
+        return self.subsampling(mel, None if lengths is None else frame_mask(lengths, mel.shape[1] // STACK))
+
+    def encode(self, features: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:
+        """Run the first `layers` blocks (default all): [features, after block 1, ..., after the last], each (B, F, D)."""
+        frames, half = features.shape[1], self.config.width // self.config.heads // 2
+        mask = None if lengths is None else frame_mask(lengths, frames)
+        speeds = 10000 ** (-torch.arange(half, device=features.device) / half)
+        angles = torch.arange(frames, device=features.device)[:, None] * speeds
+        rotation = angles.cos(), angles.sin()
+        outputs = [features]
+        x = self.dropout(features)
+        for block in self.blocks[:layers]:
+            x = block(x, rotation, mask)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, mel: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:
+        """Normalised mel (B, M, bins) -> layers + 1 outputs (B, F, D); index i is what block i gives, 0 the subsampled input."""
+        return self.encode(self.features(mel, lengths), lengths, layers)

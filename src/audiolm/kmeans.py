@@ -1,0 +1,70 @@
+"""Features -> semantic tokens: normalise each dimension, then the nearest centroid (AudioLM §III-B, §IV-B)."""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from audiolm.errors import InputError
+from audiolm.files import load_tensors, save_tensors
+
+
+class KMeans(nn.Module):
+    """Statistics and centroids in one place, because ids mean nothing without both. D is the features' width, K the units.
+
+    The authors report that unit variance per dimension clearly improves the tokens; the statistics are those of the
+    frames that the centroids were fitted on.
+    """
+
+    mean: Tensor  # (D)
+    std: Tensor  # (D)
+    centroids: Tensor  # (K, D), of normalised features
+
+    def __init__(self, units: int, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("centroids", torch.zeros(units, width))
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Tensor:
+        """Units (...) int64 of features (..., D)."""
+        with torch.autocast(features.device.type, enabled=False):
+            normal = (features.float() - self.mean) / self.std
+            # |x - c|^2 without |x|^2, which is the same for every centroid
+            return (normal @ self.centroids.T - 0.5 * self.centroids.square().sum(-1)).argmax(-1)
+
+    forward = assign
+
+    @staticmethod
+    def fit(frames: Tensor, units: int, epochs: int = 5, batch: int = 4096, seed: int = 0) -> "KMeans":
+        """Fit `units` centroids to frames (N, D) by mini-batch k-means with k-means++ starts. Needs the `train` extra."""
+        if len(frames) < units:
+            raise InputError(f"k-means: {len(frames)} frames cannot make {units} units; give more audio or fewer units")
+        from sklearn.cluster import MiniBatchKMeans
+
+        kmeans = KMeans(units, frames.shape[-1])
+        frames = frames.float()
+        kmeans.mean.copy_(frames.mean(0))
+        kmeans.std.copy_(frames.std(0).clamp_min(1e-5))
+        normal = ((frames - kmeans.mean) / kmeans.std).numpy()
+        # Its own type hints leave out the None and the 1 that its documentation allows.
+        settings: dict[str, Any] = {"n_init": 1, "max_iter": epochs, "max_no_improvement": None, "random_state": seed}
+        fitted = MiniBatchKMeans(units, batch_size=max(batch, units), **settings).fit(normal)
+        kmeans.centroids.copy_(torch.from_numpy(fitted.cluster_centers_))
+        return kmeans
+
+    def save(self, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
+        """Write statistics and centroids as safetensors."""
+        save_tensors(path, self.state_dict(), metadata)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "KMeans":
+        """Read what `save` wrote. InputError where the file is something else."""
+        tensors, _ = load_tensors(path)
+        if tensors.keys() != {"mean", "std", "centroids"}:
+            raise InputError(f"{path}: not a k-means file (it holds {', '.join(sorted(tensors))}); give one that is")
+        kmeans = KMeans(*tensors["centroids"].shape)
+        kmeans.load_state_dict(tensors)
+        return kmeans
