@@ -267,6 +267,7 @@ def test_no_speakers_for_validation_is_no_obstacle(tmp_path: Path) -> None:
     config = quick(tmp_path / "only.wav", tmp_path / "out")
     with pytest.raises(InputError):
         run_recipe(config)  # a file is no folder
+    assert not (tmp_path / "out").exists()
     (tmp_path / "in").mkdir()
     os.rename(tmp_path / "only.wav", tmp_path / "in" / "only.wav")
     run_recipe(quick(tmp_path / "in", tmp_path / "out"), only="prepare")

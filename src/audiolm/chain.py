@@ -57,16 +57,22 @@ class Chain:
         """
         if only is not None and only not in self.steps:
             raise InputError(f"--only {only}: no such step; this recipe has {', '.join(self.steps)}")
+        made = not self.out.exists()
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"{self.out}: cannot be made ({(error.strerror or 'error').lower()}); choose another out="
             ) from error
-        with _one_at_a_time(self.out, self.first):
-            for step in self.steps.values():
-                if only in (None, step.name):
-                    self._run(step, shop, force, again=force and only is not None)
+        try:
+            with _one_at_a_time(self.out, self.first):
+                for step in self.steps.values():
+                    if only in (None, step.name):
+                        self._run(step, shop, force, again=force and only is not None)
+        except InputError:
+            if made and self.first and {path.name for path in self.out.iterdir()} == {".lock"}:
+                shutil.rmtree(self.out)  # a wrong input leaves nothing behind
+            raise
 
     def _run(self, step: Step, shop: Any, force: bool, again: bool) -> None:
         folder = self.out / step.name

@@ -230,7 +230,9 @@ def tokenize(
 
 
 @app.command
-def train(recipe: Path, /, *settings: str, only: str | None = None) -> None:
+def train(
+    recipe: Path, /, *settings: str, only: str | None = None, force: Annotated[bool, Parameter(negative="")] = False
+) -> None:
     """Run a recipe: from a folder of audio to a model of your own. Killed at any moment, the same command goes on.
 
     Parameters
@@ -241,11 +243,13 @@ def train(recipe: Path, /, *settings: str, only: str | None = None) -> None:
         key=value, as data=FOLDER out=FOLDER coarse.steps=2000; they override the recipe.
     only
         Run this one step, whose predecessors must be done.
+    force
+        Delete and do again a step that was made with other settings (with --only: that step in any case).
     """
     from audiolm.config import load_config
     from audiolm.recipe import RecipeConfig, run_recipe
 
-    run_recipe(load_config(RecipeConfig, recipe, settings), only)
+    run_recipe(load_config(RecipeConfig, recipe, settings), only, force)
 
 
 @app.command
