@@ -11,7 +11,7 @@ ROWS = """
     errors files tokens config plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages
     pretraining phonetics metrics speaker report sampling parallel adapters
-    tokenizers scoring
+    tokenizers scoring generation
     model bundle
     provenance data token_store run continuations
     train_codec train_encoder train_lm evaluation corpus chain

@@ -16,6 +16,7 @@ from audiolm.errors import InputError
 from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM, Sampling
+from audiolm.parallel import ParallelModel
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.transformer import LanguageModel, TransformerConfig
@@ -120,7 +121,8 @@ def unpack(part: nn.Module, path: Path) -> None:
 
 def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:
     """The network for a stage."""
-    return LanguageModel(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+    network = ParallelModel if stage.parallel else LanguageModel
+    return network(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

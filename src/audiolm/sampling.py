@@ -17,7 +17,7 @@ import torch.nn.functional as nnf
 from torch import Generator, Tensor
 
 from audiolm.errors import InputError
-from audiolm.stages import Stage
+from audiolm.stages import Stage, Stream
 from audiolm.transformer import Cache, LanguageModel
 
 Progress = Callable[[int, int], None]  # called with the frames done and to do
@@ -74,10 +74,7 @@ def sample_frames(
     allow_eos: bool = False,
 ) -> Iterator[Tensor]:
     """As `sample`, but yields each new frame (B, levels) when it is there: codes on the model's device, -1 after an end."""
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise InputError(
-            f"temperature={temperature} (from 0), top_k={top_k} (from 1), top_p={top_p} (above 0, to 1): out of range"
-        )
+    check(temperature, top_k, top_p)
     count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
     if count == 0:
         return
@@ -90,7 +87,7 @@ def sample_frames(
     # All random numbers at once: how many an item draws is its own affair, and no step waits for them.
     uniform = torch.zeros(len(lines), count, levels)
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
-        uniform[row, :own] = torch.rand(own, levels, generator=_generator(stage, seed))
+        uniform[row, :own] = torch.rand(own, levels, generator=generator_of(stage, seed))
     uniform = uniform.to(device)
     due = torch.tensor(frames, device=device)
     ended = torch.zeros(len(lines), dtype=torch.bool, device=device)
@@ -115,6 +112,14 @@ def sample_frames(
             yield torch.stack(codes, 1).masked_fill(ended[:, None], -1)
     finally:
         model.train(training)
+
+
+def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """InputError where a setting of `draw` is out of range."""
+    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise InputError(
+            f"temperature={temperature} (from 0), top_k={top_k} (from 1), top_p={top_p} (above 0, to 1): out of range"
+        )
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -147,12 +152,17 @@ def window(stage: Stage, have: int, total: int) -> tuple[int, int]:
     return start, min(start + crop, total)
 
 
+def within(stage: Stage, stream: Stream, start: int, stop: int) -> tuple[int, int]:
+    """The frames [first, last) of a stream that lie within predicted frames [start, stop)."""
+    rate = stream.spec.frame_rate / stage.predict.spec.frame_rate
+    return round(start * rate), math.ceil(stop * rate - 1e-6)
+
+
 def cut(stage: Stage, given: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
     """The given streams' frames that lie within predicted frames [start, stop); InputError where they do not last so long."""
     parts = []
     for stream, codes in zip(stage.given, given, strict=True):
-        rate = stream.spec.frame_rate / stage.predict.spec.frame_rate
-        first, last = round(start * rate), math.ceil(stop * rate - 1e-6)
+        first, last = within(stage, stream, start, stop)
         if codes.shape[1] < last:
             lasting, needed = codes.shape[1] / stream.spec.frame_rate, stop / stage.predict.spec.frame_rate
             raise InputError(
@@ -170,12 +180,16 @@ def sample_windows(
     frames: Sequence[int],
     seeds: Sequence[int | Generator],
     progress: Progress | None = None,
+    one: Callable[..., list[Tensor]] = sample,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """As `sample`, for any length: memory stays that of one window. Given codes are in their own time, repeats included."""
+    """As `sample`, for any length: memory stays that of one window. Given codes are in their own time, repeats included.
+
+    one: what fills a window; takes what `sample` takes.
+    """
     known = [codes.long() for codes in prompt]
     totals = [codes.shape[1] + count for codes, count in zip(known, frames, strict=True)]
-    generators = [_generator(stage, seed) for seed in seeds]
+    generators = [generator_of(stage, seed) for seed in seeds]
     going = [item for item, count in enumerate(frames) if count]
     while going:
         have = [known[item].shape[1] for item in going]
@@ -183,7 +197,7 @@ def sample_windows(
         # Progress is told of the item with the most left to do, before this round and after it.
         before = max(frames) - max(totals[item] - length for item, length in zip(going, have, strict=True))
         after = max(frames) - max(totals[item] - stop for item, (_, stop) in zip(going, spans, strict=True))
-        parts = sample(
+        parts = one(
             model,
             stage,
             [cut(stage, given[item], *span) for item, span in zip(going, spans, strict=True)],
@@ -211,6 +225,7 @@ def sample_chunks(
     seeds: Sequence[int],
     progress: Progress | None = None,
     rows: int = 32,
+    one: Callable[..., list[Tensor]] = sample,
     **options: Unpack[Options],
 ) -> list[Tensor]:
     """As `sample_windows`, in windows side by side and not one after another: up to `rows` chunks of all items at once.
@@ -230,13 +245,13 @@ def sample_chunks(
     for first in range(0, len(chunks), rows):
         batch = chunks[first : first + rows]
         known = [prompt[item][:, start:stop] for item, start, stop in batch]
-        parts = sample(
+        parts = one(
             model,
             stage,
             [cut(stage, given[item], start, stop) for item, start, stop in batch],
             known,
             [stop - start - part.shape[1] for part, (_, start, stop) in zip(known, batch, strict=True)],
-            [seeds[item] * 1_000_003 + start // crop for item, start, _ in batch],
+            [chunk_seed(seeds[item], start // crop) for item, start, _ in batch],
             _part(progress, first, first + len(batch), len(chunks), crop),
             **options,
         )
@@ -245,7 +260,12 @@ def sample_chunks(
     return done
 
 
-def _generator(stage: Stage, seed: int | Generator) -> Generator:
+def chunk_seed(seed: int, chunk: int) -> int:
+    """Of a chunk of an item."""
+    return seed * 1_000_003 + chunk
+
+
+def generator_of(stage: Stage, seed: int | Generator) -> Generator:
     """An item's random numbers: others in every stage, so that one seed may serve them all. Torch looks at 32 bits of a seed."""
     if isinstance(seed, Generator):
         return seed

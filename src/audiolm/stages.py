@@ -2,6 +2,7 @@
 
     semantic   nothing -> S            coarse   S -> A[:4]          fine    A[:4] -> A[4:]
     acoustic   nothing -> A            piano    S -> A[:3]          (§IV-I: no fine stage)
+    parallel   S -> A                  (SoundStorm, 2305.09636: frames side by side in place of a line; audiolm.parallel)
 
 A line is    given ids, START, predicted ids, EOS    with EOS only where the recording truly ends. Codes are flattened row by
 row (time-major: all levels of a frame, then the next frame). Every level of every stream has a range of ids to itself and
@@ -58,7 +59,8 @@ class Stage:
 
     dedup: the given single-codebook streams lose their consecutive repeats; so does the predicted one where nothing is given
     (where something is, its frames must keep the given ones' time). crop: seconds of a training example, and of the window
-    in which longer sounds are generated. overlap: seconds of a window that the next one takes as its prompt.
+    in which longer sounds are generated. overlap: seconds of a window that the next one takes as its prompt. parallel: the
+    codes of a frame stand above each other and not one after another, and many frames are filled at once.
     """
 
     name: str
@@ -67,8 +69,11 @@ class Stage:
     dedup: bool = False
     crop: float = 10.0
     overlap: float = 0.0
+    parallel: bool = False
 
     def __post_init__(self) -> None:
+        if self.parallel and self.dedup:
+            raise InputError(f"stage {self.name}: a parallel stage needs the given codes' time; leave dedup out")
         if not 0 <= self.overlap <= self.crop - self.grid:
             raise InputError(
                 f"stage {self.name}: overlap={self.overlap} must be from 0 s to {self.grid} s less than crop={self.crop}"
@@ -96,7 +101,12 @@ class Stage:
     @property
     def vocabulary(self) -> int:
         """How many ids there are, specials included."""
-        return self.start + 3
+        return self.start + (self.predict.levels if self.parallel else 3)
+
+    @property
+    def masks(self) -> Tensor:
+        """Parallel stages have other specials: for each predicted level the id of a code that is not known yet, (levels)."""
+        return self.start + torch.arange(self.predict.levels)
 
     @cached_property
     def offsets(self) -> tuple[Tensor, ...]:
@@ -124,11 +134,19 @@ class Stage:
 
     def pack(self, given: Sequence[Tensor], predicted: Tensor, ends: bool = False) -> Tensor:
         """Codes (levels, F) of each given stream and of the predicted one -> ids (L,). `ends`: the recording ends here."""
-        if len(given) != len(self.given):
-            raise InputError(f"stage {self.name}: {len(self.given)} given streams are needed, got {len(given)}")
-        parts = [self._flatten(index, codes) for index, codes in enumerate([*given, predicted])]
+        parts = [ids.T.flatten() for ids in self._ids([*given, predicted])]
         parts.insert(-1, torch.tensor([self.start]))
         return torch.cat(parts + [torch.tensor([self.eos])] * ends)
+
+    def stack(self, given: Sequence[Tensor], predicted: Tensor) -> Tensor:
+        """Codes as for `pack` -> ids (F, levels of all streams): beside each predicted frame what is given at that time."""
+        rows, frames = [], torch.arange(predicted.shape[-1])
+        for stream, ids in zip(self.streams, self._ids([*given, predicted]), strict=True):
+            ratio = Fraction(stream.spec.frame_rate / self.predict.spec.frame_rate).limit_denominator(10_000)
+            if len(frames) and ids.shape[1] <= int(frames[-1]) * ratio:
+                raise InputError(f"stage {self.name}: {ids.shape[1]} {stream.spec.name} frames for {len(frames)} predicted ones")
+            rows.append(ids[:, frames * ratio.numerator // ratio.denominator])
+        return torch.cat(rows).T
 
     def unpack(self, ids: Tensor) -> tuple[list[Tensor], Tensor, bool]:
         """Ids (L,) -> (given, predicted, ends) as they went into `pack`, less the repeats that dedup removed; PAD is ignored."""
@@ -143,7 +161,13 @@ class Stage:
             codes.append(frames.contiguous())
         return codes[:-1], codes[-1], bool((ids == self.eos).any())
 
-    def _flatten(self, index: int, codes: Tensor) -> Tensor:
+    def _ids(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Checked codes as ids, (levels, F) of each stream, without the repeats that dedup removes."""
+        if len(streams) != len(self.streams):
+            raise InputError(f"stage {self.name}: {len(self.given)} given streams are needed, got {len(streams) - 1}")
+        return [self._ids_of(index, codes) for index, codes in enumerate(streams)]
+
+    def _ids_of(self, index: int, codes: Tensor) -> Tensor:
         stream = self.streams[index]
         if codes.ndim != 2 or codes.shape[0] != stream.levels:
             raise InputError(
@@ -154,13 +178,14 @@ class Stage:
             raise InputError(f"stage {self.name}: {stream.spec.name} codes must lie in [0, {stream.spec.codebook_size})")
         if self.dedup_predicted or (self.dedup and index < len(self.given) and stream.spec.num_codebooks == 1):
             codes = without_repeats(codes)
-        return (codes + self.offsets[index]).T.flatten()
+        return codes + self.offsets[index]
 
     # config.json
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {"given": [asdict(stream) for stream in self.given]}
+        """JSON-ready. `parallel` is named only where it is true: older versions wrote, and read, the other stages without it."""
+        values = asdict(self) | {"given": [asdict(stream) for stream in self.given]}
+        return values if self.parallel else {name: value for name, value in values.items() if name != "parallel"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
@@ -205,3 +230,9 @@ def acoustic_only(acoustic: TokenSpec, levels: int | None = None) -> Stage:
 def piano(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 3) -> Stage:
     """S -> A[:levels], all the levels of a codec with few and large codebooks (§IV-I: 3 of 2^14 codes); no fine stage."""
     return replace(coarse(semantic, acoustic, levels), name="piano")
+
+
+def parallel(semantic: TokenSpec, acoustic: TokenSpec, levels: int | None = None) -> Stage:
+    """S -> A in a few passes over all frames (SoundStorm §3): in place of coarse and fine."""
+    stage = coarse(semantic, acoustic, levels or acoustic.num_codebooks)
+    return replace(stage, name="parallel", parallel=True)

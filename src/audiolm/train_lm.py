@@ -1,7 +1,8 @@
 """Train the language model of any stage (AudioLM §III-B): one loop, whatever is given and predicted.
 
 Cross entropy on the predicted codes only, and on EOS where a recording truly ends. Progress is told in bits per token for
-each level, beside what a unigram model, which knows only how frequent each code is, would need.
+each level, beside what a unigram model, which knows only how frequent each code is, would need. A parallel stage differs in
+what `collate_at` hides from it and in nothing else; its figures are of masked codes, whose neighbours it sees.
 """
 
 import copy
@@ -18,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from audiolm.bundle import language_model
 from audiolm.config import Config
+from audiolm.parallel import Masked, mask
 from audiolm.run import Run, learning_rate, random_untouched
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
@@ -89,7 +91,7 @@ def train_lm(
             model.train()
             for part in range(config.accumulate):
                 index = (step - 1) * config.accumulate + part  # every process its own batches
-                batch = collate(stage, batches.batch(index * fabric.world_size + fabric.global_rank))
+                batch = collate_at(stage, batches, index * fabric.world_size + fabric.global_rank, config.seed)
                 with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
                     nats, counts = model(*fabric.to_device(batch))
                     fabric.backward(nats.sum() / counts.sum() / config.accumulate)
@@ -131,6 +133,12 @@ class Batch(NamedTuple):
     ids: Tensor
     starts: Tensor
     targets: Tensor
+
+
+def collate_at(stage: Stage, batches: Batches, step: int, seed: int = 0) -> Batch | Masked:
+    """The batch of a step as the stage's network takes it; (seed, step) decide what is hidden from a parallel one."""
+    items = batches.batch(step)
+    return mask(stage, items, seed * 1_000_003 + step) if stage.parallel else collate(stage, items)
 
 
 def collate(stage: Stage, items: Sequence[Mapping[str, Any]]) -> Batch:
@@ -176,7 +184,7 @@ def bits_per_token(model: LanguageModel, stage: Stage, batches: Batches, count: 
     with random_untouched():
         model.eval()
         for index in range(count):
-            batch = collate(stage, batches.batch(index))
+            batch = collate_at(stage, batches, index)
             sums += torch.stack(model(*(each.to(model.heads.device) for each in batch))).cpu()
         model.train(training)
     return _bits(stage, *sums)
@@ -189,7 +197,7 @@ def unigram_bits(stage: Stage, batches: Batches, valid: Batches, count: int, val
     found[1:, -1] = 0  # but the end inside a frame
     for counts, source, length in ((found, batches, count), (seen, valid, valid_count)):
         for index in range(length):
-            for level, targets in enumerate(collate(stage, source.batch(index)).targets.flatten(0, 1).T):
+            for level, targets in enumerate(collate_at(stage, source, index).targets.flatten(0, 1).T):
                 counts[level] += targets[targets != IGNORED].bincount(minlength=codes)
     nats = torch.special.xlogy(seen, found / found.sum(1, keepdim=True)).neg().sum(1)
     return _bits(stage, nats, seen.sum(1))

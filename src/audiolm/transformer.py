@@ -234,10 +234,10 @@ class LanguageModel(nn.Module):
     Position k after START predicts level k mod Q, with that level's own head.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary: int, levels: int, codebook_size: int) -> None:
+    def __init__(self, config: TransformerConfig, vocabulary: int, levels: int, codebook_size: int, causal: bool = True) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, config.width)
-        self.transformer = Transformer(config)
+        self.transformer = Transformer(config, causal)
         self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
         self.end = nn.Parameter(torch.empty(1, config.width))
         for parameter in (self.embedding.weight, self.heads, self.end):
