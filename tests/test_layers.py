@@ -24,6 +24,7 @@ BESIDE = {
     *(("files", "errors"), ("tokens", "errors"), ("config", "errors")),
     *(("audio", "errors"), ("audio", "files"), ("audio", "plots")),
     *(("codec", "quantizer"), ("codec", "bodies")),
+    ("parallel", "sampling"),
     ("bundle", "model"),
     ("token_store", "data"),
     ("__main__", "__init__"),
