@@ -64,7 +64,7 @@ def test_batched_equals_single(tiny_model: AudioLM, female: Waveform, male: Wave
 def test_acoustic_generation_says_the_given_words(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
     words = tiny_model.tokenize(male.trim(1.3)).semantic
     job = tiny_model._job(Request(female.trim(1), semantic=words))
-    tiny_model._sample_acoustic([job], "full", tiny_model.sampling, None)
+    tiny_model._sample_acoustic([job], ["coarse", "fine"], tiny_model.sampling, None)
     voice = tiny_model.tokenize(female.trim(1))
     assert torch.equal(job.semantic, torch.cat([voice.semantic.codes, words.codes], 1))
     assert torch.equal(job.acoustic[:, : voice.acoustic.codes.shape[1]], voice.acoustic.codes)
@@ -204,6 +204,22 @@ def test_half_precision_on_disk(tiny_model: AudioLM, tmp_path: Path, female: Wav
     assert next(loaded.codec.parameters()).dtype == torch.float32
     agree = loaded.tokenize(female).acoustic.codes[0] == tiny_model.tokenize(female).acoustic.codes[0]
     assert float(agree.float().mean()) > 0.9
+
+
+def test_stages_in_eight_bits(tiny_model: AudioLM, tmp_path: Path, female: Waveform) -> None:
+    bundle.save(tiny_model, tmp_path / "half", "")
+    bundle.save(tiny_model, tmp_path / "eight", "", torch.int8)
+    half, eight = bundle.load(tmp_path / "half"), bundle.load(tmp_path / "eight")
+    tokens, same = half.tokenize(female), eight.tokenize(female)
+    assert torch.equal(tokens.acoustic.codes, same.acoustic.codes)
+    assert torch.equal(tokens.semantic.codes, same.semantic.codes)
+    for name, (_, network) in eight.stages.items():
+        for key, tensor in tiny_model.stages[name][1].state_dict().items():
+            rough = network.state_dict()[key]
+            assert float((rough - tensor).norm()) < 0.01 * float(tensor.norm()), key
+        sizes = [(tmp_path / kind / f"{name}.safetensors").stat().st_size for kind in ("half", "eight")]
+        assert sizes[1] < 0.7 * sizes[0]
+    assert eight.generate(female.trim(1), seconds=0.5).seconds == pytest.approx(1.5)
 
 
 def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) -> None:

@@ -24,10 +24,15 @@ from audiolm.transformer import LanguageModel, TransformerConfig
 FORMAT = 1  # of config.json; a newer one is refused
 PRETRAINED = Path(__file__).parent / "pretrained"
 TRAINING_ONLY = (".count", ".total")  # a codebook's moving averages train it; no bundle keeps them
+TOKENIZERS = ("codec", "encoder")  # never in 8 bits: tokens must be those that the stages were trained on
+SCALE = ".scale"  # of a matrix in 8 bits, one per row
 
 
 def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a bundle, weights rounded to `dtype`. config.json comes last, so that a folder with one is whole."""
+    """Write a bundle, weights rounded to `dtype`. config.json comes last, so that a folder with one is whole.
+
+    torch.int8: the stages' matrices in 8 bits a weight with a scale per row, everything else in bfloat16.
+    """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +40,8 @@ def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = tor
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     for name, part in parts(model).items():
-        save_tensors(folder / f"{name}.safetensors", packed(part, dtype))
+        narrow = torch.bfloat16 if dtype is torch.int8 and name in TOKENIZERS else dtype
+        save_tensors(folder / f"{name}.safetensors", packed(part, narrow))
     config = {
         "format": FORMAT,
         "about": model.about,
@@ -101,22 +107,32 @@ def parts(model: AudioLM) -> dict[str, nn.Module]:
 
 def packed(part: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """A network's weights as a bundle keeps them."""
-    return {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in part.state_dict().items()
-        if not name.endswith(TRAINING_ONLY)
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in part.state_dict().items():
+        if name.endswith(TRAINING_ONLY):
+            continue
+        if dtype is torch.int8 and tensor.is_floating_point() and tensor.ndim > 1:
+            scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+            tensors[name], tensors[name + SCALE] = (tensor / scale).round().to(torch.int8), scale
+        elif tensor.is_floating_point():
+            tensors[name] = tensor.to(torch.bfloat16 if dtype is torch.int8 else dtype)
+        else:
+            tensors[name] = tensor
+    return tensors
 
 
 def unpack(part: nn.Module, path: Path) -> None:
     """Fill a network with the weights of a file; InputError where they are not its own."""
     tensors, _ = load_tensors(path)
+    scales = {name: tensors.pop(name + SCALE) for name in list(tensors) if name + SCALE in tensors}
     own = part.state_dict()
     wrong = [name for name in tensors if name not in own or own[name].shape != tensors[name].shape]
     wrong += [name for name in own if name not in tensors and not name.endswith(TRAINING_ONLY)]
     if wrong:
         raise InputError(f"{path}: weights do not fit config.json ({wrong[0]}); copy the bundle again")
-    part.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, strict=False)
+    full = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    full |= {name: full[name] * scale for name, scale in scales.items()}
+    part.load_state_dict(full, strict=False)
 
 
 def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:

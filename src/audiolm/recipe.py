@@ -77,6 +77,7 @@ class RecipeConfig(Config):
     threads: int | None = Field(default=None, ge=1)  # processor threads; None: one per core
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
+    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8 is for the stages only
     prepare: PrepareConfig = PrepareConfig()
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
     encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes, each may build on the one before
@@ -166,7 +167,7 @@ def steps(config: RecipeConfig) -> list[Step]:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
-    about = {"name": config.name, "licence": config.licence, "sampling": sampling}
+    about = {"name": config.name, "licence": config.licence, "sampling": sampling, "weights": config.weights}
     chain.append(Step("bundle", ("codec", "units", *config.stages), about, do_bundle))
     return chain
 
@@ -331,7 +332,7 @@ def do_bundle(shop: Workshop) -> str:
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
     model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
-    bundle.save(model, shop.out / "bundle", _card(config, about))
+    bundle.save(model, shop.out / "bundle", _card(config, about), getattr(torch, config.weights))
     return file_hash(shop.out / "bundle" / "config.json")
 
 
