@@ -43,4 +43,5 @@ clean:  ## remove the environment, caches and what the demo made
 # The development environment holds the demo's too.
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps resemblyzer  # its weights alone: docs/dependencies.md
 	touch .venv/demo.stamp $@
