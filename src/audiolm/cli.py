@@ -119,7 +119,7 @@ def continue_(
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, only_new, chain, _sampling(model, common), show)
+            return model.generate_batch(requests, only_new, chain, sampling=_sampling(model, common), progress=show)
 
     _run(common, output, make, 0.0 if only_new else sound.seconds)
 
@@ -144,7 +144,7 @@ def generate(output: Output = Path("out.wav"), *, seconds: float = 7.0, chain: C
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, False, chain, _sampling(model, common), show)
+            return model.generate_batch(requests, False, chain, sampling=_sampling(model, common), progress=show)
 
     _run(common, output, make)
 
@@ -259,8 +259,10 @@ def evaluate(
     data: Path,
     report: Path,
     limit: int = 24,
-    seconds: float = 4.0,
+    seconds: float = 7.0,
     seed: int = 0,
+    split: Literal["train", "valid", "test", "all"] | None = None,
+    parts: str | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """The paper's measures on recordings the model has not heard: report.md and report.json.
@@ -270,17 +272,24 @@ def evaluate(
     model
         A packaged model, a bundle's folder, or a hub id.
     data
-        A folder or manifest.csv; its test split is used where it has one.
+        A folder or manifest.csv.
     report
         Folder for the report.
     limit
         How many clips are continued (the codec is measured on all).
     seconds
-        How much each continuation adds.
+        How much each continuation adds, at most.
+    split
+        Which recordings; default: the test split where there is one.
+    parts
+        Some of codec,units,stages,continuation; default: all.
     """
-    from audiolm.evaluation import evaluate_folder
+    from audiolm.evaluation import PARTS, evaluate_folder
 
-    figures = evaluate_folder(model, data, report, limit=limit, seconds=seconds, seed=seed)
+    chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
+    with _progress() as show:
+        options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}
+        figures = evaluate_folder(model, data, report, **options)
     if json:
         _print(figures, True)
     else:
