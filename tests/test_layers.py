@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
     errors files tokens config plots audio
-    quantizer bodies transformer conformer codec adversarial kmeans stages
+    quantizer bodies transformer conformer codec adversarial kmeans stages wav
     pretraining phonetics metrics speaker report sampling parallel adapters
     tokenizers scoring generation
     model bundle
