@@ -89,11 +89,11 @@ def test_resumed_equals_uninterrupted_and_evaluation_leaves_no_trace(tmp_path, c
 
 
 def test_it_learns(tmp_path, crops):
-    quick = config(40, "clusters", objective={"mask": {"visible": 1.0}}, lr=1e-2, valid_every=40)
+    quick = config(60, "clusters", objective={"mask": {"visible": 1.0}}, lr=5e-3, valid_every=60)
     train(tmp_path, quick, crops, crops)
     lines = Run(tmp_path, quick).metrics()
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.92 * sum(losses[:10])
     assert lines[-1]["valid_loss"] < losses[0]
 
 
