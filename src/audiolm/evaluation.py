@@ -259,6 +259,8 @@ def stage_figures(model: AudioLM, clips: Sequence[Clip], tell: Progress) -> Figu
     for name, (stage, network) in model.stages.items():
         if not {stream.spec.name for stream in stage.streams} <= {"semantic", "acoustic"}:
             continue  # text, or another tongue: not in a recording
+        if stage.parallel:
+            continue  # it foretells masked codes from their neighbours: no bits that could stand beside the others'
         scores = []
         for number, clip in enumerate(clips, 1):
             codes = {"semantic": clip.tokens.semantic.codes, "acoustic": clip.tokens.acoustic.codes}

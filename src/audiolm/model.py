@@ -6,12 +6,14 @@
     model.generate(semantic=tokens.semantic)                  acoustic generation: the same words in another voice
     model.reconstruct(sound, codebooks=3)                     the codec alone
     model.generate(prompt, seconds=7, chain="acoustic")       the paper's baseline without semantic tokens
+    model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm in place of the coarse and fine stages
+    model.stream(prompt, seconds=60)                          the same sound in blocks, while it is made
 
 How it is kept on disk: audiolm.bundle.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,8 +25,9 @@ from audiolm.audio import Waveform
 from audiolm.codec import Codec
 from audiolm.config import Config
 from audiolm.errors import InputError
-from audiolm.sampling import Options, sample_chunks, sample_windows
-from audiolm.stages import Stage, without_repeats
+from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
+from audiolm.sampling import Options
+from audiolm.stages import Stage, Stream, without_repeats
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
@@ -32,7 +35,10 @@ from audiolm.transformer import LanguageModel
 SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds of a prompt, and of what one call generates
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
 
+BLOCK = 10.0  # seconds of tokens that are decoded at once
+
 Chain = Literal["full", "acoustic"]
+AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); all levels in a few passes
 Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
 
 
@@ -146,35 +152,71 @@ class AudioLM:
         seed: int = 0,
         only_new: bool = False,
         chain: Chain = "full",
+        decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         progress: Progress | None = None,
     ) -> Waveform:
         """Continue a prompt by `seconds`, or generate them from nothing, or say the words of `semantic` (in the prompt's voice).
 
         The result is the prompt itself, resampled, followed by what is new; `only_new` leaves the prompt out, and so
-        does `semantic`, whose words are not the prompt's. The same seed gives the same sound.
+        does `semantic`, whose words are not the prompt's. The same seed gives the same sound. decoder: how semantic tokens
+        become acoustic ones, where the model can do both; as in the paper if nothing is said.
         """
         request = Request(prompt, seconds, semantic, seed)
-        return self.generate_batch([request], only_new, chain, sampling, progress)[0]
+        return self.generate_batch([request], only_new, chain, decoder, sampling, progress)[0]
 
     def generate_batch(
         self,
         requests: Sequence[Request],
         only_new: bool = False,
         chain: Chain = "full",
+        decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         progress: Progress | None = None,
     ) -> list[Waveform]:
         """`generate` for many requests of any lengths at once; each comes out as it would alone."""
-        if chain == "acoustic" and any(request.semantic is not None for request in requests):
-            raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
+        stages = self._stages(requests, chain, decoder)
+        settings = {**self.sampling, **(sampling or {})}
         with torch.inference_mode():
             jobs = [self._job(request) for request in requests]
-            settings = {**self.sampling, **(sampling or {})}
             if chain == "full":
                 self._sample_semantic(jobs, settings, progress)
-            self._sample_acoustic(jobs, chain, settings, progress)
+            self._sample_acoustic(jobs, stages, settings, progress)
             return [self._render(job, only_new) for job in jobs]
+
+    def stream(
+        self,
+        prompt: Waveform | None = None,
+        seconds: float | None = None,
+        semantic: Tokens | None = None,
+        seed: int = 0,
+        only_new: bool = False,
+        chain: Chain = "full",
+        decoder: AcousticDecoder | None = None,
+        sampling: Mapping[str, Sampling] | None = None,
+        block: float = 0.5,
+    ) -> Iterator[Waveform]:
+        """`generate` in blocks of about `block` seconds, each as soon as it can be; joined, they are what `generate` gives.
+
+        The prompt comes first, at once. Memory stays that of one window of each stage, however long the sound.
+        """
+        request = Request(prompt, seconds, semantic, seed)
+        stages = self._stages([request], chain, decoder)
+        frames = self.codec.spec.frame_rate * block
+        if not 1 <= frames < math.inf:
+            raise InputError(f"block={block}: give seconds, at least {1 / self.codec.spec.frame_rate:g}")
+        with torch.inference_mode():
+            job = self._job(request)
+        return self._stream(job, stages, {**self.sampling, **(sampling or {})}, only_new, round(frames))
+
+    @torch.inference_mode()
+    def _stream(
+        self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling], only_new: bool, frames: int
+    ) -> Iterator[Waveform]:
+        if job.prompt is not None and job.request.semantic is None and not only_new:
+            yield Waveform(job.prompt.cpu(), self.sample_rate)
+        for sound in self._new_sound(job, of_length(self._codes(job, stages, settings), frames)):
+            yield Waveform(sound, self.sample_rate)
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
         """Acoustic generation: the words of `sound` in a random voice, or in that of `voice`; options as in `generate`."""
@@ -214,52 +256,96 @@ class AudioLM:
         due = [job for job in jobs if job.request.semantic is None]
         if due:
             stage, network = self._stage("semantic")
-            # Without repeats a token has no length of its own: as many are drawn as usually fill the time, and spread over it.
-            run = self.about.get("mean_run", 1.0) if stage.dedup else 1.0
-            sampled = sample_windows(
-                network, stage, [[]] * len(due),
-                [without_repeats(job.semantic) if stage.dedup else job.semantic for job in due],
-                [math.ceil(job.frames / run) for job in due],
+            prompts = [without_repeats(job.semantic) if stage.dedup else job.semantic for job in due]
+            sampled = complete(
+                network, stage, [[]] * len(due), prompts, [self._semantic_frames(job) for job in due],
                 [job.request.seed for job in due], _of("semantic", progress), **settings["semantic"].options,
             )  # fmt: skip
-            for job, codes in zip(due, sampled, strict=True):
-                if stage.dedup:
-                    new = codes[:, without_repeats(job.semantic).shape[1] :]
-                    codes = torch.cat([job.semantic, new[:, torch.arange(job.frames) * new.shape[1] // job.frames]], -1)
-                job.semantic = codes
+            for job, prompt, codes in zip(due, prompts, sampled, strict=True):
+                new = codes[:, prompt.shape[1] :]
+                job.semantic = torch.cat([job.semantic, *spread([new], new.shape[1], job.frames)], 1)
+
+    def _semantic_frames(self, job: "_Job") -> int:
+        """Without repeats a token has no length of its own: as many are drawn as usually fill the time, and spread over it."""
+        return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self._stage("semantic")[0].dedup else job.frames
 
     def _sample_acoustic(
-        self, jobs: Sequence["_Job"], chain: Chain, settings: Mapping[str, Sampling], progress: Progress | None
+        self, jobs: Sequence["_Job"], stages: Sequence[str], settings: Mapping[str, Sampling], progress: Progress | None
     ) -> None:
-        """Coarse and fine levels, or all of them where one stage predicts them all, in the order of their levels."""
-        names = ["coarse", "piano"] if chain == "full" else ["acoustic"]
-        stages = [name for name in names if name in self.stages] + ["fine"] * ("fine" in self.stages)
-        ratio = round(self.codec.spec.frame_rate / self.semantic.spec.frame_rate)
+        """One stage after another, each predicts the levels that follow those of the one before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
-        levels = 0
         for name in stages:
             stage, network = self._stage(name)
-            if stage.predict.first != levels:
-                raise InputError(
-                    f"stage {name} predicts level {stage.predict.first + 1} on, after {levels}: one between is missing"
-                )
             given = [
-                [job.semantic if stream.spec.name == self.semantic.spec.name else stream.take(codes) for stream in stage.given]
+                [job.semantic if self._is_semantic(stream) else stream.take(codes) for stream in stage.given]
                 for job, codes in zip(jobs, done, strict=True)
             ]
-            # Windows that know nothing of each other (the fine stage's) are sampled side by side.
-            windows = sample_windows if stage.overlap else sample_chunks
-            sampled = windows(
-                network, stage, given, [stage.predict.take(codes) for codes in prompts], [job.frames * ratio for job in jobs],
-                [job.request.seed for job in jobs], _of(name, progress), **settings[name].options,
+            sampled = complete(
+                network, stage, given, [stage.predict.take(codes) for codes in prompts],
+                [job.frames * self._ratio for job in jobs], [job.request.seed for job in jobs], _of(name, progress),
+                **settings[name].options,
             )  # fmt: skip
-            done = [torch.cat([codes, new]) if levels else new for codes, new in zip(done, sampled, strict=True)]
-            levels = stage.predict.last
-        if not levels:
-            raise InputError(f"this model has no stage for chain={chain!r}; its stages are {', '.join(self.stages) or 'none'}")
+            done = [torch.cat([codes, new]) if len(codes) else new for codes, new in zip(done, sampled, strict=True)]
         for job, codes in zip(jobs, done, strict=True):
             job.acoustic = codes
+
+    def _codes(self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
+        """Acoustic codes (levels, n) from the prompt's first frame on, as they come: each stage pulls at the one before."""
+        semantic, codes = Tape(self._semantic_codes(job, settings)), None
+        for name in stages:
+            stage, network = self._stage(name)
+            lower = semantic if codes is None else Tape(codes)
+            given = [semantic if self._is_semantic(each) else lower for each in stage.given]
+            frames, options = job.frames * self._ratio, settings[name].options
+            new = stream(network, stage, given, stage.predict.take(job.acoustic), frames, job.request.seed, **options)
+            codes = new if codes is None else stacked(lower, new)
+        assert codes is not None
+        return codes
+
+    def _semantic_codes(self, job: "_Job", settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
+        yield job.semantic
+        if job.request.semantic is None:
+            stage, network = self._stage("semantic")
+            prompt = without_repeats(job.semantic) if stage.dedup else job.semantic
+            count = self._semantic_frames(job)
+            new = stream(network, stage, [], prompt, count, job.request.seed, **settings["semantic"].options)
+            next(new)  # the prompt
+            yield from spread(new, count, job.frames)
+
+    @property
+    def _ratio(self) -> int:
+        """Acoustic frames of one semantic frame."""
+        return round(self.codec.spec.frame_rate / self.semantic.spec.frame_rate)
+
+    def _is_semantic(self, stream: Stream) -> bool:
+        return stream.spec.name == self.semantic.spec.name
+
+    def _stages(self, requests: Sequence[Request], chain: Chain, decoder: AcousticDecoder | None) -> list[str]:
+        """The acoustic stages that do what is asked, in the order of their levels. InputError where one is missing."""
+        if chain == "acoustic":
+            if decoder == "parallel":
+                raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; leave decoder out")
+            if any(request.semantic is not None for request in requests):
+                raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
+        elif any(request.semantic is None for request in requests):
+            self._stage("semantic")
+        if decoder is None and not {"coarse", "piano"} & set(self.stages) and "parallel" in self.stages:
+            decoder = "parallel"
+        first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
+        found = [name for name in first if name in self.stages][:1]
+        if not found:
+            self._stage(" or ".join(first))  # says what there is instead
+        last = self.stages[found[0]][0].predict
+        if last.last < last.spec.num_codebooks and "fine" in self.stages:
+            found.append("fine")
+        levels = 0
+        for name in found:
+            stream = self.stages[name][0].predict
+            if stream.first != levels:
+                raise InputError(f"stage {name} predicts level {stream.first + 1} on, after {levels}: one between is missing")
+            levels = stream.last
+        return found
 
     def _stage(self, name: str) -> tuple[Stage, LanguageModel]:
         try:
@@ -268,19 +354,33 @@ class AudioLM:
             raise InputError(f"this model has no {name} stage; its stages are {', '.join(self.stages) or 'none'}") from None
 
     def _render(self, job: "_Job", only_new: bool) -> Waveform:
-        decoded = self.codec.decode(job.acoustic[None].to(self.device))[0].float().cpu()
-        prompt = job.prompt
-        if prompt is None:
-            return Waveform(decoded[:, : job.samples].contiguous(), self.sample_rate)
-        prompt = prompt.cpu()
+        block = round(BLOCK * self.codec.spec.frame_rate)
+        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1))), 1)
+        if job.prompt is None or job.request.semantic is not None or only_new:
+            return Waveform(new, self.sample_rate)
+        return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
+
+    def _new_sound(self, job: "_Job", codes: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What is new, (1, n) samples at a time, of acoustic codes (Q, n) that come from the prompt's first frame on."""
+        old = 0 if job.prompt is None else job.prompt.shape[1]  # samples of the prompt that are still to come
         if job.request.semantic is not None:
-            new = decoded[:, prompt.shape[-1] // self.semantic.hop * self.semantic.hop :][:, : job.samples]
-            return Waveform(new.contiguous(), self.sample_rate)
-        new = decoded[:, prompt.shape[-1] :][:, : job.samples].clone()
+            old = old // self.semantic.hop * self.semantic.hop
         # The recording and the codec's rendering of it differ by a step at the seam: fade that out over 5 ms.
-        fade = torch.linspace(1, 0, min(self.sample_rate // 200, new.shape[-1]))
-        new[:, : len(fade)] += (prompt[:, -1:] - decoded[:, prompt.shape[-1] - 1 : prompt.shape[-1]]) * fade
-        return Waveform(new if only_new else torch.cat([prompt, new], -1), self.sample_rate)
+        fade, step, made = torch.linspace(1, 0, min(self.sample_rate // 200, job.samples)), torch.zeros(1, 1), 0
+        for sound in self._decoded(codes):
+            if job.prompt is not None and job.request.semantic is None and 0 < old <= sound.shape[1]:
+                step = job.prompt[:, -1:].cpu() - sound[:, old - 1 : old]
+            sound, old = sound[:, old:][:, : job.samples - made].clone(), max(0, old - sound.shape[1])
+            sound[:, : max(0, len(fade) - made)] += step * fade[made : made + sound.shape[1]]
+            made += sound.shape[1]
+            if sound.shape[1]:
+                yield sound
+
+    def _decoded(self, codes: Iterable[Tensor]) -> Iterator[Tensor]:
+        decoder = self.codec.decoder_stream()
+        for part in codes:
+            yield decoder.push(part[None].to(self.device))[0].float().cpu()
+        yield decoder.flush()[0].float().cpu()
 
 
 @dataclass(eq=False)

@@ -18,6 +18,7 @@ import torch.nn.functional as nnf
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from audiolm.errors import InputError
 from audiolm.sampling import Progress, check, draw, generator_of
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
@@ -96,6 +97,7 @@ def fill(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    allow_eos: bool = False,
     passes: Sequence[int] = PASSES,
     noise: float = NOISE,
 ) -> list[Tensor]:
@@ -105,6 +107,8 @@ def fill(
     """
     assert isinstance(model, ParallelModel)
     check(temperature, top_k, top_p)
+    if allow_eos:
+        raise InputError(f"stage {stage.name}: no frame of a parallel stage can be the end; leave allow_eos out")
     if not max(frames, default=0):
         return [known.long() for known in prompt]
     levels, device = stage.predict.levels, model.heads.device
