@@ -48,6 +48,22 @@ def test_continue_writes_the_prompt_and_what_follows(capsys, tmp_path: Path, mod
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sound_is_heard_while_it_is_made(capsysbinary, tmp_path: Path, model: str, female_path: Path) -> None:
+    """--stream writes to standard output what -o writes to a file: a whole WAV, its length known from the start."""
+    for verb, options in {"continue": [female_path, "--prompt-seconds", "1.5"], "generate": []}.items():
+        arguments = [verb, *options, "--seconds", "1.2", "-m", model, "--seed", "3"]
+        assert run([str(each) for each in [*arguments, "--stream"]]) == 0
+        shown = capsysbinary.readouterr()
+        assert shown.err == b""
+        (tmp_path / "streamed.wav").write_bytes(shown.out)
+        assert run([str(each) for each in [*arguments, "-o", tmp_path / "file.wav"]]) == 0
+        assert len(shown.out) == (tmp_path / "file.wav").stat().st_size
+        assert shown.out[:44] == (tmp_path / "file.wav").read_bytes()[:44]
+        streamed, whole = (read(tmp_path / name).samples for name in ("streamed.wav", "file.wav"))
+        assert float((streamed - whole).abs().max()) <= 1 / 32768
+        capsysbinary.readouterr()
+
+
 def test_samples_are_numbered_and_each_has_its_seed(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     arguments = ["continue", female_path, "--seconds", "0.5", "--only-new", "-m", model, "--json"]
     several = json.loads(ok(capsys, *arguments, "-o", tmp_path / "out.flac", "--samples", "2", "--seed", "4"))
@@ -150,6 +166,10 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     }.items():
         assert word in mistake(capsys, *base, *extra)
         assert not out.exists()
+    assert "leave --samples" in mistake(capsys, *base, "--stream", "--samples", "2")
+    assert "no parallel stage" in mistake(capsys, *base, "--decoder", "parallel")
+    assert "no parallel stage" in mistake(capsys, *base, "--stream", "--decoder", "parallel")
+    assert "--decoder" in mistake(capsys, *base, "--decoder", "fast")
     assert "no-such-model" in mistake(capsys, "continue", female_path, "-o", out, "-m", "no-such-model")
     for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
         assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)

@@ -28,6 +28,9 @@ Examples:
     audiolm continue prompt.wav -o out.wav
     audiolm continue prompt.mp3 -o out.wav --samples 3 --plot out.png
 
+  Listen while it is made:
+    audiolm continue prompt.wav --seconds 60 --stream | aplay
+
   Speech from nothing; the same words in another voice; the codec alone:
     audiolm generate -o out.wav --seconds 5
     audiolm revoice in.wav -o out.wav --voice other.wav
@@ -47,6 +50,9 @@ app = App(
 )
 
 
+Decoder = Literal["parallel", "autoregressive"]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
@@ -64,6 +70,8 @@ class Common:
     "Draw from the k likeliest codes only."
     top_p: float | None = None
     "Draw from the likeliest codes that together have this probability."
+    decoder: Decoder | None = None
+    "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
     plot: Path | None = None
     "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
     device: str = "cpu"
@@ -88,6 +96,7 @@ def continue_(
     seconds: float = 7.0,
     prompt_seconds: float | None = None,
     only_new: Annotated[bool, Parameter(negative="")] = False,
+    stream: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
     common: Common = COMMON,
 ) -> None:
@@ -105,6 +114,8 @@ def continue_(
         Use only the first so many seconds of the recording.
     only_new
         Leave the prompt out of the output.
+    stream
+        Write no file but a WAV to standard output while it is made.
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
@@ -115,17 +126,26 @@ def continue_(
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
+    if stream:
+        return _stream(common, sound, seconds, only_new, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, only_new, chain, sampling=_sampling(model, common), progress=show)
+            return model.generate_batch(requests, only_new, chain, common.decoder, _sampling(model, common), show)
 
     _run(common, output, make, 0.0 if only_new else sound.seconds)
 
 
 @app.command
-def generate(output: Output = Path("out.wav"), *, seconds: float = 7.0, chain: Chain = "full", common: Common = COMMON) -> None:
+def generate(
+    output: Output = Path("out.wav"),
+    *,
+    seconds: float = 7.0,
+    stream: Annotated[bool, Parameter(negative="")] = False,
+    chain: Chain = "full",
+    common: Common = COMMON,
+) -> None:
     """Speech (or music) from nothing: a new voice, new words.
 
     Parameters
@@ -134,17 +154,21 @@ def generate(output: Output = Path("out.wav"), *, seconds: float = 7.0, chain: C
         .wav, .flac, .ogg, .opus or .mp3.
     seconds
         How much.
+    stream
+        Write no file but a WAV to standard output while it is made.
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
     from audiolm.model import Request
 
     _check_length(seconds, "--seconds")
+    if stream:
+        return _stream(common, None, seconds, False, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, False, chain, sampling=_sampling(model, common), progress=show)
+            return model.generate_batch(requests, False, chain, common.decoder, _sampling(model, common), show)
 
     _run(common, output, make)
 
@@ -172,7 +196,7 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
         words = model.tokenize(sound).semantic
         requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, sampling=_sampling(model, common), progress=show)
+            return model.generate_batch(requests, decoder=common.decoder, sampling=_sampling(model, common), progress=show)
 
     _run(common, output, make)
 
@@ -356,7 +380,8 @@ def run(arguments: list[str]) -> int:
         return _complain(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         return _complain("stopped", 1)
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever listened has gone: nothing more may be written, not even what is buffered
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SystemExit as stop:  # a training that was asked to stop says so itself
         return _complain(str(stop.code), 1) if isinstance(stop.code, str) else int(stop.code or 0)
@@ -375,9 +400,6 @@ def _complain(text: str, code: int) -> int:
 
 def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Waveform"]], prompt_seconds: float = 0.0) -> None:
     """Check the outputs, load the model, make the sounds, write them, and say what was done."""
-    import torch
-
-    from audiolm import bundle
     from audiolm.audio import check_output, check_picture, plot
 
     if common.samples < 1:
@@ -385,15 +407,7 @@ def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Wavefor
     check_output(output)
     if common.plot is not None:
         check_picture(common.plot)
-    if common.threads is not None:
-        torch.set_num_threads(max(1, common.threads))
-    try:
-        device = torch.device(common.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
-    sounds = make(bundle.load(common.model, common.device))
+    sounds = make(_load(common))
     written = []
     for number, sound in enumerate(sounds, 1):
         path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
@@ -412,6 +426,42 @@ def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Wavefor
     for entry in written:
         extra = f", picture in {entry['plot']}" if "plot" in entry else ""
         print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
+
+
+def _load(common: Common) -> "AudioLM":
+    import torch
+
+    from audiolm import bundle
+
+    if common.threads is not None:
+        torch.set_num_threads(max(1, common.threads))
+    try:
+        device = torch.device(common.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
+    return bundle.load(common.model, common.device)
+
+
+def _stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+    """The same sound as a WAV on standard output, each block as soon as it is made."""
+    if common.samples != 1 or common.plot is not None or common.json:
+        raise InputError("--stream: one sound goes to standard output and nothing else; leave --samples, --plot and --json out")
+    if sys.stdout.isatty():
+        raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
+    from audiolm.wav import wav
+
+    model = _load(common)
+    settings, rate = _sampling(model, common), model.sample_rate
+    prompt = None if prompt is None else prompt.mono().resample(rate)
+    samples = round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1])
+    blocks = model.stream(
+        prompt, seconds, seed=common.seed, only_new=only_new, chain=chain, decoder=common.decoder, sampling=settings
+    )
+    for part in wav(blocks, samples, rate):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
 
 
 def _sampling(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
