@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
     errors files tokens config plots audio
-    quantizer bodies transformer conformer codec adversarial kmeans stages wav
+    quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance
     pretraining phonetics metrics speaker report sampling parallel adapters
     tokenizers scoring generation
     model bundle
-    provenance data token_store run continuations
+    data token_store run continuations
     train_codec train_encoder train_lm evaluation corpus chain
     recipe server doctor
     cli

@@ -1,0 +1,262 @@
+"""The watermark: everything that is generated says so, and by which model, in a way that the ear does not notice.
+
+Time and frequency are cut into tiles: slots of 16 ms, 32 bands from 150 Hz to 6.2 kHz. Each tile is made louder or softer by
+`STRENGTH` dB as a keyed pattern says, which repeats every 64 slots. Half of the tiles are the pilot, always the same; the other
+half is one of 65 536 codewords, the payload. The detector takes log energies of tiles, subtracts what their neighbours predict,
+weights them by how far they stand above the noise, and correlates what is left with the pattern at every offset. Because the
+pattern is a draw of fair coins that the sound knows nothing of, Hoeffding's inequality bounds how often an unmarked sound
+correlates by chance, whatever the sound is: the threshold is that bound, shared out among all the hypotheses that were tried.
+
+A signal mark shows honest origin; it is no proof against an adversary. Another neural codec removes it, and the default key is
+public. Figures: docs/provenance.md.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audiolm.audio import Waveform
+from audiolm.errors import InputError
+
+KEY = b"audiolm"  # public, so that anyone can ask; who marks for themselves takes a key of their own
+STRENGTH = 1.75  # dB up or down
+SLOT = 0.016  # seconds
+SLOTS, BANDS = 64, 32
+EDGES = np.cumsum([4.5 * 31.25, *[125.0] * 16, *[250.0] * 16])  # Hz; speech is loud and noise fails to cover it below 2 kHz
+CHIPS = SLOTS * BANDS // 2  # tiles of the payload, and of the pilot
+PAYLOADS = 1 << 16
+FALSE_ALARM = 1e-5  # bound on the probability that an unmarked file is called marked, over draws of the key
+FORMAT = 1  # of the mark: the payload's upper 4 bits
+
+_RATE, _WINDOW, _PHASES = 16_000, 512, 4  # the detector's: slots of 256 samples, looked for every 64
+_SPANS = (2.0, 8.0)  # seconds over which repetitions are added up, every half of it: a crop, and long weak marks
+_SPEEDS = (1.0, 0.99, 1.01, 0.98, 1.02)  # played at a wrong rate; between two of them the mark is still found
+_CHUNK = 64.0  # seconds looked at together, so that memory stays constant
+_FLOOR_TO_NOISE = 12.0  # dB from the lower fifth of a band's log energies to where a tile is half noise
+_CLIP = 4.0  # dB: beyond it a tile's surprise is speech, not mark
+# The row of the inverse covariance of speech's tiles (5 slots x 5 bands): a tile less what its neighbours say of it.
+_WHITEN = (
+    (0.02, 0.02, -0.07, 0.02, 0.02),
+    (0.06, 0.03, -0.27, 0.03, 0.06),
+    (-0.13, -0.29, 1.0, -0.29, -0.13),
+    (0.06, 0.03, -0.27, 0.03, 0.06),
+    (0.02, 0.02, -0.07, 0.02, 0.02),
+)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `detect` finds. `payload` (0 to 65535) is None where no mark was found, or one too weak to be read.
+
+    `confidence` is one minus a bound on the probability that a sound without a mark looks as marked as this one.
+    """
+
+    found: bool
+    payload: int | None
+    confidence: float
+    score: float  # normalised correlation: about 0 to 5 without a mark, `FALSE_ALARM` is met from 7.7 (2 s) on
+
+    def plain(self) -> dict[str, Any]:
+        """As the program prints it; the payload in hexadecimal."""
+        payload = None if self.payload is None else f"{self.payload:04x}"
+        return {"found": self.found, "payload": payload, "confidence": self.confidence}
+
+
+def payload_of(about: Mapping[str, Any]) -> int:
+    """The payload of a model: the mark's format (4 bits), then 12 bits of a hash of the model's name and version."""
+    name = f"{about.get('name', '')} {about.get('version', '')}".strip()
+    return FORMAT << 12 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:2]) >> 4
+
+
+def embed(sound: Waveform, payload: int, key: bytes = KEY) -> Waveform:
+    """The sound with a mark in it: the same length, rate and channels. InputError where the payload is not in 0 to 65535."""
+    marker = Marker(payload, sound.sample_rate, key)
+    samples = sound.samples.detach().cpu()
+    return Waveform(torch.cat([marker.push(samples), marker.flush()], 1), sound.sample_rate)
+
+
+class Marker:
+    """The mark, block by block: what `push` and at the end `flush` return, joined, is what `embed` gives for the whole.
+
+    What comes out lags what went in by at most `delay` samples: 32 ms.
+    """
+
+    def __init__(self, payload: int, sample_rate: int, key: bytes = KEY) -> None:
+        if not 0 <= payload < PAYLOADS:
+            raise InputError(f"payload {payload}: give a number from 0 to {PAYLOADS - 1}")
+        self.sample_rate = sample_rate
+        self.hop = round(SLOT * sample_rate)
+        self.delay = 2 * self.hop
+        self._window = torch.hann_window(2 * self.hop).sqrt()
+        tiles = _pattern(key).tiles(payload) @ _bands(sample_rate, 2 * self.hop)
+        self._gains = 10 ** (STRENGTH / 20 * tiles)  # (slots, bins)
+        self._frame = self._taken = self._given = 0
+        self._held: Tensor | None = None  # (C, < 2 hops), the end of what went in
+        self._tail: Tensor | None = None  # (C, hop), the second half of the last frame
+
+    def push(self, block: Tensor) -> Tensor:
+        """Take (C, T) samples, give those that are ready."""
+        self._taken += block.shape[1]
+        return self._advance(block)
+
+    def flush(self) -> Tensor:
+        """What is left; together as many samples as went in."""
+        if self._held is None:
+            return torch.zeros(1, 0)
+        missing = self._taken - self._given
+        return self._advance(self._held.new_zeros(len(self._held), 2 * self.hop))[:, :missing]
+
+    def _advance(self, block: Tensor) -> Tensor:
+        hop, channels = self.hop, len(block)
+        if self._held is None or self._tail is None:
+            self._held, self._tail = block.new_zeros(channels, hop), block.new_zeros(channels, hop)
+        held = torch.cat([self._held, block], 1)
+        count = held.shape[1] // hop - 1
+        if count < 1:
+            self._held = held
+            return block.new_zeros(channels, 0)
+        frames = held[:, : (count + 1) * hop].unfold(1, 2 * hop, hop) * self._window  # (C, n, window)
+        # Where a slot is no whole number of samples the clock, not the count of frames, says which slot is due.
+        starts = torch.arange(self._frame, self._frame + count) * (hop / self.sample_rate / SLOT)
+        gains = self._gains[starts.round().long() % SLOTS]
+        if self._frame == 0:
+            gains[0] = 1.0  # fade in: whatever stands before the first sample goes on without a step
+        spectra = torch.fft.rfft(frames) * gains
+        frames = torch.fft.irfft(spectra, n=2 * hop) * self._window
+        whole = frames[..., :hop] + torch.cat([self._tail[:, None], frames[:, :-1, hop:]], 1)
+        self._held, self._tail = held[:, count * hop :], frames[:, -1, hop:]
+        ready = whole.flatten(1)[:, hop * (self._frame == 0) :]  # the first hop stands before the sound
+        self._frame += count
+        self._given += ready.shape[1]
+        return ready
+
+
+def detect(sound: Waveform, key: bytes = KEY) -> Mark:
+    """Look for a mark anywhere in a sound of any rate, crop or speed within 2 %; about 1.5 s of marked speech are enough."""
+    pattern, hypotheses = _pattern(key), 0
+    score, payload = 0.0, None
+    for speed in _SPEEDS:
+        at_speed = sound.mono().resample(round(_RATE * speed)).samples[0].detach().cpu()
+        tried = 0
+        for surprises in map(_surprises, _chunks(at_speed)):
+            folds = _folds(surprises)
+            tried += len(folds) * SLOTS * PAYLOADS
+            best = pattern.best(folds)
+            if best[0] > score:
+                score, payload = best
+        # Every speed is paid for from the start, looked at or not.
+        hypotheses = hypotheses or tried * len(_SPEEDS)
+        if _chance(score, hypotheses) <= FALSE_ALARM:
+            return Mark(True, payload, 1 - _chance(score, hypotheses), score)
+    return Mark(False, None, 1 - _chance(score, hypotheses), score)
+
+
+def _chance(score: float, hypotheses: int) -> float:
+    """Bound on the probability that any of so many signed sums of a sound without a mark is that high (Hoeffding)."""
+    return min(1.0, hypotheses * math.exp(-(score**2) / 2))
+
+
+def _chunks(samples: Tensor) -> Iterator[Tensor]:
+    """Pieces that overlap by the longest span."""
+    length, overlap = int(_CHUNK * _RATE), int(_SPANS[-1] * _RATE)
+    for first in range(0, max(1, len(samples) - overlap), length - overlap):
+        yield samples[first : first + length]
+
+
+def _surprises(samples: Tensor) -> Tensor:
+    """(T) at 16 kHz -> (frames of 4 ms, bands): by how much each tile is louder than its neighbours say, weighted."""
+    hop = _WINDOW // 2 // _PHASES
+    padded = nn.functional.pad(samples, (_WINDOW // 2, _WINDOW // 2))
+    spectrum = torch.stft(padded, _WINDOW, hop, window=torch.hann_window(_WINDOW), center=False, return_complex=True)
+    bands = _bands(_RATE, _WINDOW)
+    energy = bands @ (spectrum.real.square() + spectrum.imag.square() + 1e-10) / bands.sum(1, keepdim=True)
+    level = 10 * energy.log10().T
+    floor = level.kthvalue(max(1, len(level) // 10), 0).values
+    weight = torch.sigmoid((level - floor - _FLOOR_TO_NOISE) * (math.log(10) / 10))
+    context = nn.functional.pad(level[None, None], (2, 2, 2 * _PHASES, 2 * _PHASES), mode="replicate")
+    surprise = nn.functional.conv2d(context, torch.tensor(_WHITEN)[None, None], dilation=(_PHASES, 1))[0, 0]
+    return weight * surprise / (surprise.abs() + _CLIP)
+
+
+def _folds(surprises: Tensor) -> Tensor:
+    """(frames, bands) -> (spans x phases, slots, bands): repetitions added up over each span, from each phase on."""
+    period = SLOTS * _PHASES
+    folds = []
+    for seconds in _SPANS:
+        span = round(seconds / SLOT) * _PHASES
+        if seconds > _SPANS[0] and len(surprises) <= span // 2:
+            continue  # shorter spans have seen it
+        for first in range(0, max(1, len(surprises) - span // 2), span // 2):
+            piece = surprises[first : first + span]
+            piece = nn.functional.pad(piece, (0, 0, 0, -len(piece) % period))
+            folds.append(piece.view(-1, SLOTS, _PHASES, BANDS).sum(0).transpose(0, 1))
+    return torch.cat(folds)
+
+
+class _Pattern:
+    """What a key stands for: which tiles are the pilot's and which the payload's, and the signs of both."""
+
+    def __init__(self, key: bytes) -> None:
+        # Only SHAKE is the same for ever; no library promises that of its random numbers.
+        stream = hashlib.shake_256(key).digest(8 * CHIPS + CHIPS // 8 + PAYLOADS // 8)
+        order = np.argsort(np.frombuffer(stream, ">u4", 2 * CHIPS), kind="stable")
+        bits = np.unpackbits(np.frombuffer(stream, np.uint8, offset=8 * CHIPS))
+        signs = torch.from_numpy(1 - 2.0 * bits).float()
+        self.where_pilot, self.where_payload = torch.from_numpy(order.copy()).view(2, CHIPS)
+        self.pilot, self.masks = signs[:CHIPS], signs[CHIPS:].view(-1, CHIPS)  # (chips), (64, chips)
+        shifted = self._grid(self.pilot, self.where_pilot)
+        self.pilots = torch.stack([shifted.roll(shift, 0) for shift in range(SLOTS)]).flatten(1)  # (shifts, tiles)
+
+    def tiles(self, payload: int) -> Tensor:
+        """(slots, bands) of +1 and -1. Codeword: a row of the Hadamard matrix (10 bits) under one of 64 masks (6 bits)."""
+        mask, row = divmod(payload, CHIPS)
+        codeword = self.masks[mask] * _hadamard(torch.eye(CHIPS)[row])
+        return self._grid(self.pilot, self.where_pilot) + self._grid(codeword, self.where_payload)
+
+    def best(self, folds: Tensor) -> tuple[float, int | None]:
+        """The highest normalised correlation of any offset and payload, and the payload if it stands out from the others."""
+        flat = folds.flatten(1)
+        norm = flat.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        pilot = flat @ self.pilots.T / norm  # (folds, shifts)
+        likely = pilot.flatten().topk(min(16, pilot.numel()))
+        fold, shift = likely.indices // SLOTS, likely.indices % SLOTS
+        turned = torch.stack([folds[f].roll(-s, 0).flatten() for f, s in zip(fold.tolist(), shift.tolist(), strict=True)])
+        chips = turned[:, self.where_payload]
+        scores = likely.values[:, None] + _hadamard(self.masks * chips[:, None]).flatten(1) / norm[fold]
+        place, payload = divmod(int(scores.argmax()), PAYLOADS)
+        top = float(scores[place, payload])
+        # Likelihood ratios of the payloads, for a mark as strong as this one seems.
+        clear = float((top * (scores[place] - top)).exp().sum()) < 1.01
+        return top, payload if clear else None
+
+    def _grid(self, chips: Tensor, where: Tensor) -> Tensor:
+        return torch.zeros(SLOTS * BANDS).index_put((where,), chips).view(SLOTS, BANDS)
+
+
+_pattern = lru_cache(maxsize=4)(_Pattern)
+
+
+@lru_cache(maxsize=8)
+def _bands(sample_rate: int, window: int) -> Tensor:
+    """(bands, bins): which bins of a spectrum belong to which band."""
+    hertz = np.arange(window // 2 + 1) * sample_rate / window
+    return torch.from_numpy((hertz >= EDGES[:-1, None]) & (hertz < EDGES[1:, None])).float()
+
+
+@lru_cache(maxsize=1)
+def _signs() -> Tensor:
+    """The Hadamard matrix whose rows are, bit for bit, the parities of row & column; 32 x 32."""
+    parity = [[(row & column).bit_count() % 2 for column in range(32)] for row in range(32)]
+    return 1 - 2 * torch.tensor(parity).float()
+
+
+def _hadamard(x: Tensor) -> Tensor:
+    """Walsh-Hadamard transform of the last axis, 1024 long: of its 5 upper and its 5 lower bits."""
+    return (_signs() @ x.unflatten(-1, (32, 32)) @ _signs()).flatten(-2)
