@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(InputError, match=r"encoder\.0\.steps was 6, is 7"):
         run_recipe(quick(corpus, whole, "encoder.0.steps=7"))
     run_recipe(quick(corpus, whole, "threads=2"))  # changes no result
+
+
+def test_a_parallel_decoder_is_one_more_stage(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    for name in ("prepare", "codec", "encoder", "units", "tokens", "semantic"):
+        shutil.copytree(whole / name, tmp_path / "out" / name)
+    network = [f"parallel.network.{key}={value}" for key, value in {"layers": 1, "heads": 2, "width": 32, "ffn": 32}.items()]
+    few = [f"parallel.{key}={value}" for key, value in FEW.items()]
+    config = quick(corpus, tmp_path / "out", 'stages=["semantic", "parallel"]', "parallel.crop=1.0", *network, *few)
+    model = bundle.load(run_recipe(config))
+    assert model.stages["parallel"][0].parallel
+    assert model.generate(seconds=0.5).seconds == pytest.approx(0.5)
+    with pytest.raises(InputError, match="dedup"):
+        quick(corpus, tmp_path / "out", 'stages=["parallel"]', "parallel.dedup=true")
 
 
 def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ try:
 except ImportError as missing:
     raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
 
-StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano"]
+StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano", "parallel"]
 
 
 class PrepareConfig(Config):
@@ -59,7 +59,7 @@ class PrepareConfig(Config):
 class StageConfig(LMTrainConfig):
     """A stage's language model: its training, and where the stage differs from the paper's (None: it does not)."""
 
-    levels: int | None = Field(default=None, ge=1)  # predicted levels: coarse 4, piano and acoustic all
+    levels: int | None = Field(default=None, ge=1)  # predicted levels: coarse 4; piano, acoustic and parallel all
     dedup: bool = False
     crop: float | None = Field(default=None, gt=0)  # seconds
     overlap: float | None = Field(default=None, ge=0)  # seconds
@@ -89,13 +89,14 @@ class RecipeConfig(Config):
     fine: StageConfig = StageConfig()
     acoustic: StageConfig = StageConfig()
     piano: StageConfig = StageConfig()
+    parallel: StageConfig = StageConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _one_seed(cls, data: Any) -> Any:
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
-            for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano"):
+            for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano", "parallel"):
                 data[name] = _seeded(data.get(name, {}), data["seed"])
             if isinstance(data["encoder"], list | tuple):
                 data["encoder"] = [_seeded(each, data["seed"]) for each in data["encoder"]]
@@ -131,6 +132,7 @@ def stage_of(config: RecipeConfig, name: StageName) -> Stage:
         "fine": lambda: stages.fine(acoustic, coarse),
         "acoustic": lambda: stages.acoustic_only(acoustic, own.levels or baseline),
         "piano": lambda: stages.piano(semantic, acoustic, own.levels or codec.num_codebooks),
+        "parallel": lambda: stages.parallel(semantic, acoustic, own.levels or codec.num_codebooks),
     }[name]()
     crop = own.crop or stage.crop
     # A crop shorter than the paper's keeps the paper's proportion of overlap.
