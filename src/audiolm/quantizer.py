@@ -57,7 +57,7 @@ class Codebook(nn.Module):
         self.codes.copy_(self.total / self.count.clamp_min(1e-5)[:, None])
         dead = self.count < self.revive_below
         if dead.any():
-            fresh = _random_frames(frames, int(dead.sum()))
+            fresh = _random_frames(frames if len(frames) else self.codes, int(dead.sum()))
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.broadcast(fresh, 0)
             self.codes[dead] = fresh
@@ -143,7 +143,7 @@ class ResidualQuantizer(nn.Module):
                 residuals[group] = residuals[group] - step
             else:
                 used = (keep > level).repeat_interleave(frames)
-                if learn and bool(used.any()):
+                if learn:  # on every process, frames or not: it waits for the others
                     codebook.learn(residuals[group][used], ids[used])
                 residuals[group] = torch.where(used[:, None], residuals[group] - step, residuals[group])
             codes.append(ids.view(batch, frames))
