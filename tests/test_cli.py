@@ -89,6 +89,40 @@ def test_the_other_verbs(capsys, tmp_path: Path, model: str, female_path: Path, 
     assert "torch" in json.loads(ok(capsys, "doctor", "--json"))
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3", ".ogg", ".opus"])
+def test_what_is_written_says_what_it_is(
+    capsys, tmp_path: Path, model: str, female_path: Path, tiny_model: AudioLM, suffix: str
+) -> None:
+    """In a mark that is heard by `detect`, in its tags, and in a file beside it on request."""
+    out = tmp_path / f"out{suffix}"
+    arguments = ["continue", female_path, "--prompt-seconds", "1", "--seconds", "2.5", "--seed", "3", "-m", model, "-o", out]
+    told = json.loads(ok(capsys, *arguments, "--sidecar", "--json"))
+    beside = json.loads((tmp_path / "out.json").read_text())
+    assert told["sidecar"] == str(tmp_path / "out.json")
+    tags = json.loads(ok(capsys, "info", out, "--json"))["tags"]
+    assert json.loads(tags["comment"]) == beside
+    assert beside["by"].startswith("audiolm")  # the tag `software` belongs to the encoder in some formats
+    assert (beside["generated"], beside["verb"], beside["seed"], beside["prompt_seconds"]) == (True, "continue", 3, 1.0)
+    assert beside["watermark"] == f"{tiny_model.payload:04x}"
+    assert beside["sampling"]["semantic"]["temperature"] == 0.6
+    assert str(tmp_path) not in json.dumps(beside)  # no word of whose machine it was
+    marked = json.loads(ok(capsys, "detect", out, "--json"))
+    assert (marked["file"], marked["synthetic_probability"]) == (str(out), None)
+    assert marked["watermark"]["found"]
+    assert marked["watermark"]["payload"] == beside["watermark"]
+
+
+def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    out = tmp_path / "out.wav"
+    ok(capsys, "continue", female_path, "--seconds", "2", "-m", model, "-o", out, "--no-watermark")
+    both = json.loads(ok(capsys, "detect", out, female_path, "--json"))
+    assert [each["watermark"] for each in both] == [{"found": False, "payload": None, "confidence": 0.0}] * 2
+    assert "no watermark" in ok(capsys, "detect", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+    assert "one or more" in mistake(capsys, "detect")
+    assert "missing.wav: no such file" in mistake(capsys, "detect", out, tmp_path / "missing.wav")
+
+
 def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     store = tmp_path / "tokens"
     (tmp_path / "data").mkdir()

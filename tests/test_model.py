@@ -12,6 +12,7 @@ from audiolm.audio import Waveform, concatenate
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
 from audiolm.model import AudioLM, Request, Sampling
+from audiolm.provenance import detect, embed
 from audiolm.tokenizers import TOKENIZERS, Decoder, Tokenizer, tokenizer
 from audiolm.transformer import TransformerConfig
 
@@ -101,7 +102,7 @@ def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform
 
 @pytest.mark.parametrize("codebooks", [1, 3, 6])
 def test_reconstruction_at_any_bitrate(tiny_model: AudioLM, female: Waveform, codebooks: int) -> None:
-    sound = tiny_model.reconstruct(female, codebooks)
+    sound = tiny_model.reconstruct(female, codebooks, watermark=False)
     assert sound.samples.shape == female.samples.shape
     tokens = tiny_model.tokenize(female).acoustic
     decoded = tiny_model.decode(replace(tokens, codes=tokens.codes[:codebooks])).samples[:, : female.samples.shape[1]]
@@ -113,6 +114,19 @@ def test_any_rate_and_channels(tiny_model: AudioLM, female: Waveform) -> None:
     out = tiny_model.generate(stereo, seconds=0.5)
     assert (out.sample_rate, len(out.samples)) == (16_000, 1)
     assert out.seconds == pytest.approx(1.5)
+
+
+def test_all_that_is_new_is_marked_and_nothing_else(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    prompt = female.trim(1.5)
+    plain, marked = (tiny_model.generate(prompt, 2.5, watermark=watermark) for watermark in (False, True))
+    count = prompt.samples.shape[1]
+    assert torch.equal(marked.samples[:, :count], prompt.samples)
+    assert torch.equal(embed(plain.trim(start=1.5), tiny_model.payload).samples, marked.samples[:, count:])
+    streamed = torch.cat([block.samples for block in tiny_model.stream(prompt, 2.5)], 1)
+    torch.testing.assert_close(streamed, marked.samples, atol=1e-5, rtol=1e-4)
+    for sound, expected in {plain: False, marked: True, tiny_model.reconstruct(male): True, prompt: False}.items():
+        mark = detect(sound)
+        assert (mark.found, mark.payload) == (expected, tiny_model.payload if expected else None)
 
 
 def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform) -> None:

@@ -173,6 +173,14 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
     return info
 
 
+def tags(path: str | os.PathLike[str]) -> dict[str, str]:
+    """What `Waveform.write` wrote as tags, and others of the names in `TAGS`. None of a file that libsndfile does not read."""
+    if Path(path).suffix.lower() in BY_AV:
+        return {}
+    with _open_sndfile(Path(path)) as file:
+        return {name: text for name in TAGS if (text := getattr(file, name))}
+
+
 def blocks(
     path: str | os.PathLike[str], seconds: float, sample_rate: int | None = None, mono: bool = False
 ) -> Iterator[Waveform]:

@@ -36,6 +36,9 @@ Examples:
     audiolm revoice in.wav -o out.wav --voice other.wav
     audiolm reconstruct in.wav -o out.wav --codebooks 3
 
+  Was it made by audiolm:
+    audiolm detect out.wav
+
   A model of your own recordings, and what came out:
     audiolm train recipes/tiny.toml data=my-recordings out=runs/mine
     audiolm info runs/mine/bundle
@@ -74,6 +77,10 @@ class Common:
     "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
     plot: Path | None = None
     "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
+    watermark: bool = True
+    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
+    sidecar: Annotated[bool, Parameter(negative="")] = False
+    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
     threads: int | None = None
@@ -132,9 +139,11 @@ def continue_(
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, only_new, chain, common.decoder, _sampling(model, common), show)
+            return model.generate_batch(
+                requests, only_new, chain, common.decoder, _sampling(model, common), show, common.watermark
+            )
 
-    _run(common, output, make, 0.0 if only_new else sound.seconds)
+    _run(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
 
 
 @app.command
@@ -168,9 +177,9 @@ def generate(
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, False, chain, common.decoder, _sampling(model, common), show)
+            return model.generate_batch(requests, False, chain, common.decoder, _sampling(model, common), show, common.watermark)
 
-    _run(common, output, make)
+    _run(common, output, make, {"verb": "generate", "chain": chain})
 
 
 @app.command
@@ -196,9 +205,11 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
         words = model.tokenize(sound).semantic
         requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
         with _progress() as show:
-            return model.generate_batch(requests, decoder=common.decoder, sampling=_sampling(model, common), progress=show)
+            return model.generate_batch(
+                requests, decoder=common.decoder, sampling=_sampling(model, common), progress=show, watermark=common.watermark
+            )
 
-    _run(common, output, make)
+    _run(common, output, make, {"verb": "revoice"})
 
 
 @app.command
@@ -219,7 +230,8 @@ def reconstruct(
     from audiolm.audio import read
 
     sound = read(source, minimum_seconds=0.1)
-    _run(common, output, lambda model: [model.reconstruct(sound, codebooks)])
+    how = {"verb": "reconstruct", "codebooks": codebooks}
+    _run(common, output, lambda model: [model.reconstruct(sound, codebooks, common.watermark)], how)
 
 
 @app.command
@@ -321,6 +333,33 @@ def evaluate(
 
 
 @app.command
+def detect(*files: Path, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Was this made by audiolm? Looks for the watermark in recordings of any format; 1.5 s of marked speech are enough.
+
+    Parameters
+    ----------
+    files
+        Recordings.
+    """
+    from audiolm.audio import read
+    from audiolm.provenance import detect as look
+
+    if not files:
+        raise InputError("detect: name one or more recordings")
+    note = "no detector of unmarked synthetic speech is packaged yet; a mark that is absent proves nothing"
+    found = [
+        {"file": str(file), "synthetic_probability": None, "watermark": look(read(file)).plain(), "note": note} for file in files
+    ]
+    if json:
+        _print(found[0] if len(found) == 1 else found, True)
+        return
+    for each in found:
+        mark = each["watermark"]
+        said = f"watermark found, payload {mark['payload'] or 'not legible'}, confidence {mark['confidence']:.7f}"
+        print(f"{each['file']}: {said if mark['found'] else 'no watermark (which proves nothing)'}")
+
+
+@app.command
 def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """What a model, a token store or a recording is.
 
@@ -329,12 +368,13 @@ def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative=
     target
         A packaged model, a bundle's folder, a token store's folder, or a sound file.
     """
-    from audiolm.audio import probe
+    from audiolm.audio import probe, tags
 
     path = Path(target)
     if path.is_file():
         found = probe(path)
-        _print({"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}, json)
+        about = {"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}
+        _print({**about, "tags": tags(path)}, json)
     elif (path / "header.json").is_file():
         from audiolm.token_store import TokenStore
 
@@ -349,6 +389,7 @@ def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative=
                 "model": target,
                 **model.about,
                 "sample_rate": model.sample_rate,
+                "watermark": f"{model.payload:04x}",
                 "semantic": f"{model.semantic.spec.codebook_size} units at {model.semantic.spec.frame_rate:g} Hz",
                 "acoustic": f"{model.codec.spec.num_codebooks} x {model.codec.spec.codebook_size} codes at "
                 f"{model.codec.spec.frame_rate:g} Hz, {model.codec.spec.bitrate / 1000:g} kbit/s",
@@ -398,22 +439,44 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-def _run(common: Common, output: Path, make: Callable[["AudioLM"], list["Waveform"]], prompt_seconds: float = 0.0) -> None:
-    """Check the outputs, load the model, make the sounds, write them, and say what was done."""
+def _run(
+    common: Common,
+    output: Path,
+    make: Callable[["AudioLM"], list["Waveform"]],
+    how: dict[str, Any],
+    prompt_seconds: float = 0.0,
+) -> None:
+    """Check the outputs, load the model, make the sounds, write them, and say what was done: in their tags too."""
     from audiolm.audio import check_output, check_picture, plot
+    from audiolm.files import whole_file
+    from audiolm.provenance import tags
 
     if common.samples < 1:
         raise InputError(f"--samples {common.samples}: give 1 or more")
     check_output(output)
     if common.plot is not None:
         check_picture(common.plot)
-    sounds = make(_load(common))
+    model = _load(common)
+    sounds = make(model)
+    how = {
+        **how,
+        "decoder": common.decoder,
+        "sampling": {name: each.plain() for name, each in _sampling(model, common).items()}
+        if how["verb"] != "reconstruct"
+        else None,
+        "watermark": f"{model.payload:04x}" if common.watermark else None,
+    }
     written = []
     for number, sound in enumerate(sounds, 1):
         path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
-        sound.write(path)
-        written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate})
-        written[-1] |= {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
+        made = {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
+        named = tags({"model": model.about.get("name"), **made, **how})
+        sound.write(path, named)
+        written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
+        if common.sidecar:
+            with whole_file(path.with_suffix(".json")) as temporary:
+                temporary.write_text(named["comment"] + "\n", encoding="utf-8")
+            written[-1]["sidecar"] = str(path.with_suffix(".json"))
         if common.plot is not None:
             picture = common.plot
             if len(sounds) > 1:
@@ -446,8 +509,10 @@ def _load(common: Common) -> "AudioLM":
 
 def _stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
     """The same sound as a WAV on standard output, each block as soon as it is made."""
-    if common.samples != 1 or common.plot is not None or common.json:
-        raise InputError("--stream: one sound goes to standard output and nothing else; leave --samples, --plot and --json out")
+    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
+        raise InputError(
+            "--stream: one sound goes to standard output and nothing else; leave --samples, --plot, --sidecar and --json out"
+        )
     if sys.stdout.isatty():
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
@@ -457,7 +522,14 @@ def _stream(common: Common, prompt: "Waveform | None", seconds: float, only_new:
     prompt = None if prompt is None else prompt.mono().resample(rate)
     samples = round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1])
     blocks = model.stream(
-        prompt, seconds, seed=common.seed, only_new=only_new, chain=chain, decoder=common.decoder, sampling=settings
+        prompt,
+        seconds,
+        seed=common.seed,
+        only_new=only_new,
+        chain=chain,
+        decoder=common.decoder,
+        sampling=settings,
+        watermark=common.watermark,
     )
     for part in wav(blocks, samples, rate):
         sys.stdout.buffer.write(part)

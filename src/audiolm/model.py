@@ -26,6 +26,7 @@ from audiolm.codec import Codec
 from audiolm.config import Config
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
+from audiolm.provenance import Marker, embed, payload_of
 from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream, without_repeats
 from audiolm.tokenizers import SemanticTokenizer
@@ -103,6 +104,11 @@ class AudioLM:
     def device(self) -> torch.device:
         return next(self.codec.parameters()).device
 
+    @property
+    def payload(self) -> int:
+        """What the watermark of everything that this model makes says; see audiolm.provenance."""
+        return payload_of(self.about)
+
     def to(self, device: str | torch.device) -> "AudioLM":
         """Move every part to a device; returns self."""
         for part in (self.semantic, self.codec, *(network for _, network in self.stages.values())):
@@ -132,7 +138,7 @@ class AudioLM:
         with torch.inference_mode():
             return Waveform(self.codec.decode(acoustic.codes[None].to(self.device))[0].float().cpu(), self.sample_rate)
 
-    def reconstruct(self, sound: Waveform, codebooks: int | None = None) -> Waveform:
+    def reconstruct(self, sound: Waveform, codebooks: int | None = None, watermark: bool = True) -> Waveform:
         """The codec alone, at `codebooks` levels (default: all); the same length to the sample, at the model's rate."""
         levels = self.codec.spec.num_codebooks
         if codebooks is not None and not 1 <= codebooks <= levels:
@@ -140,7 +146,8 @@ class AudioLM:
         audio = self._tensor(sound)
         with torch.inference_mode():
             decoded = self.codec.decode(self.codec.encode(audio, codebooks))
-        return Waveform(decoded[0, :, : audio.shape[-1]].float().cpu(), self.sample_rate)
+        made = Waveform(decoded[0, :, : audio.shape[-1]].float().cpu(), self.sample_rate)
+        return embed(made, self.payload) if watermark else made
 
     # Generation
 
@@ -155,15 +162,17 @@ class AudioLM:
         decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         progress: Progress | None = None,
+        watermark: bool = True,
     ) -> Waveform:
         """Continue a prompt by `seconds`, or generate them from nothing, or say the words of `semantic` (in the prompt's voice).
 
         The result is the prompt itself, resampled, followed by what is new; `only_new` leaves the prompt out, and so
         does `semantic`, whose words are not the prompt's. The same seed gives the same sound. decoder: how semantic tokens
         become acoustic ones, where the model can do both; as in the paper if nothing is said.
+        watermark: mark what is new, inaudibly, as made by this model; the prompt never is (audiolm.provenance).
         """
         request = Request(prompt, seconds, semantic, seed)
-        return self.generate_batch([request], only_new, chain, decoder, sampling, progress)[0]
+        return self.generate_batch([request], only_new, chain, decoder, sampling, progress, watermark)[0]
 
     def generate_batch(
         self,
@@ -173,6 +182,7 @@ class AudioLM:
         decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         progress: Progress | None = None,
+        watermark: bool = True,
     ) -> list[Waveform]:
         """`generate` for many requests of any lengths at once; each comes out as it would alone."""
         stages = self._stages(requests, chain, decoder)
@@ -182,7 +192,7 @@ class AudioLM:
             if chain == "full":
                 self._sample_semantic(jobs, settings, progress)
             self._sample_acoustic(jobs, stages, settings, progress)
-            return [self._render(job, only_new) for job in jobs]
+            return [self._render(job, only_new, watermark) for job in jobs]
 
     def stream(
         self,
@@ -195,6 +205,7 @@ class AudioLM:
         decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         block: float = 0.5,
+        watermark: bool = True,
     ) -> Iterator[Waveform]:
         """`generate` in blocks of about `block` seconds, each as soon as it can be; joined, they are what `generate` gives.
 
@@ -207,15 +218,15 @@ class AudioLM:
             raise InputError(f"block={block}: give seconds, at least {1 / self.codec.spec.frame_rate:g}")
         with torch.inference_mode():
             job = self._job(request)
-        return self._stream(job, stages, {**self.sampling, **(sampling or {})}, only_new, round(frames))
+        return self._stream(job, stages, {**self.sampling, **(sampling or {})}, only_new, round(frames), watermark)
 
     @torch.inference_mode()
     def _stream(
-        self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling], only_new: bool, frames: int
+        self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling], only_new: bool, frames: int, watermark: bool
     ) -> Iterator[Waveform]:
         if job.prompt is not None and job.request.semantic is None and not only_new:
             yield Waveform(job.prompt.cpu(), self.sample_rate)
-        for sound in self._new_sound(job, of_length(self._codes(job, stages, settings), frames)):
+        for sound in self._new_sound(job, of_length(self._codes(job, stages, settings), frames), watermark):
             yield Waveform(sound, self.sample_rate)
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
@@ -353,14 +364,26 @@ class AudioLM:
         except KeyError:
             raise InputError(f"this model has no {name} stage; its stages are {', '.join(self.stages) or 'none'}") from None
 
-    def _render(self, job: "_Job", only_new: bool) -> Waveform:
+    def _render(self, job: "_Job", only_new: bool, watermark: bool) -> Waveform:
         block = round(BLOCK * self.codec.spec.frame_rate)
-        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1))), 1)
+        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), watermark)), 1)
         if job.prompt is None or job.request.semantic is not None or only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
 
-    def _new_sound(self, job: "_Job", codes: Iterable[Tensor]) -> Iterator[Tensor]:
+    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], watermark: bool) -> Iterator[Tensor]:
+        """What is new, (1, n) samples at a time, marked or not; codes as in `_unmarked`."""
+        if not watermark:
+            yield from self._unmarked(job, codes)
+            return
+        marker = Marker(self.payload, self.sample_rate)
+        for sound in self._unmarked(job, codes):
+            if (ready := marker.push(sound)).shape[1]:
+                yield ready
+        if (rest := marker.flush()).shape[1]:
+            yield rest
+
+    def _unmarked(self, job: "_Job", codes: Iterable[Tensor]) -> Iterator[Tensor]:
         """What is new, (1, n) samples at a time, of acoustic codes (Q, n) that come from the prompt's first frame on."""
         old = 0 if job.prompt is None else job.prompt.shape[1]  # samples of the prompt that are still to come
         if job.request.semantic is not None:

@@ -12,10 +12,12 @@ public. Figures: docs/provenance.md.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,19 @@ def payload_of(about: Mapping[str, Any]) -> int:
     """The payload of a model: the mark's format (4 bits), then 12 bits of a hash of the model's name and version."""
     name = f"{about.get('name', '')} {about.get('version', '')}".strip()
     return FORMAT << 12 | int.from_bytes(hashlib.sha256(name.encode()).digest()[:2]) >> 4
+
+
+def tags(details: Mapping[str, Any]) -> dict[str, str]:
+    """Tags for `Waveform.write` that say that a sound is generated; `details` (model, seed, prompt_seconds, ...) as JSON."""
+    return {"software": program(), "comment": json.dumps({"generated": True, "by": program(), **details})}
+
+
+def program() -> str:
+    """Name and version of this program."""
+    try:
+        return f"audiolm {version('audiolm')}"
+    except PackageNotFoundError:  # run from its sources
+        return "audiolm"
 
 
 def embed(sound: Waveform, payload: int, key: bytes = KEY) -> Waveform:
