@@ -1,0 +1,134 @@
+"""The watermark under attack, on a folder of real recordings: python benchmarks/watermark.py FOLDER --clips 200
+
+Each clip (its first 8 s) is marked with a payload of its own, attacked, and looked at whole and as a crop of 2 s. The same clips
+unmarked go through the same, and every further crop of 2 s of them too: those are the false alarms. Prints tables in Markdown.
+"""
+
+import argparse
+import io
+import time
+from pathlib import Path
+
+import soundfile
+import torch
+
+from audiolm.audio import READABLE, Waveform, read
+from audiolm.provenance import detect, embed
+
+RATE, SECONDS, CROP = 16_000, 8.0, 2.0
+
+
+def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: str) -> Waveform:
+    """Through a lossy codec and back; `level` is libsndfile's compression level."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", sound.sample_rate, 1, subtype, format=form, compression_level=level, **options) as file:
+        for part in sound.samples[0].split(1 << 16):
+            file.write(part.numpy())
+    buffer.seek(0)
+    samples, rate = soundfile.read(buffer, dtype="float32")
+    return Waveform(torch.from_numpy(samples)[None], rate)
+
+
+def noisy(sound: Waveform, decibel: float) -> Waveform:
+    noise = torch.randn(sound.samples.shape, generator=torch.Generator().manual_seed(sound.samples.shape[1]))
+    return Waveform(sound.samples + noise * sound.samples.square().mean().sqrt() * 10 ** (-decibel / 20), sound.sample_rate)
+
+
+ATTACKS = {
+    "none": lambda sound: sound,
+    "16-bit PCM": lambda sound: Waveform((sound.samples * 32768).round().clamp(-32768, 32767) / 32768, sound.sample_rate),
+    "MP3 64 kbit/s": lambda sound: recoded(sound, "MP3", "MPEG_LAYER_III", 0.62, bitrate_mode="CONSTANT"),
+    "Opus 24 kbit/s": lambda sound: recoded(sound, "OGG", "OPUS", 0.925),
+    "Opus 16 kbit/s": lambda sound: recoded(sound, "OGG", "OPUS", 0.96),
+    "white noise 20 dB": lambda sound: noisy(sound, 20),
+    "white noise 10 dB": lambda sound: noisy(sound, 10),
+    "16 -> 22.05 -> 16 kHz": lambda sound: sound.resample(22_050).resample(16_000),
+    "to 44.1 kHz": lambda sound: sound.resample(44_100),
+    "to 8 kHz": lambda sound: sound.resample(8_000),
+    "gain -26 dB": lambda sound: Waveform(sound.samples * 0.05, sound.sample_rate),
+    "1 % faster": lambda sound: Waveform(sound.samples, 16_160),
+}
+
+
+def clips(folder: Path, count: int) -> list[Waveform]:
+    """Evenly spread over the files of a folder (of the test and valid splits, where a manifest.csv knows them)."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
+    if (folder / "manifest.csv").is_file():
+        from audiolm.data import scan
+
+        paths = [folder / each.path for each in scan(folder) if each.split in ("test", "valid")]
+    paths = paths[:: max(1, len(paths) // count)]
+    found = []
+    for path in paths:
+        sound = read(path).mono().resample(RATE)
+        if sound.seconds >= 4 and len(found) < count:
+            found.append(sound.trim(SECONDS))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--no-attacks", action="store_true", help="false alarms and quality only")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sounds = clips(options.folder, options.clips)
+    draw = torch.Generator().manual_seed(0)
+    payloads = torch.randint(0, 1 << 16, (len(sounds),), generator=draw).tolist()
+    starts = [float(torch.rand(1, generator=draw)) * (sound.seconds - CROP) for sound in sounds]
+    started = time.process_time()
+    marked = [embed(sound, payload) for sound, payload in zip(sounds, payloads, strict=True)]
+    length = sum(sound.seconds for sound in sounds)
+    spent = (time.process_time() - started) / length * 10
+    print(f"{len(sounds)} clips, {length / 60:.1f} minutes; marking takes {spent:.3f} s per 10 s")
+
+    if not options.no_attacks:
+        columns = ["attack", "found, whole", "found, 2 s", "payload, 2 s", "wrong payload", "bit errors", "score: mean (least)"]
+        print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
+        for name, attack in ATTACKS.items():
+            whole, found, right, wrong, bits, scores = 0, 0, 0, 0, 0, []
+            for sound, payload, start in zip(marked, payloads, starts, strict=True):
+                attacked = attack(sound)
+                whole += detect(attacked).payload == payload
+                mark = detect(
+                    attacked.trim(CROP, start * sound.sample_rate / attacked.sample_rate if "faster" in name else start)
+                )
+                scores.append(mark.score)
+                found += mark.found
+                right += mark.payload == payload
+                wrong += mark.payload not in (None, payload)
+                bits += 0 if mark.payload is None else (mark.payload ^ payload).bit_count()
+            count = len(sounds)
+            print(
+                f"| {name} | {whole}/{count} | {found}/{count} | {right}/{count} | {wrong} | {bits}/{16 * (right + wrong)} "
+                f"| {sum(scores) / count:.1f} ({min(scores):.1f}) |",
+                flush=True,
+            )
+
+    alarms, tried, highest, spent = 0, 0, 0.0, 0.0
+    for sound in sounds:
+        crops = [sound, *(sound.trim(CROP, start * 1.0) for start in range(int(sound.seconds - CROP) + 1))]
+        for crop in (*crops, recoded(sound, *("OGG", "OPUS", 0.925)), noisy(sound, 20)):
+            started = time.process_time()
+            mark = detect(crop)
+            spent += (time.process_time() - started) * (crop is sound)
+            alarms, tried, highest = alarms + mark.found, tried + 1, max(highest, mark.score)
+    print(
+        f"\nWithout a mark: {alarms} of {tried} looks are false alarms, highest score {highest:.2f}; "
+        f"{spent / length * 10:.2f} s per 10 s"
+    )
+    try:
+        from pesq import pesq
+        from pystoi import stoi
+    except ImportError:
+        print("PESQ and STOI: pip install audiolm[eval]")
+        return
+    pairs = [(sound.samples[0].numpy(), other.samples[0].numpy()) for sound, other in zip(sounds, marked, strict=True)]
+    for name, measure in {"PESQ": lambda x, y: pesq(RATE, x, y, "wb"), "STOI": lambda x, y: stoi(x, y, RATE)}.items():
+        values = torch.tensor([float(measure(*pair)) for pair in pairs])
+        print(f"{name} of marked against unmarked: mean {values.mean():.3f}, least {values.min():.3f}")
+
+
+if __name__ == "__main__":
+    main()
