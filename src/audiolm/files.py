@@ -62,7 +62,8 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dic
         raise InputError(f"{path}: no such file; check the path")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = file.keys()  # no mapping: it cannot be iterated itself
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError, struct.error, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from error
 
