@@ -16,6 +16,7 @@ ROWS = """
     data token_store run continuations
     train_codec train_encoder train_lm evaluation corpus chain
     recipe server doctor
+    making
     cli
     __init__ __main__
 """

@@ -100,6 +100,21 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     return model.to(device)
 
 
+def describe(model: AudioLM) -> dict[str, Any]:
+    """What a model is, JSON-ready."""
+    semantic, acoustic = model.semantic.spec, model.codec.spec
+    return {
+        **model.about,
+        "sample_rate": model.sample_rate,
+        "watermark": f"{model.payload:04x}",
+        "semantic": f"{semantic.codebook_size} units at {semantic.frame_rate:g} Hz",
+        "acoustic": f"{acoustic.num_codebooks} x {acoustic.codebook_size} codes at {acoustic.frame_rate:g} Hz, "
+        f"{acoustic.bitrate / 1000:g} kbit/s",
+        "parameters": {name: sum(weight.numel() for weight in part.parameters()) for name, part in parts(model).items()},
+        "sampling": {name: sampling.plain() for name, sampling in model.sampling.items()},
+    }
+
+
 def parts(model: AudioLM) -> dict[str, nn.Module]:
     """The networks of a bundle by the names of their files: "codec", "encoder" (with its units), and each stage's."""
     return {"codec": model.codec, "encoder": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}

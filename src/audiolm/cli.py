@@ -4,22 +4,20 @@ Exit codes: 0 done; 2 the caller's mistake, told in one line on standard error; 
 stands on standard output and nothing else; progress and messages go to standard error.
 """
 
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
+from audiolm import making
 from audiolm.errors import InputError
+from audiolm.making import COMMON, Chain, Common, Output
 
 if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
     from audiolm.audio import Waveform
-    from audiolm.model import AudioLM, Sampling
+    from audiolm.model import AudioLM
 
 EXAMPLES = """
 Examples:
@@ -51,47 +49,6 @@ app = App(
     help_format="plaintext",
     version_flags=["--version"],
 )
-
-
-Decoder = Literal["parallel", "autoregressive"]
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class Common:
-    """What all generating verbs share."""
-
-    model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
-    "A packaged model (speech), a bundle's folder, or a hub id owner/name (only then is the network used)."
-    seed: int = 0
-    "The same seed gives the same sound; with --samples, the first one's."
-    samples: int = 1
-    "How many to make; out.wav becomes out-1.wav, out-2.wav, ..."
-    temperature: str | None = None
-    "One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6 (the paper's). 0 takes the likeliest code."
-    top_k: int | None = None
-    "Draw from the k likeliest codes only."
-    top_p: float | None = None
-    "Draw from the likeliest codes that together have this probability."
-    decoder: Decoder | None = None
-    "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
-    plot: Path | None = None
-    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
-    watermark: bool = True
-    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
-    sidecar: Annotated[bool, Parameter(negative="")] = False
-    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
-    device: str = "cpu"
-    "cpu, cuda, cuda:1, mps."
-    threads: int | None = None
-    "Processor threads; default: one per core."
-    json: Annotated[bool, Parameter(negative="")] = False
-    "Print one JSON object on standard output, and nothing else there."
-
-
-Chain = Literal["full", "acoustic"]
-Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-COMMON = Common()
 
 
 @app.command(name="continue")
@@ -129,21 +86,21 @@ def continue_(
     from audiolm.audio import read
     from audiolm.model import Request
 
-    _check_length(seconds, "--seconds")
+    making.check_length(seconds, "--seconds")
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
     if stream:
-        return _stream(common, sound, seconds, only_new, chain)
+        return making.stream(common, sound, seconds, only_new, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
-        with _progress() as show:
+        with making.bars() as show:
             return model.generate_batch(
-                requests, only_new, chain, common.decoder, _sampling(model, common), show, common.watermark
+                requests, only_new, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
             )
 
-    _run(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
+    making.write_all(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
 
 
 @app.command
@@ -170,16 +127,18 @@ def generate(
     """
     from audiolm.model import Request
 
-    _check_length(seconds, "--seconds")
+    making.check_length(seconds, "--seconds")
     if stream:
-        return _stream(common, None, seconds, False, chain)
+        return making.stream(common, None, seconds, False, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
-        with _progress() as show:
-            return model.generate_batch(requests, False, chain, common.decoder, _sampling(model, common), show, common.watermark)
+        with making.bars() as show:
+            return model.generate_batch(
+                requests, False, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
+            )
 
-    _run(common, output, make, {"verb": "generate", "chain": chain})
+    making.write_all(common, output, make, {"verb": "generate", "chain": chain})
 
 
 @app.command
@@ -204,12 +163,16 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
     def make(model: "AudioLM") -> list["Waveform"]:
         words = model.tokenize(sound).semantic
         requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
-        with _progress() as show:
+        with making.bars() as show:
             return model.generate_batch(
-                requests, decoder=common.decoder, sampling=_sampling(model, common), progress=show, watermark=common.watermark
+                requests,
+                decoder=common.decoder,
+                sampling=making.sampling_of(model, common),
+                progress=show,
+                watermark=common.watermark,
             )
 
-    _run(common, output, make, {"verb": "revoice"})
+    making.write_all(common, output, make, {"verb": "revoice"})
 
 
 @app.command
@@ -231,7 +194,7 @@ def reconstruct(
 
     sound = read(source, minimum_seconds=0.1)
     how = {"verb": "reconstruct", "codebooks": codebooks}
-    _run(common, output, lambda model: [model.reconstruct(sound, codebooks, common.watermark)], how)
+    making.write_all(common, output, lambda model: [model.reconstruct(sound, codebooks, common.watermark)], how)
 
 
 @app.command
@@ -262,7 +225,7 @@ def tokenize(
     tokenizers, recordings = bundle.load(model), scan(source)
     with progress(len(recordings), label="tokenize") as show:
         store = tokenize_corpus(tokenizers.semantic, tokenizers.codec, recordings, output, show)
-    _print(store.summary(), json)
+    making.show(store.summary(), json)
 
 
 @app.command
@@ -323,11 +286,11 @@ def evaluate(
     from audiolm.evaluation import PARTS, evaluate_folder
 
     chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
-    with _progress() as show:
+    with making.bars() as show:
         options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}
         figures = evaluate_folder(model, data, report, **options)
     if json:
-        _print(figures, True)
+        making.show(figures, True)
     else:
         print((report / "report.md").read_text(encoding="utf-8"))
 
@@ -351,7 +314,7 @@ def detect(*files: Path, json: Annotated[bool, Parameter(negative="")] = False) 
         {"file": str(file), "synthetic_probability": None, "watermark": look(read(file)).plain(), "note": note} for file in files
     ]
     if json:
-        _print(found[0] if len(found) == 1 else found, True)
+        making.show(found[0] if len(found) == 1 else found, True)
         return
     for each in found:
         mark = each["watermark"]
@@ -374,30 +337,15 @@ def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative=
     if path.is_file():
         found = probe(path)
         about = {"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}
-        _print({**about, "tags": tags(path)}, json)
+        making.show({**about, "tags": tags(path)}, json)
     elif (path / "header.json").is_file():
         from audiolm.token_store import TokenStore
 
-        _print({"token_store": target, **TokenStore(path).summary()}, json)
+        making.show({"token_store": target, **TokenStore(path).summary()}, json)
     else:
         from audiolm import bundle
 
-        model = bundle.load(target)
-        sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in bundle.parts(model).items()}
-        _print(
-            {
-                "model": target,
-                **model.about,
-                "sample_rate": model.sample_rate,
-                "watermark": f"{model.payload:04x}",
-                "semantic": f"{model.semantic.spec.codebook_size} units at {model.semantic.spec.frame_rate:g} Hz",
-                "acoustic": f"{model.codec.spec.num_codebooks} x {model.codec.spec.codebook_size} codes at "
-                f"{model.codec.spec.frame_rate:g} Hz, {model.codec.spec.bitrate / 1000:g} kbit/s",
-                "parameters": sizes,
-                "sampling": {name: sampling.plain() for name, sampling in model.sampling.items()},
-            },
-            json,
-        )
+        making.show({"model": target, **bundle.describe(bundle.load(target))}, json)
 
 
 @app.command
@@ -405,7 +353,7 @@ def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
     """What this machine can do, and what is missing."""
     from audiolm.doctor import examine
 
-    _print(examine(), json)
+    making.show(examine(), json)
 
 
 def main() -> None:
@@ -437,167 +385,6 @@ def run(arguments: list[str]) -> int:
 def _complain(text: str, code: int) -> int:
     print(f"audiolm: {text}", file=sys.stderr)
     return code
-
-
-def _run(
-    common: Common,
-    output: Path,
-    make: Callable[["AudioLM"], list["Waveform"]],
-    how: dict[str, Any],
-    prompt_seconds: float = 0.0,
-) -> None:
-    """Check the outputs, load the model, make the sounds, write them, and say what was done: in their tags too."""
-    from audiolm.audio import check_output, check_picture, plot
-    from audiolm.files import whole_file
-    from audiolm.provenance import tags
-
-    if common.samples < 1:
-        raise InputError(f"--samples {common.samples}: give 1 or more")
-    check_output(output)
-    if common.plot is not None:
-        check_picture(common.plot)
-    model = _load(common)
-    sounds = make(model)
-    how = {
-        **how,
-        "decoder": common.decoder,
-        "sampling": {name: each.plain() for name, each in _sampling(model, common).items()}
-        if how["verb"] != "reconstruct"
-        else None,
-        "watermark": f"{model.payload:04x}" if common.watermark else None,
-    }
-    written = []
-    for number, sound in enumerate(sounds, 1):
-        path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
-        made = {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
-        named = tags({"model": model.about.get("name"), **made, **how})
-        sound.write(path, named)
-        written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
-        if common.sidecar:
-            with whole_file(path.with_suffix(".json")) as temporary:
-                temporary.write_text(named["comment"] + "\n", encoding="utf-8")
-            written[-1]["sidecar"] = str(path.with_suffix(".json"))
-        if common.plot is not None:
-            picture = common.plot
-            if len(sounds) > 1:
-                picture = picture.with_name(f"{picture.stem}-{number}{picture.suffix}")
-            plot(sound, picture, prompt_seconds or None)
-            written[-1]["plot"] = str(picture)
-    if common.json:
-        _print(written[0] if len(written) == 1 else written, True)
-        return
-    for entry in written:
-        extra = f", picture in {entry['plot']}" if "plot" in entry else ""
-        print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
-
-
-def _load(common: Common) -> "AudioLM":
-    import torch
-
-    from audiolm import bundle
-
-    if common.threads is not None:
-        torch.set_num_threads(max(1, common.threads))
-    try:
-        device = torch.device(common.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
-    return bundle.load(common.model, common.device)
-
-
-def _stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
-    """The same sound as a WAV on standard output, each block as soon as it is made."""
-    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
-        raise InputError(
-            "--stream: one sound goes to standard output and nothing else; leave --samples, --plot, --sidecar and --json out"
-        )
-    if sys.stdout.isatty():
-        raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
-    from audiolm.wav import wav
-
-    model = _load(common)
-    settings, rate = _sampling(model, common), model.sample_rate
-    prompt = None if prompt is None else prompt.mono().resample(rate)
-    samples = round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1])
-    blocks = model.stream(
-        prompt,
-        seconds,
-        seed=common.seed,
-        only_new=only_new,
-        chain=chain,
-        decoder=common.decoder,
-        sampling=settings,
-        watermark=common.watermark,
-    )
-    for part in wav(blocks, samples, rate):
-        sys.stdout.buffer.write(part)
-        sys.stdout.buffer.flush()
-
-
-def _sampling(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
-    """The model's own sampling settings with what the command line says instead."""
-    settings = dict(model.sampling)
-    if common.temperature is not None:
-        try:
-            values = [float(value) for value in common.temperature.split(",")]
-        except ValueError:
-            values = []
-        if len(values) not in (1, 3) or any(value < 0 for value in values):
-            raise InputError(f"--temperature {common.temperature}: give one number, or three as 0.6,0.8,0.6, none below 0")
-        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
-        given = {"semantic": semantic, "fine": fine}
-        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
-    for name in ("top_k", "top_p"):
-        value = getattr(common, name)
-        if value is not None:
-            if not (value >= 1 if name == "top_k" else 0 < value <= 1):
-                raise InputError(
-                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'above 0, at most 1'}"
-                )
-            settings = {stage: each.model_copy(update={name: value}) for stage, each in settings.items()}
-    return settings
-
-
-def _check_length(seconds: float, option: str) -> None:
-    from audiolm.model import LONGEST
-
-    if not 0 < seconds <= LONGEST:
-        raise InputError(f"{option} {seconds:g}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar per stage with the time left, on a terminal; silence elsewhere."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description:>9}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield show
-
-
-def _print(value: Any, as_json: bool, indent: str = "") -> None:
-    if as_json:
-        print(json.dumps(value, indent=2))
-        return
-    for key, each in value.items():
-        if isinstance(each, dict):
-            print(f"{indent}{key}")
-            _print(each, False, indent + "  ")
-        else:
-            print(f"{indent}{key:<14} {each}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def continuations(
         new = math.floor(min(seconds, sound.seconds - PROMPT) * rate + 1e-6) / rate
         each = Continuation(speaker, sound.trim(PROMPT))
         each.sounds["real"] = sound.trim(new, start=PROMPT)
-        each.sounds["codec"] = model.reconstruct(sound.trim(PROMPT + new), levels).trim(start=PROMPT)
+        each.sounds["codec"] = model.reconstruct(sound.trim(PROMPT + new), levels, watermark=False).trim(start=PROMPT)
         each.asked["codec"] = each.asked["resaid"] = units = each.units(model, "real")[1]
         shuffle = torch.randperm(units.shape[1], generator=torch.Generator().manual_seed(seed + len(made)))
         each.asked["shuffled"] = units[:, shuffle]
@@ -76,10 +76,10 @@ def continuations(
             if chain and way in batch[0].asked:
                 words = [Tokens(each.asked[way], model.semantic.spec) for each in batch]
                 requests = [Request(c.prompt, semantic=w, seed=own) for c, w, own in zip(batch, words, seeds, strict=True)]
-                sounds = model.generate_batch(requests)
+                sounds = model.generate_batch(requests, watermark=False)
             elif way == "acoustic" and way in model.stages:
                 requests = [Request(c.prompt, c.sounds["real"].seconds, seed=own) for c, own in zip(batch, seeds, strict=True)]
-                sounds = model.generate_batch(requests, only_new=True, chain="acoustic")
+                sounds = model.generate_batch(requests, only_new=True, chain="acoustic", watermark=False)
             else:
                 continue
             for each, sound in zip(batch, sounds, strict=True):

@@ -1,0 +1,218 @@
+"""What the generating verbs of the program share: their options, loading the model, writing sounds, showing progress."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from audiolm.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+    from audiolm.audio import Waveform
+    from audiolm.model import AudioLM, Sampling
+
+Decoder = Literal["parallel", "autoregressive"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """What all generating verbs share."""
+
+    model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
+    "A packaged model (speech), a bundle's folder, or a hub id owner/name (only then is the network used)."
+    seed: int = 0
+    "The same seed gives the same sound; with --samples, the first one's."
+    samples: int = 1
+    "How many to make; out.wav becomes out-1.wav, out-2.wav, ..."
+    temperature: str | None = None
+    "One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6 (the paper's). 0 takes the likeliest code."
+    top_k: int | None = None
+    "Draw from the k likeliest codes only."
+    top_p: float | None = None
+    "Draw from the likeliest codes that together have this probability."
+    decoder: Decoder | None = None
+    "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
+    plot: Path | None = None
+    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
+    watermark: bool = True
+    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
+    sidecar: Annotated[bool, Parameter(negative="")] = False
+    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
+    device: str = "cpu"
+    "cpu, cuda, cuda:1, mps."
+    threads: int | None = None
+    "Processor threads; default: one per core."
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Print one JSON object on standard output, and nothing else there."
+
+
+Chain = Literal["full", "acoustic"]
+Output = Annotated[Path, Parameter(name=["--output", "-o"])]
+COMMON = Common()
+
+
+def write_all(
+    common: Common,
+    output: Path,
+    make: Callable[["AudioLM"], list["Waveform"]],
+    how: dict[str, Any],
+    prompt_seconds: float = 0.0,
+) -> None:
+    """Check the outputs, load the model, make the sounds, write them, and say what was done: in their tags too."""
+    from audiolm.audio import check_output, check_picture, plot
+    from audiolm.files import whole_file
+    from audiolm.provenance import tags
+
+    if common.samples < 1:
+        raise InputError(f"--samples {common.samples}: give 1 or more")
+    check_output(output)
+    if common.plot is not None:
+        check_picture(common.plot)
+    model = load(common)
+    sounds = make(model)
+    how = {
+        **how,
+        "decoder": common.decoder,
+        "sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}
+        if how["verb"] != "reconstruct"
+        else None,
+        "watermark": f"{model.payload:04x}" if common.watermark else None,
+    }
+    written = []
+    for number, sound in enumerate(sounds, 1):
+        path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+        made = {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
+        named = tags({"model": model.about.get("name"), **made, **how})
+        sound.write(path, named)
+        written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
+        if common.sidecar:
+            with whole_file(path.with_suffix(".json")) as temporary:
+                temporary.write_text(named["comment"] + "\n", encoding="utf-8")
+            written[-1]["sidecar"] = str(path.with_suffix(".json"))
+        if common.plot is not None:
+            picture = common.plot
+            if len(sounds) > 1:
+                picture = picture.with_name(f"{picture.stem}-{number}{picture.suffix}")
+            plot(sound, picture, prompt_seconds or None)
+            written[-1]["plot"] = str(picture)
+    if common.json:
+        show(written[0] if len(written) == 1 else written, True)
+        return
+    for entry in written:
+        extra = f", picture in {entry['plot']}" if "plot" in entry else ""
+        print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
+
+
+def load(common: Common) -> "AudioLM":
+    import torch
+
+    from audiolm import bundle
+
+    if common.threads is not None:
+        torch.set_num_threads(max(1, common.threads))
+    try:
+        device = torch.device(common.device)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
+    return bundle.load(common.model, common.device)
+
+
+def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+    """The same sound as a WAV on standard output, each block as soon as it is made."""
+    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
+        raise InputError(
+            "--stream: one sound goes to standard output and nothing else; leave --samples, --plot, --sidecar and --json out"
+        )
+    if sys.stdout.isatty():
+        raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
+    from audiolm.wav import wav
+
+    model = load(common)
+    settings, rate = sampling_of(model, common), model.sample_rate
+    prompt = None if prompt is None else prompt.mono().resample(rate)
+    samples = round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1])
+    blocks = model.stream(
+        prompt,
+        seconds,
+        seed=common.seed,
+        only_new=only_new,
+        chain=chain,
+        decoder=common.decoder,
+        sampling=settings,
+        watermark=common.watermark,
+    )
+    for part in wav(blocks, samples, rate):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+
+
+def sampling_of(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
+    """The model's own sampling settings with what the command line says instead."""
+    settings = dict(model.sampling)
+    if common.temperature is not None:
+        try:
+            values = [float(value) for value in common.temperature.split(",")]
+        except ValueError:
+            values = []
+        if len(values) not in (1, 3) or any(value < 0 for value in values):
+            raise InputError(f"--temperature {common.temperature}: give one number, or three as 0.6,0.8,0.6, none below 0")
+        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
+        given = {"semantic": semantic, "fine": fine}
+        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
+    for name in ("top_k", "top_p"):
+        value = getattr(common, name)
+        if value is not None:
+            if not (value >= 1 if name == "top_k" else 0 < value <= 1):
+                raise InputError(
+                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'above 0, at most 1'}"
+                )
+            settings = {stage: each.model_copy(update={name: value}) for stage, each in settings.items()}
+    return settings
+
+
+def check_length(seconds: float, option: str) -> None:
+    from audiolm.model import LONGEST
+
+    if not 0 < seconds <= LONGEST:
+        raise InputError(f"{option} {seconds:g}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None] | None]:
+    """A bar per stage with the time left, on a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:>9}"), BarColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done, total=total)
+
+        yield show
+
+
+def show(value: Any, as_json: bool, indent: str = "") -> None:
+    if as_json:
+        print(json.dumps(value, indent=2))
+        return
+    for key, each in value.items():
+        if isinstance(each, dict):
+            print(f"{indent}{key}")
+            show(each, False, indent + "  ")
+        else:
+            print(f"{indent}{key:<14} {each}")
