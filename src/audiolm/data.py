@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -332,6 +332,12 @@ class Placement:
         length = int(self.lengths[recording])
         middle = (part - int(self.firsts[recording]) + draw) / int(self.counts[recording]) * length
         return recording, max(0, min(int(middle - self.crop / 2), length - self.crop))
+
+
+class Crops(Protocol):
+    """Batches (B, 1, T) float32 that depend on nothing but the step."""
+
+    def batch(self, step: int) -> Tensor: ...
 
 
 class AudioCrops:

@@ -150,7 +150,7 @@ def _continuation(report: Mapping[str, Any]) -> str:
         "embedding and the prompt's (GE2E, resemblyzer's weights). Unit errors: edits a unit between the units asked for and "
         "those that the tokenizer hears in the result, repeats removed. Bits: of the heard units under this model's own semantic "
         "stage, given the prompt's; fewer are more speech-like, but silence and drones are cheap too, so see how often units "
-        "change, and the whole chain is sampled from that very stage at a low temperature, which lowers its bits. A classifier "
+        "change, and the whole chain is sampled from that very stage, which favours it. A classifier "
         "finds the prompt's speaker in 92.6 % of AudioLM's continuations (Table III); SoundStorm's Table 1 gives them a voice "
         "similarity of 0.46 to 0.48 by another embedding."
     )

@@ -5,8 +5,6 @@ first checkpoint speaks; the discriminators join after `adversarial_from` of the
 half the speed and buy nothing before the reconstruction is good.
 """
 
-from typing import Protocol
-
 import torch
 from lightning.fabric import Fabric
 from pydantic import Field
@@ -15,13 +13,8 @@ from torch import Generator, Tensor
 from audiolm.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_loss
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config
+from audiolm.data import Crops
 from audiolm.run import Run, learning_rate, random_untouched
-
-
-class Crops(Protocol):
-    """Batches (B, 1, T) float32 that depend on nothing but the step."""
-
-    def batch(self, step: int) -> Tensor: ...
 
 
 class LossWeights(Config):

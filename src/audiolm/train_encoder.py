@@ -8,7 +8,7 @@ Batches, masks and augmentation are functions of (seed, step), so that a resumed
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import torch
 from lightning.fabric import Fabric
@@ -17,16 +17,11 @@ from torch import Generator, Tensor, nn
 
 from audiolm.config import Config
 from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
+from audiolm.data import Crops
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
 from audiolm.run import Run, learning_rate
-
-
-class Crops(Protocol):
-    """Batches (B, 1, T) float32 at 16 kHz that depend on nothing but the step."""
-
-    def batch(self, step: int) -> Tensor: ...
 
 
 class AugmentConfig(Config):
