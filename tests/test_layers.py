@@ -16,7 +16,7 @@ ROWS = """
     data token_store run continuations
     train_codec train_encoder train_lm evaluation corpus chain
     recipe server doctor
-    making
+    commands
     cli
     __init__ __main__
 """

@@ -1,0 +1,155 @@
+"""Verbs that write a sound."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from audiolm.commands import making
+from audiolm.commands.making import COMMON, Chain, Common, Output
+
+if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+    from audiolm.audio import Waveform
+    from audiolm.model import AudioLM
+
+
+def continue_(
+    prompt: Path,
+    /,
+    output: Output = Path("out.wav"),
+    *,
+    seconds: float = 7.0,
+    prompt_seconds: float | None = None,
+    only_new: Annotated[bool, Parameter(negative="")] = False,
+    stream: Annotated[bool, Parameter(negative="")] = False,
+    chain: Chain = "full",
+    common: Common = COMMON,
+) -> None:
+    """Go on from a recording: the same voice, prosody, room, melody.
+
+    Parameters
+    ----------
+    prompt
+        A recording of any length, rate and format; three seconds are enough.
+    output
+        The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3.
+    seconds
+        How much to add.
+    prompt_seconds
+        Use only the first so many seconds of the recording.
+    only_new
+        Leave the prompt out of the output.
+    stream
+        Write no file but a WAV to standard output while it is made.
+    chain
+        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+    """
+    from audiolm.audio import read
+    from audiolm.model import Request
+
+    making.check_length(seconds, "--seconds")
+    sound = read(prompt, minimum_seconds=0.1)
+    if prompt_seconds is not None:
+        sound = sound.trim(prompt_seconds)
+    if stream:
+        return making.stream(common, sound, seconds, only_new, chain)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
+        with making.bars() as show:
+            return model.generate_batch(
+                requests, only_new, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
+            )
+
+    making.write_all(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
+
+
+def generate(
+    output: Output = Path("out.wav"),
+    *,
+    seconds: float = 7.0,
+    stream: Annotated[bool, Parameter(negative="")] = False,
+    chain: Chain = "full",
+    common: Common = COMMON,
+) -> None:
+    """Speech (or music) from nothing: a new voice, new words.
+
+    Parameters
+    ----------
+    output
+        .wav, .flac, .ogg, .opus or .mp3.
+    seconds
+        How much.
+    stream
+        Write no file but a WAV to standard output while it is made.
+    chain
+        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+    """
+    from audiolm.model import Request
+
+    making.check_length(seconds, "--seconds")
+    if stream:
+        return making.stream(common, None, seconds, False, chain)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
+        with making.bars() as show:
+            return model.generate_batch(
+                requests, False, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
+            )
+
+    making.write_all(common, output, make, {"verb": "generate", "chain": chain})
+
+
+def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | None = None, common: Common = COMMON) -> None:
+    """Say the words of a recording in another voice (acoustic generation).
+
+    Parameters
+    ----------
+    source
+        The recording whose words are kept.
+    output
+        .wav, .flac, .ogg, .opus or .mp3.
+    voice
+        A recording of the voice to use, about three seconds; without it, a random one.
+    """
+    from audiolm.audio import read
+    from audiolm.model import Request
+
+    sound = read(source, minimum_seconds=0.1)
+    speaker = None if voice is None else read(voice, minimum_seconds=0.1)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        words = model.tokenize(sound).semantic
+        requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
+        with making.bars() as show:
+            return model.generate_batch(
+                requests,
+                decoder=common.decoder,
+                sampling=making.sampling_of(model, common),
+                progress=show,
+                watermark=common.watermark,
+            )
+
+    making.write_all(common, output, make, {"verb": "revoice"})
+
+
+def reconstruct(
+    source: Path, /, output: Output = Path("out.wav"), *, codebooks: int | None = None, common: Common = COMMON
+) -> None:
+    """The codec alone: a recording through its tokens and back, at any bitrate.
+
+    Parameters
+    ----------
+    source
+        Any recording.
+    output
+        The same length, at the codec's rate.
+    codebooks
+        How many levels to keep, from 1 (0.5 kbit/s) to all (the default).
+    """
+    from audiolm.audio import read
+
+    sound = read(source, minimum_seconds=0.1)
+    how = {"verb": "reconstruct", "codebooks": codebooks}
+    making.write_all(common, output, lambda model: [model.reconstruct(sound, codebooks, common.watermark)], how)
