@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
+from audiolm.bundle import language_model
 from audiolm.errors import InputError
 from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, window
 from audiolm.stages import Stage, Stream, acoustic_only, coarse, fine, semantic, without_repeats
@@ -21,10 +22,10 @@ NAMES = ["semantic", "semantic deduped", "coarse", "coarse deduped", "fine", "ac
 OPTIONS: Options = {"temperature": 0.9, "top_k": 7, "top_p": 0.95}
 
 
-def model_of(stage: Stage, positions: str = "rotary") -> LanguageModel:
+def model_of(stage: Stage, positions: str = "time") -> LanguageModel:
     torch.manual_seed(0)
     config = TransformerConfig(layers=2, heads=2, width=16, ffn=24, positions=positions)  # type: ignore[arg-type]
-    model = LanguageModel(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+    model = language_model(stage, config)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.4)
@@ -42,7 +43,7 @@ def items_of(stage: Stage, seconds: list[float], prompts: list[float]) -> tuple[
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)
-@pytest.mark.parametrize("positions", ["rotary", "t5"])
+@pytest.mark.parametrize("positions", ["time", "rotary", "t5"])
 def test_a_batch_is_its_items(stage: Stage, positions: str) -> None:
     model, frames = model_of(stage, positions), [8, 3, 0, 11]
     parts, prompts = items_of(stage, [0.4, 0.72, 0.4, 0.2], [0.2, 0.0, 0.4, 0.08])

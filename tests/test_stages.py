@@ -102,3 +102,29 @@ def test_mistakes_are_one_clear_line() -> None:
         with pytest.raises(InputError) as raised:
             mistake()
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_places_are_times(stage: Stage) -> None:
+    """However the line is padded, a given code stands as far from the predicted codes of its time as every other does."""
+    parts = [codes_of(stream, stream.frames(0.4), 0) for stream in stage.streams]
+    line = stage.pack(parts[:-1], parts[-1])
+    ids = torch.stack([torch.nn.functional.pad(line, pad, value=stage.pad) for pad in ((0, 5), (5, 0), (2, 3))])
+    places = stage.places(ids)
+    own = places[ids != stage.pad].view(3, -1)
+    assert torch.equal(own[1] - 5, own[0])
+    assert torch.equal(own[2] - 2, own[0])
+    start, per_second = int((line == stage.start).nonzero()), stage.predict.levels * stage.predict.spec.frame_rate
+    after = own[0, start:]
+    assert torch.equal(after, start + torch.arange(len(after)))
+    if stage.dedup:
+        assert torch.equal(own[0], torch.arange(len(line)))
+        return
+    before = 0
+    for stream in stage.given:
+        count = stream.frames(0.4)
+        found = (own[0, before : before + count * stream.levels].view(count, stream.levels) - start) / per_second
+        middle = (torch.arange(count) + 0.5) / stream.spec.frame_rate
+        torch.testing.assert_close(found.mean(1), middle, atol=1e-5, rtol=0)
+        assert bool((found.diff(dim=1) > 0).all())
+        before += count * stream.levels

@@ -152,8 +152,10 @@ def unpack(part: nn.Module, path: Path) -> None:
 
 def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:
     """The network for a stage."""
-    network = ParallelModel if stage.parallel else LanguageModel
-    return network(config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+    sizes = (config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
+    if stage.parallel:  # frames stand side by side, in time already
+        return ParallelModel(*sizes)
+    return LanguageModel(*sizes, places=stage.places if config.positions == "time" else None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

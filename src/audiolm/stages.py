@@ -130,6 +130,23 @@ class Stage:
         # The least common multiple of the periods 1 / rate.
         return math.lcm(*(rate.denominator for rate in rates)) / math.gcd(*(rate.numerator for rate in rates))
 
+    def places(self, ids: Tensor) -> Tensor:
+        """Ids (B, L) of lines, padded on either side -> positions (B, L) in time, whose unit is one predicted id.
+
+        From START on each id stands at its own index. A given id stands in the middle of what it gives to know: the line
+        "s0 s1 START a0 .. a7" with four a's to each s counts 4, 8, 2, 3 .. 10. Codes without repeats have lost their time
+        and keep their indices.
+        """
+        index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        if not self.given or self.dedup:
+            return index
+        positions, start = index.float(), (ids == self.start).long().argmax(1, keepdim=True)
+        for stream, offsets in zip(self.given, self.offsets, strict=False):
+            own = (ids >= offsets[0, 0]) & (ids < offsets[0, 0] + stream.size)
+            each = self.predict.levels * self.predict.spec.frame_rate / (stream.levels * stream.spec.frame_rate)
+            positions = torch.where(own, start + (own.cumsum(1) - 0.5) * each, positions)
+        return positions
+
     # Codes <-> ids
 
     def pack(self, given: Sequence[Tensor], predicted: Tensor, ends: bool = False) -> Tensor:

@@ -1,13 +1,14 @@
 """The one Transformer of all stages (AudioLM §IV-B), and the language model over a stage's ids.
 
-Pre-norm blocks with a gated feed-forward part; rotary positions, or the paper's T5 bias, whose buckets all layers share.
-Both tell distances only, so padding on the left is exact. Generation keeps keys and values in a `Cache` that is allocated
-once. The language model has one head per predicted level: logits exist only over the codes of the level that is due.
+Pre-norm blocks with a gated feed-forward part; rotary positions in time, so that what belongs together is equally far apart
+everywhere, or the paper's T5 bias, whose buckets all layers share. Both tell distances only, so padding on the left is
+exact. Generation keeps keys and values in a `Cache` that is allocated once. The language model has one head per predicted level: logits exist only over the codes of the level that is due.
 
 N is the size of a codebook; the other letters are those of audiolm.tokens.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -23,14 +24,18 @@ BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from
 
 
 class TransformerConfig(Config):
-    """Shape of the network. The paper: 12 layers, 16 heads, width 1024, ffn 4096, dropout 0.1, positions "t5"."""
+    """Shape of the network. The paper: 12 layers, 16 heads, width 1024, ffn 4096, dropout 0.1, positions "t5".
+
+    positions: "time" rotates by when a frame sounds, "rotary" and "t5" count ids: then the distance between an acoustic id
+    and the semantic id of the same instant is another one everywhere, and a small model never finds it (docs/training-log.md).
+    """
 
     layers: PositiveInt = 6
     heads: PositiveInt = 6
     width: PositiveInt = 384
     ffn: PositiveInt = 1024  # the gated part has this many products
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    positions: Literal["rotary", "t5"] = "rotary"
+    positions: Literal["time", "rotary", "t5"] = "time"
 
     @model_validator(mode="after")
     def _even_heads(self) -> Self:
@@ -51,7 +56,7 @@ class Cache:
         self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
         self.values = torch.empty(shape, device=device, dtype=dtype).unbind()
         self.length = 0
-        self.positions = transformer.positions(size)
+        self.tables = transformer.tables(size)
         self.unseen = None if padding is None else _unseen(torch.arange(size, device=device) < padding[:, None], dtype)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +142,7 @@ class Transformer(nn.Module):
         device = self.norm.weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.norm.weight.dtype
 
-    def positions(self, size: int) -> tuple[Tensor, ...]:
+    def tables(self, size: int) -> tuple[Tensor, ...]:
         """What can be known beforehand of `size` positions: rotary cosines and sines (size, 1, D / heads), or T5's bias.
 
         The latter is (heads, 2 size - 1): for every distance of query minus key, from size - 1 down to 1 - size.
@@ -146,22 +151,28 @@ class Transformer(nn.Module):
         if self.bias is not None:
             distances = torch.arange(size - 1, -size, -1, device=device)
             return (self.bias(bucket(distances, self.causal)).T.to(self.dtype),)
+        return self.rotation(torch.arange(size, device=device))
+
+    def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary cosines and sines (..., 1, D / heads) of positions (...), which need not be whole."""
         half = self.config.width // self.config.heads // 2
         # Single precision would be off by 1e-4 at position 2,000, and by another 1e-4 once the row is padded.
-        exact = torch.float32 if device.type == "mps" else torch.float64
-        rates = 10_000.0 ** (-torch.arange(half, device=device, dtype=exact) / half)
-        angles = torch.arange(size, device=device)[:, None, None] * rates
+        exact = torch.float32 if positions.device.type == "mps" else torch.float64
+        rates = 10_000.0 ** (-torch.arange(half, device=positions.device, dtype=exact) / half)
+        angles = positions[..., None, None].to(exact) * rates
         cosine, sine = angles.cos(), angles.sin()
         return torch.cat((cosine, cosine), -1).to(self.dtype), torch.cat((-sine, sine), -1).to(self.dtype)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, absent: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, absent: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """x: all positions, (B, L, D); with a cache the next L, which may be all of a prompt or one.
 
-        absent: True at positions that nobody may see, (B, L); with a cache, its padding says so instead.
+        absent: True at positions that nobody may see, (B, L); with a cache, its padding says so instead. positions: where
+        rotation puts each, (B, L), without which each follows the one before.
         """
         length = x.shape[1]
         start = 0 if cache is None else cache.length
-        positions = self.positions(length) if cache is None else cache.positions
         if cache is None:
             unseen = None if absent is None else _unseen(absent, self.dtype)
         else:
@@ -170,10 +181,14 @@ class Transformer(nn.Module):
         causal = self.causal and cache is None and unseen is None and self.bias is None
         mask = None if causal else self._mask(start, length, unseen)
         rotation = None
-        if self.bias is None:
-            rotation = (positions[0][start : start + length], positions[1][start : start + length])
+        if self.bias is None and positions is not None:
+            rotation = self.rotation(positions)
+        elif self.bias is None:
+            cosine, sine = self.tables(length) if cache is None else cache.tables
+            rotation = (cosine[start : start + length], sine[start : start + length])
         else:
-            bias = _bias_of(positions[0], start, length)
+            (table,) = self.tables(length) if cache is None else cache.tables
+            bias = _bias_of(table, start, length)
             mask = bias[None] if mask is None else bias + mask
         context = Context(rotation, mask, causal, cache)
         x = self.dropout(x)
@@ -231,11 +246,21 @@ def _bias_of(table: Tensor, start: int, length: int) -> Tensor:
 class LanguageModel(nn.Module):
     """A Transformer over a stage's ids that predicts `levels` codes of `codebook_size` a frame, or the end before a frame.
 
-    Position k after START predicts level k mod Q, with that level's own head.
+    Position k after START predicts level k mod Q, with that level's own head. `places` puts ids (B, L), which must be whole
+    as far as START, at positions (B, L); what follows them is at one position more each. None: each id at its own index.
     """
 
-    def __init__(self, config: TransformerConfig, vocabulary: int, levels: int, codebook_size: int, causal: bool = True) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vocabulary: int,
+        levels: int,
+        codebook_size: int,
+        causal: bool = True,
+        places: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.places = places
         self.embedding = nn.Embedding(vocabulary, config.width)
         self.transformer = Transformer(config, causal)
         self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
@@ -245,7 +270,9 @@ class LanguageModel(nn.Module):
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
-        return self.transformer(self.embedding(ids), cache)
+        whole = cache is None or cache.length == 0
+        positions = self.places(ids) if whole and self.places is not None else None
+        return self.transformer(self.embedding(ids), cache, positions=positions)
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
