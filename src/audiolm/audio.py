@@ -7,6 +7,7 @@ by PyAV where that is installed. Whatever is wrong with a file is one `InputErro
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ _WRITABLE = {
 class AudioInfo:
     """What a file says of itself. `seconds` is exact for what libsndfile reads, and the container's word otherwise."""
 
-    seconds: float
+    seconds: float  # inf where a stream's header never learnt it and nobody counted
     sample_rate: int  # Hz
     channels: int
 
@@ -141,15 +142,18 @@ def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform
     InputError where there is no such file, where it is no sound file or a damaged one, holds no samples, NaN,
     infinity, more than 32 channels, or is shorter than `minimum_seconds`.
     """
-    info = probe(path)
+    info = probe(path, count=False)
     sound = _from_numpy(np.concatenate(list(_decode(Path(path)))), info.sample_rate)
     if sound.seconds < minimum_seconds:
         raise InputError(f"{path}: only {sound.seconds:.3g} s of sound; give a recording of at least {minimum_seconds:g} s")
     return sound
 
 
-def probe(path: str | os.PathLike[str]) -> AudioInfo:
-    """Length, rate and channels of a file without decoding it. InputError as in `read`, as far as the header tells."""
+def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
+    """Length, rate and channels of a file without decoding it. InputError as in `read`, as far as the header tells.
+
+    count: decode it after all where its header does not know its length.
+    """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
@@ -167,7 +171,8 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
         with _open_sndfile(path) as file:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
             if file.frames > 1 << 48:  # a stream's header that never learnt its length
-                info = AudioInfo(sum(map(len, _decode(path))) / file.samplerate, file.samplerate, file.channels)
+                frames = sum(map(len, _decode(path))) if count else math.inf
+                info = AudioInfo(frames / file.samplerate, file.samplerate, file.channels)
     if info.channels > MAX_CHANNELS:
         raise InputError(f"{path}: {info.channels} channels; mix it down to {MAX_CHANNELS} or fewer")
     return info
@@ -188,7 +193,7 @@ def blocks(
 
     Resampled as one stream: the blocks joined are `read(path)`, mixed down if `mono`, resampled to `sample_rate`.
     """
-    info = probe(path)
+    info = probe(path, count=False)
     rate = info.sample_rate if sample_rate is None else sample_rate
     if seconds <= 0 or rate <= 0:
         raise InputError(f"{path}: cannot be read in blocks of {seconds} s at {rate} Hz; give numbers above 0")
