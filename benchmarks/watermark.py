@@ -5,49 +5,16 @@ unmarked go through the same, and every further crop of 2 s of them too: those a
 """
 
 import argparse
-import io
 import time
 from pathlib import Path
 
-import soundfile
 import torch
 
+from audiolm.attacks import ATTACKS, noisy, opus
 from audiolm.audio import READABLE, Waveform, read
 from audiolm.provenance import detect, embed
 
 RATE, SECONDS, CROP = 16_000, 8.0, 2.0
-
-
-def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: str) -> Waveform:
-    """Through a lossy codec and back; `level` is libsndfile's compression level."""
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", sound.sample_rate, 1, subtype, format=form, compression_level=level, **options) as file:
-        for part in sound.samples[0].split(1 << 16):
-            file.write(part.numpy())
-    buffer.seek(0)
-    samples, rate = soundfile.read(buffer, dtype="float32")
-    return Waveform(torch.from_numpy(samples)[None], rate)
-
-
-def noisy(sound: Waveform, decibel: float) -> Waveform:
-    noise = torch.randn(sound.samples.shape, generator=torch.Generator().manual_seed(sound.samples.shape[1]))
-    return Waveform(sound.samples + noise * sound.samples.square().mean().sqrt() * 10 ** (-decibel / 20), sound.sample_rate)
-
-
-ATTACKS = {
-    "none": lambda sound: sound,
-    "16-bit PCM": lambda sound: Waveform((sound.samples * 32768).round().clamp(-32768, 32767) / 32768, sound.sample_rate),
-    "MP3 64 kbit/s": lambda sound: recoded(sound, "MP3", "MPEG_LAYER_III", 0.62, bitrate_mode="CONSTANT"),
-    "Opus 24 kbit/s": lambda sound: recoded(sound, "OGG", "OPUS", 0.925),
-    "Opus 16 kbit/s": lambda sound: recoded(sound, "OGG", "OPUS", 0.96),
-    "white noise 20 dB": lambda sound: noisy(sound, 20),
-    "white noise 10 dB": lambda sound: noisy(sound, 10),
-    "16 -> 22.05 -> 16 kHz": lambda sound: sound.resample(22_050).resample(16_000),
-    "to 44.1 kHz": lambda sound: sound.resample(44_100),
-    "to 8 kHz": lambda sound: sound.resample(8_000),
-    "gain -26 dB": lambda sound: Waveform(sound.samples * 0.05, sound.sample_rate),
-    "1 % faster": lambda sound: Waveform(sound.samples, 16_160),
-}
 
 
 def clips(folder: Path, count: int) -> list[Waveform]:
@@ -109,7 +76,7 @@ def main() -> None:
     alarms, tried, highest, spent = 0, 0, 0.0, 0.0
     for sound in sounds:
         crops = [sound, *(sound.trim(CROP, start * 1.0) for start in range(int(sound.seconds - CROP) + 1))]
-        for crop in (*crops, recoded(sound, *("OGG", "OPUS", 0.925)), noisy(sound, 20)):
+        for crop in (*crops, opus(sound), noisy(sound, 20)):
             started = time.process_time()
             mark = detect(crop)
             spent += (time.process_time() - started) * (crop is sound)

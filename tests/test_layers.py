@@ -9,13 +9,15 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
     errors files tokens config plots audio
-    quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance
-    pretraining phonetics metrics speaker report sampling parallel adapters
-    tokenizers scoring generation
+    quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks
+    pretraining phonetics metrics speaker classifier report sampling parallel adapters
+    tokenizers scoring generation detector
     model bundle
-    data token_store run continuations
-    train_codec train_encoder train_lm evaluation corpus chain
+    data token_store run continuations card page
+    train_codec train_encoder train_lm train_detector evaluation corpus chain
+    gates
     recipe server doctor
+    plan
     commands
     cli
     __init__ __main__

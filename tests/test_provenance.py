@@ -1,14 +1,11 @@
 """The watermark on real voices: unheard, found after what recordings go through, never where there is none."""
 
-import io
-from typing import Any
-
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 
 from audiolm import provenance
+from audiolm.attacks import mp3, noisy, opus
 from audiolm.audio import Waveform, concatenate
 from audiolm.errors import InputError
 from audiolm.provenance import Marker, detect, embed, payload_of
@@ -26,32 +23,18 @@ def marked(voice: Waveform) -> Waveform:
     return embed(voice, PAYLOAD)
 
 
-def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: Any) -> Waveform:
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", sound.sample_rate, 1, subtype, format=form, compression_level=level, **options) as file:
-        file.write(sound.samples[0].numpy())
-    buffer.seek(0)
-    samples, rate = soundfile.read(buffer, dtype="float32")
-    return Waveform(torch.from_numpy(samples)[None], rate)
-
-
-def noisy(sound: Waveform, decibel: float = 20.0) -> Waveform:
-    noise = torch.randn(sound.samples.shape, generator=torch.Generator().manual_seed(0))
-    return Waveform(sound.samples + noise * sound.samples.square().mean().sqrt() * 10 ** (-decibel / 20), sound.sample_rate)
-
-
 ATTACKS = {
     "none": lambda sound: sound,
     "2 s": lambda sound: sound.trim(2.0, start=1.2345),
     "16 bits": lambda sound: Waveform((sound.samples * 32768).round() / 32768, sound.sample_rate),
     "gain": lambda sound: Waveform(sound.samples * 0.05, sound.sample_rate),
     "polarity": lambda sound: Waveform(-sound.samples, sound.sample_rate),
-    "noise": noisy,
+    "noise": lambda sound: noisy(sound, 20.0),
     "resampled": lambda sound: sound.resample(22_050).resample(16_000).resample(44_100),
     "8 kHz": lambda sound: sound.resample(8_000),
     "1 % faster": lambda sound: Waveform(sound.samples, 16_160),
-    "mp3": lambda sound: recoded(sound, "MP3", "MPEG_LAYER_III", 0.62, bitrate_mode="CONSTANT"),
-    "opus": lambda sound: recoded(sound, "OGG", "OPUS", 0.925),
+    "mp3": mp3,
+    "opus": opus,
 }
 
 

@@ -1,0 +1,125 @@
+"""Did the model say this? A detector of one model's own voice, by sound alone, marked or not (AudioLM section IV-H).
+
+It was trained on what the model generates against real speech that went through the same codec, so that it hears how the
+model speaks and not what the codec leaves behind. A file's score is the highest mean logit of any two seconds, since a
+continuation begins with a real prompt; two numbers turn it into a probability (Platt 1999), for as many generated files as
+real ones. How it is trained and what it reaches: audiolm.train_detector, docs/provenance.md.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiolm.audio import Waveform
+from audiolm.classifier import CHANNELS, CropClassifier, crop_logits
+from audiolm.errors import InputError
+from audiolm.files import load_tensors, save_tensors
+
+FILE = "detector.safetensors"  # in a bundle's folder
+SPAN = 5  # crops, 250 ms apart: two seconds
+SHORTEST = 1.0  # seconds
+SMALL = tuple(channels // 2 for channels in CHANNELS)  # half the paper's width: 1.8 MB in bfloat16
+
+
+class Verdict(NamedTuple):
+    """Of one sound: probability that some of it is generated, and the share of its one-second crops that sound so."""
+
+    probability: float
+    share: float
+
+
+@dataclass
+class Detector:
+    """The network with its calibration. `about` says of which model it is, and what it reached."""
+
+    network: CropClassifier
+    slope: float = 1.0
+    offset: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.network.eval().requires_grad_(False)
+
+    def __call__(self, sound: Waveform) -> Verdict | None:
+        """The verdict; None of a sound shorter than a second."""
+        if sound.seconds < SHORTEST:
+            return None
+        logits = crop_logits(self.network, sound)[:, 0]
+        probability = torch.sigmoid(torch.tensor(self.slope * file_score(logits) + self.offset))
+        return Verdict(float(probability), float((logits > 0).float().mean()))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One safetensors file, weights in bfloat16, everything else in its metadata."""
+        channels = [layer.out_channels for layer in self.network.blocks if isinstance(layer, torch.nn.Conv2d)][::2]
+        metadata = {"channels": channels, "slope": self.slope, "offset": self.offset, "about": self.about}
+        tensors = {
+            name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+            for name, tensor in self.network.state_dict().items()
+        }
+        save_tensors(path, tensors, {"detector": json.dumps(metadata)})
+
+
+def load(path: str | os.PathLike[str]) -> Detector:
+    """Read what `Detector.save` wrote. InputError where it is something else."""
+    tensors, metadata = load_tensors(path)
+    try:
+        about = json.loads(metadata["detector"])
+        network = CropClassifier(1, tuple(about["channels"]))
+        network.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        )
+        return Detector(network, float(about["slope"]), float(about["offset"]), dict(about["about"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not a detector ({reason}); train it again: audiolm train-detector") from error
+
+
+def of_bundle(folder: Path) -> Detector | None:
+    """The detector that a bundle has; None where it has none."""
+    return load(folder / FILE) if (folder / FILE).is_file() else None
+
+
+def file_score(logits: Tensor) -> float:
+    """Crops' logits (crops,) -> the highest mean of `SPAN` neighbours, or of all where there are fewer."""
+    return float(logits.unfold(0, min(SPAN, len(logits)), 1).mean(1).max())
+
+
+def calibrated(real: Sequence[float], generated: Sequence[float]) -> tuple[float, float]:
+    """Slope and offset that turn scores into probabilities (Platt 1999), either kind weighing the same.
+
+    His targets stop short of 0 and 1, so that few files, however well told apart, never make certainty.
+    """
+    scores = torch.tensor([*real, *generated], dtype=torch.float64)
+    counts = torch.tensor([len(real)] * len(real) + [len(generated)] * len(generated), dtype=torch.float64)
+    is_generated = torch.arange(len(scores)) >= len(real)
+    targets = torch.where(is_generated, (counts + 1) / (counts + 2), 1 / (counts + 2))
+    centre, spread = scores.mean(), scores.std().clamp_min(1e-6)
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = weights[0] * (scores - centre) / spread + weights[1]
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, weight=1 / counts)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    slope, middle = weights.tolist()
+    return slope / float(spread), middle - slope * float(centre / spread)
+
+
+def equal_error_rate(real: Sequence[float] | Tensor, generated: Sequence[float] | Tensor) -> float:
+    """Where as many real sounds are taken for generated as generated ones for real: 0 apart, 0.5 by chance."""
+    real, generated = torch.as_tensor(real).double(), torch.as_tensor(generated).double()
+    thresholds = torch.cat([real, generated, torch.tensor([torch.inf])]).unique()
+    alarms = (real[None] >= thresholds[:, None]).double().mean(1)
+    misses = (generated[None] < thresholds[:, None]).double().mean(1)
+    place = int((alarms - misses).abs().argmin())
+    return float(alarms[place] + misses[place]) / 2
