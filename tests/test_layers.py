@@ -8,12 +8,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
-    errors files tokens config plots audio
-    quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks
-    pretraining phonetics metrics speaker classifier report sampling parallel adapters
-    tokenizers scoring generation detector
+    errors files storage tokens config plots audio
+    quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
+    pretraining phonetics metrics speaker classifier zerospeech report sampling parallel adapters
+    tokenizers scoring generation detector abx recognition
     model bundle
-    data token_store run continuations card page
+    data token_index token_store run engine continuations card page
+    figures
     train_codec train_encoder train_lm train_detector evaluation corpus chain
     gates
     recipe server doctor
@@ -30,6 +31,8 @@ BESIDE = {
     ("parallel", "sampling"),
     ("bundle", "model"),
     ("token_store", "data"),
+    ("token_store", "token_index"),
+    *(("storage", "errors"), ("storage", "files")),
     ("__main__", "__init__"),
 }
 ROW = {name: number for number, row in enumerate(ROWS.strip().splitlines()) for name in row.split()}
