@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import audiolm.token_store
 from audiolm.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
 from audiolm.errors import InputError
 from audiolm.stages import Stage, Stream
-from audiolm.token_store import TokenCrops, TokenStore, store_key
+from audiolm.token_store import TokenCrops, TokenStore, store_key, verify
 from audiolm.tokens import TokenSpec
 
 RATE = 16_000
@@ -352,7 +353,7 @@ def test_stage_of_other_tokens_is_refused(tokens: TokenStore) -> None:
         TokenCrops(tokens, COARSE, "test", 2)
 
 
-@pytest.mark.parametrize("place", ["save_tensors", "_write_index", "whole_file"])
+@pytest.mark.parametrize("place", ["save_tensors", "write_index", "stored"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_killed_writer_leaves_whole_shards_and_goes_on(
     tokens: TokenStore, tmp_path: Path, place: str, count: int, monkeypatch: pytest.MonkeyPatch
@@ -378,9 +379,17 @@ def test_damage_is_found(tokens: TokenStore, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"00001\.safetensors: missing or damaged"):
         TokenStore(tmp_path / "cut")
     shard.write_bytes(whole[:-7] + b"\x01" * 7)
-    with pytest.raises(InputError, match=r"r\d+ is damaged"):
+    with pytest.raises(InputError, match=r"1 of \d shards damaged \(shard 00001: r\d+ is damaged\); delete 00001\.\*"):
         TokenStore(tmp_path / "cut").verify()
-    shard.write_bytes(whole)
+    shard.write_bytes(whole[:-7])
+    (tmp_path / "cut" / "00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"2 of \d shards damaged .*delete 00001\.\* and 00002\.\*, tokenise again"):
+        verify(tmp_path / "cut")  # also what does not open any more
+    for number in (1, 2):
+        (tmp_path / "cut" / f"{number:05d}.parquet").unlink()
+    fill(tmp_path / "cut")  # as it says
+    assert verify(tmp_path / "cut") == len(list(tokens.folder.glob("*.parquet")))
+    assert TokenStore(tmp_path / "cut").names == tokens.names
     index = tmp_path / "cut" / "00000.parquet"
     index.write_bytes(index.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"00000\.parquet: not a whole index"):
@@ -388,6 +397,27 @@ def test_damage_is_found(tokens: TokenStore, tmp_path: Path) -> None:
     (tmp_path / "cut" / "header.json").write_text(json.dumps({"kind": "token store", "format": 99, "key": KEY}))
     with pytest.raises(InputError, match="newer version"):
         TokenStore(tmp_path / "cut")
+
+
+def test_many_processes_share_one_map_of_the_codes(tokens: TokenStore) -> None:
+    """Pickled or forked, a worker reads the file, not a copy; a piece of a recording costs no more than the piece."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert torch.equal(pool.apply(tokens.read, (7, "acoustic", 3, 9)), codes_of(7)["acoustic"][:, 3:9])
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert torch.equal(pool.apply(tokens.read, (7, "acoustic", 3, 9)), codes_of(7)["acoustic"][:, 3:9])
+    assert len(pickle.dumps(tokens)) < 1500
+
+
+def test_what_was_left_out_stands_in_the_index(tmp_path: Path) -> None:
+    store = TokenStore.create(tmp_path / "store", KEY)
+    with store.writer() as writer:
+        writer.add("a", codes_of(0), seconds=1.0)
+        writer.skip("b", "no sound")
+    assert TokenStore(tmp_path / "store").skipped == {"b": "no sound"}
+    assert store.summary()["left_out"] == 1
+    with store.writer() as writer:
+        writer.add("b", codes_of(1), seconds=1.0)  # repaired
+    assert (store.skipped, len(store)) == ({}, 2)
 
 
 def test_wrong_codes_never_enter(tmp_path: Path) -> None:

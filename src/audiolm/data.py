@@ -26,6 +26,7 @@ from torch import Tensor
 from audiolm import audio
 from audiolm.errors import InputError
 from audiolm.files import whole_file
+from audiolm.storage import fetched, is_remote, place, stored
 
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": "valid", "validation": "valid", "dev": "valid", "eval": "test"}
@@ -56,6 +57,7 @@ def scan(
 ) -> list[Recording]:
     """Recordings of a folder (any tree of sound files, or one with a manifest.csv at its top) or of a manifest.
 
+    Either may lie in an object store (s3://...): there a column `seconds` saves fetching every file to learn its length.
     A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and any others. Where no
     split is given, speakers are dealt to train, valid and test by hash, so that no speaker is in two of them; a file's
     speaker is its parent folder's name where no column says it; with one speaker, recordings are dealt instead.
@@ -63,16 +65,19 @@ def scan(
     Files that cannot be read or last less than `minimum` seconds are left out and appended to `skipped`, or else named
     on stderr. InputError where the source is no such thing, or nothing is left.
     """
-    source = Path(source)
+    source = place(source)
     if source.is_dir() and (source / "manifest.csv").is_file():
         source = source / "manifest.csv"
     if not source.exists():
         raise InputError(f"{source}: no such folder or manifest; check the path")
     rows = _folder_rows(source) if source.is_dir() else _manifest_rows(source)
     left_out: Skipped = []
-    found = []
+    found, names = [], set()
     for row in rows:
         try:
+            if row["name"] in names:
+                raise InputError(f"{source}: lists {row['name']} twice; the first line counts")
+            names.add(row["name"])
             found.append((row, _seconds(row, minimum)))
         except InputError as error:
             left_out.append((row["name"], str(error)))
@@ -100,7 +105,7 @@ def report(skipped: Skipped, path: Path | None = None) -> None:
     if len(skipped) > 5:
         print(f"left out {len(skipped)} recordings in all{f', listed in {path}' if path else ''}", file=sys.stderr)
     if path is not None:
-        with whole_file(path) as temporary:
+        with stored(path) as temporary:
             temporary.write_text(json.dumps([{"name": n, "reason": r} for n, r in skipped], indent=1) + "\n", encoding="utf-8")
 
 
@@ -132,12 +137,17 @@ def _seconds(row: Mapping[str, Any], minimum: float) -> float:
     path = row["path"]
     try:
         # The manifest's word saves opening every file of a large corpus; a file that belies it is left out when decoded.
-        seconds = float(row["seconds"]) if row.get("seconds") and path.is_file() else audio.probe(path).seconds
+        seconds = float(row["seconds"]) if row.get("seconds") and (is_remote(path) or path.is_file()) else _probed(path)
     except ValueError as error:
         raise InputError(str(error) if isinstance(error, InputError) else f"{path}: seconds is {row['seconds']!r}") from error
     if not seconds >= minimum:
         raise InputError(f"{path}: only {seconds:.3g} s long; at least {minimum:g} s are needed")
     return seconds
+
+
+def _probed(path: Path) -> float:
+    with fetched(path) as local:
+        return audio.probe(local).seconds
 
 
 def _splits(rows: Sequence[Mapping[str, Any]], valid: float, test: float, seed: int, source: Path) -> list[str]:
@@ -295,8 +305,9 @@ def read_header(folder: Path, kind: str) -> dict[str, Any]:
 def write_header(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Make the folder a store of this kind, or check that it is one with the same values."""
     if not (folder / "header.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with whole_file(folder / "header.json") as temporary:
+        if not is_remote(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with stored(folder / "header.json") as temporary:
             temporary.write_text(json.dumps({"kind": kind, "format": FORMAT, **values}, indent=1) + "\n", encoding="utf-8")
     header = read_header(folder, kind)
     for name, value in values.items():

@@ -2,18 +2,23 @@
 
     STORE/header.json              the key: which tokenizers made the ids, at which rate; ids mean nothing under others
     STORE/00000.safetensors        per stream one array (frames, levels) of all the shard's recordings
-    STORE/00000.parquet            per recording its name, speaker, split, seconds, place in the arrays, checksum
+    STORE/00000.parquet            per recording its name, speaker, split, seconds, place in the arrays, checksum; and what
+                                   was left out of the shard, and why
 
-A shard exists when its index does; both are written whole, so a killed job loses one shard at most and goes on.
+A shard exists when its index does; both are written whole, so a killed job loses one shard at most and goes on. Shards know
+nothing of each other: many processes may write them side by side. The store may lie in an object store (s3://...).
 """
 
+import itertools
 import json
+import math
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from dataclasses import asdict
+from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypedDict
@@ -26,8 +31,10 @@ from torch import Tensor
 from audiolm.config import difference
 from audiolm.data import Placement, read_header, write_header
 from audiolm.errors import InputError
-from audiolm.files import save_tensors, whole_file
+from audiolm.files import save_tensors
 from audiolm.stages import Stage
+from audiolm.storage import fetched, is_remote, place, stored
+from audiolm.token_index import TokenEntries, parquet, read_index, schema_of, write_index
 from audiolm.tokens import Tokens, TokenSpec
 
 Key = dict[str, Any]
@@ -40,62 +47,85 @@ def store_key(sample_rate: int, tokenizers: Mapping[str, tuple[TokenSpec, str]],
     return {"sample_rate": sample_rate, "streams": streams, **details}
 
 
-@dataclass(frozen=True)
-class TokenEntry:
-    """A tokenised recording: for each stream the first of its frames in the shard and their number."""
-
-    name: str
-    speaker: str
-    split: str
-    seconds: float
-    shard: int
-    starts: Mapping[str, int]
-    frames: Mapping[str, int]
-    checksum: int
-    columns: Mapping[str, str] = field(default_factory=dict)
+def specs_of(key: Key) -> dict[str, TokenSpec]:
+    """The specification of each stream of a store."""
+    return {name: TokenSpec(**stream["spec"]) for name, stream in key["streams"].items()}
 
 
 class TokenStore:
-    """Open, read, append to and verify a token store. Streams are named by their specification: "semantic", "acoustic"."""
+    """Open, read, append to and verify a token store. Streams are named by their specification: "semantic", "acoustic".
+
+    Codes are read through a memory map, so that any number of processes share one copy of them (pickle it, or fork); the
+    shards of a remote store are copied to a temporary folder when they are first read.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], expect: Key | None = None) -> None:
         """InputError where the folder is no token store, is damaged, or its key differs from `expect` (it says in what)."""
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self.key: Key = read_header(self.folder, "token store")["key"]
         changed = difference(self.key, expect) if expect is not None else None
         if changed:
             raise InputError(f"{self.folder}: made by another tokenizer ({changed}); tokenise again into another folder")
-        self.specs = {name: TokenSpec(**stream["spec"]) for name, stream in self.key["streams"].items()}
-        self.entries: list[TokenEntry] = []
-        for index in sorted(self.folder.glob("[0-9]*.parquet")):
-            self.entries += _read_index(index, list(self.specs))
-            _open_shard(index.with_suffix(".safetensors"))  # a truncated shard is found now, not hours later
-        self.names = {entry.name for entry in self.entries}
-        self._shard = cache(lambda shard: _open_shard(self.folder / f"{shard:05d}.safetensors"))
+        self.specs = specs_of(self.key)
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        indexes, tables = self.indexes(), []
+        self.skipped: dict[str, str] = {}  # recordings that were left out, and why
+        for index in indexes:
+            table, skipped = read_index(index, list(self.specs))
+            tables.append(table)
+            self.skipped |= skipped
+            if not is_remote(index):
+                _open_shard(index.with_suffix(".safetensors"))  # a truncated shard is found now, not hours later
+        table = parquet().concat_tables([schema_of(list(self.specs)).empty_table(), *tables]).combine_chunks()
+        self.entries = TokenEntries(table, list(self.specs))
+        self.__dict__.pop("names", None)
+        if self.skipped:
+            self.skipped = {name: reason for name, reason in self.skipped.items() if name not in self.names}
+        self._shard = cache(self._shard_of)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.folder, self.key)
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], key: Key) -> "TokenStore":
         """Make an empty store, or open the one that is there to append to it; InputError where its key is another."""
-        if not (Path(folder) / "header.json").is_file():
-            write_header(Path(folder), "token store", {"key": key})
-        return cls(folder, expect=key)
+        where = place(folder)
+        if not (where / "header.json").is_file():
+            write_header(where, "token store", {"key": key})
+        return cls(where, expect=key)
 
     def __len__(self) -> int:
         return len(self.entries)
 
+    @cached_property
+    def names(self) -> set[str]:
+        """Names of all recordings; readers need none of them."""
+        return set(self.entries.table["name"].to_pylist())
+
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
+    def indexes(self) -> list[Path]:
+        """The index files of all shards, in order."""
+        return sorted(self.folder.glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
+
+    def unused(self) -> Iterator[int]:
+        """Numbers of shards that are not there yet, ascending, without end."""
+        used = {int(path.stem) for path in self.indexes()}
+        return (number for number in itertools.count() if number not in used)
+
     def split(self, name: str) -> list[int]:
         """Numbers of the recordings in a split."""
-        return [number for number, entry in enumerate(self.entries) if entry.split == name]
+        return self.entries.of_split(name)
 
     def read(self, number: int, stream: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes (Q, F) int64 of frames [start, stop) of a recording; only they are read from disk."""
-        entry = self.entries[number]
-        first = entry.starts[stream]
-        last = first + min(entry.frames[stream], entry.frames[stream] if stop is None else stop)
-        codes = self._shard(entry.shard).get_slice(stream)[first + start : last]
+        first, frames = int(self.entries.starts[stream][number]), int(self.entries.frames[stream][number])
+        last = first + min(frames, frames if stop is None else stop)
+        codes = self._shard(int(self.entries.shard[number])).get_slice(stream)[first + start : last]
         return torch.from_numpy(codes.astype(np.int64)).T
 
     def tokens(self, number: int) -> dict[str, Tokens]:
@@ -103,43 +133,87 @@ class TokenStore:
         return {name: Tokens(self.read(number, name).contiguous(), spec) for name, spec in self.specs.items()}
 
     def verify(self) -> None:
-        """Read everything; InputError naming the first recording whose codes are not those that were written."""
-        for number, entry in enumerate(self.entries):
-            if _checksum({name: self.read(number, name) for name in self.specs}) != entry.checksum:
-                raise InputError(
-                    f"{self.folder}: {entry.name} is damaged (shard {entry.shard:05d}); delete the shard, tokenise again"
-                )
+        """Read everything; InputError naming each shard whose codes are not those that were written."""
+        verify(self.folder)
 
     @contextmanager
     def writer(self, shard_seconds: float = 3600.0) -> Iterator["TokenWriter"]:
         """Append: `with store.writer() as writer: writer.add(...)`. A shard is written every `shard_seconds` of sound."""
-        writer = TokenWriter(self, shard_seconds)
-        yield writer
-        writer.flush()
+        writer = TokenWriter(self.folder, self.specs, self.unused(), shard_seconds, self.names)
+        try:
+            yield writer
+            writer.flush()
+        finally:
+            self._open()
 
     def summary(self) -> dict[str, Any]:
         """What is in it: recordings and hours of each split, frames of each stream, the key."""
-        splits: dict[str, dict[str, float]] = {}
-        for entry in self.entries:
-            split = splits.setdefault(entry.split, {"recordings": 0, "hours": 0.0})
-            split["recordings"] += 1
-            split["hours"] += entry.seconds / 3600
-        frames = {name: sum(entry.frames[name] for entry in self.entries) for name in self.specs}
-        return {"recordings": len(self), "splits": splits, "frames": frames, "key": self.key}
+        table = self.entries.table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")])
+        splits = {
+            row["split"]: {"recordings": row["seconds_count"], "hours": row["seconds_sum"] / 3600} for row in table.to_pylist()
+        }
+        frames = {name: int(each.sum()) for name, each in self.entries.frames.items()}
+        about = {"recordings": len(self), "shards": len(self.indexes()), "left_out": len(self.skipped)}
+        return {**about, "splits": splits, "frames": frames, "key": self.key}
+
+    def _shard_of(self, number: int) -> Any:
+        path = self.folder / f"{number:05d}.safetensors"
+        if is_remote(path):
+            self._copies = self._copies or tempfile.TemporaryDirectory(prefix="audiolm-")
+            copy = Path(self._copies.name) / path.name
+            with fetched(path) as local:
+                os.replace(local, copy)
+            path = copy
+        return _open_shard(path)
+
+
+def verify(folder: str | os.PathLike[str]) -> int:
+    """Read every shard of a store, also of one too damaged to open, and compare the checksums; the number of shards.
+
+    InputError naming each damaged shard, what is wrong with it, and the cure.
+    """
+    where, damaged = place(folder), {}
+    streams = list(specs_of(read_header(where, "token store")["key"]))
+    indexes = sorted(where.glob("[0-9]*.parquet"))
+    for index in indexes:
+        try:
+            entries = TokenEntries(read_index(index, streams)[0], streams)
+            with fetched(index.with_suffix(".safetensors")) as path:
+                shard = _open_shard(path)
+                for entry in entries:
+                    ends = {name: entry.starts[name] + entry.frames[name] for name in streams}
+                    codes = {name: shard.get_slice(name)[entry.starts[name] : ends[name]].T for name in streams}
+                    if _checksum(codes) != entry.checksum:
+                        raise InputError(f"{entry.name} is damaged")
+        except InputError as error:
+            damaged[index.stem] = str(error)
+    if damaged:
+        which = "; ".join(f"shard {stem}: {reason}" for stem, reason in damaged.items())
+        cure = " and ".join(f"{stem}.*" for stem in damaged)
+        raise InputError(f"{where}: {len(damaged)} of {len(indexes)} shards damaged ({which}); delete {cure}, tokenise again")
+    return len(indexes)
 
 
 class TokenWriter:
-    """Collects recordings into shards. What was not flushed is not there."""
+    """Collects recordings and writes them as shards, numbered by `numbers`. What was not flushed is not there."""
 
-    def __init__(self, store: TokenStore, shard_seconds: float) -> None:
-        self.store, self.shard_seconds = store, shard_seconds
+    def __init__(
+        self,
+        folder: Path,
+        specs: Mapping[str, TokenSpec],
+        numbers: Iterator[int],
+        shard_seconds: float = math.inf,
+        names: set[str] | None = None,
+    ) -> None:
+        self.folder, self.specs, self.numbers, self.shard_seconds = folder, specs, numbers, shard_seconds
+        self.names = set() if names is None else names
         self._begin()
 
     def _begin(self) -> None:
-        self._number = 1 + max((entry.shard for entry in self.store.entries), default=-1)
-        self._entries: dict[str, TokenEntry] = {}
-        self._codes: dict[str, list[Tensor]] = {name: [] for name in self.store.specs}
-        self._frames = dict.fromkeys(self.store.specs, 0)
+        self._rows: list[dict[str, Any]] = []
+        self._skipped: dict[str, str] = {}
+        self._codes: dict[str, list[Tensor]] = {name: [] for name in self.specs}
+        self._frames = dict.fromkeys(self.specs, 0)
         self._seconds = 0.0
 
     def add(
@@ -153,42 +227,50 @@ class TokenWriter:
         columns: Mapping[str, str] = NO_COLUMNS,
     ) -> None:
         """Add one recording: `codes` (Q, F) for every stream of the store."""
-        if name in self.store or name in self._entries:
-            raise InputError(f"{self.store.folder}: {name} is in the store already; give each recording its own name")
-        if codes.keys() != self.store.specs.keys():
-            raise InputError(f"{name}: codes of {sorted(codes)} where the store keeps {sorted(self.store.specs)}")
-        for stream, spec in self.store.specs.items():
+        if name in self.names:
+            raise InputError(f"{self.folder}: {name} is in the store already; give each recording its own name")
+        if codes.keys() != self.specs.keys():
+            raise InputError(f"{name}: codes of {sorted(codes)} where the store keeps {sorted(self.specs)}")
+        for stream, spec in self.specs.items():
             Tokens(codes[stream], spec)  # refuses foreign ids
             if len(codes[stream]) != spec.num_codebooks:
                 raise InputError(
                     f"{name}: {len(codes[stream])} of {spec.num_codebooks} {stream} levels; a store keeps all of them"
                 )
-        frames = {stream: each.shape[-1] for stream, each in codes.items()}
-        about = (name, speaker, split, seconds, self._number, dict(self._frames), frames, _checksum(codes), dict(columns))
-        self._entries[name] = TokenEntry(*about)
+        about = {"name": name, "speaker": speaker, "split": split, "seconds": seconds}
+        row = about | {"checksum": _checksum(codes), "columns": json.dumps(dict(columns))}
         for stream, each in codes.items():
+            row |= {f"{stream}_start": self._frames[stream], f"{stream}_frames": each.shape[-1]}
             self._codes[stream].append(each.T.to(torch.uint16))
-            self._frames[stream] += frames[stream]
+            self._frames[stream] += each.shape[-1]
+        self._rows.append(row)
+        self.names.add(name)
         self._seconds += seconds
         if self._seconds >= self.shard_seconds:
             self.flush()
 
+    def skip(self, name: str, reason: str) -> None:
+        """Record in the shard's index that a recording was left out."""
+        self._skipped[name] = reason
+
     def flush(self) -> None:
-        """Write the shard and then its index."""
-        if not self._entries:
+        """Write the shard and then its index; nothing where no recording was added."""
+        if not self._rows:
             return
-        path = self.store.folder / f"{self._number:05d}.safetensors"
-        save_tensors(path, {name: torch.cat(codes) for name, codes in self._codes.items()})
-        _write_index(path.with_suffix(".parquet"), list(self._entries.values()))
-        self.store.entries += self._entries.values()
-        self.store.names |= self._entries.keys()
+        number = next(self.numbers)
+        path = self.folder / f"{number:05d}.safetensors"
+        with stored(path) as temporary:
+            save_tensors(temporary, {name: torch.cat(codes) for name, codes in self._codes.items()})
+        write_index(
+            path.with_suffix(".parquet"), [row | {"shard": number} for row in self._rows], list(self.specs), self._skipped
+        )
         self._begin()
 
 
-def _checksum(codes: Mapping[str, Tensor]) -> int:
+def _checksum(codes: Mapping[str, Tensor | np.ndarray]) -> int:
     checksum = 0
     for name in sorted(codes):
-        checksum = zlib.crc32(codes[name].to(torch.int32).contiguous().numpy().tobytes(), checksum)
+        checksum = zlib.crc32(np.asarray(codes[name], np.int32).tobytes(), checksum)
     return checksum
 
 
@@ -197,44 +279,6 @@ def _open_shard(path: Path) -> Any:
         return safe_open(path, framework="np")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: missing or damaged ({error}); delete it and its .parquet, tokenise again") from error
-
-
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("a token store needs pyarrow; run: pip install 'audiolm[train]'") from error
-    return pyarrow
-
-
-def _write_index(path: Path, entries: list[TokenEntry]) -> None:
-    rows = []
-    for entry in entries:
-        row = asdict(entry) | {"columns": json.dumps(dict(entry.columns))}
-        for name in entry.starts:
-            row |= {f"{name}_start": entry.starts[name], f"{name}_frames": entry.frames[name]}
-        rows.append({key: value for key, value in row.items() if key not in ("starts", "frames")})
-    arrow = _parquet()
-    with whole_file(path) as temporary:
-        arrow.parquet.write_table(arrow.Table.from_pylist(rows), temporary)
-
-
-def _read_index(path: Path, streams: list[str]) -> list[TokenEntry]:
-    arrow = _parquet()
-    try:
-        rows = arrow.parquet.read_table(path).to_pylist()
-        plain = ("name", "speaker", "split", "seconds", "shard", "checksum")
-        return [
-            TokenEntry(
-                **{key: row[key] for key in plain},
-                starts={name: row[f"{name}_start"] for name in streams},
-                frames={name: row[f"{name}_frames"] for name in streams},
-                columns=json.loads(row["columns"]),
-            )
-            for row in rows
-        ]
-    except (arrow.ArrowException, OSError, KeyError) as error:
-        raise InputError(f"{path}: not a whole index ({str(error).splitlines()[0]}); delete the shard, tokenise again") from error
 
 
 # --- Crops -----------------------------------------------------------------------------------------------------------
@@ -269,8 +313,9 @@ class TokenCrops:
         self.placement = Placement([self._units(number) for number in self.recordings], self.crop, seed)
 
     def _units(self, number: int) -> int:
-        frames = self.store.entries[number].frames
-        return max(-(-frames[stream.spec.name] // each) for stream, each in zip(self.stage.streams, self.frames, strict=True))
+        frames = self.store.entries.frames
+        pairs = zip(self.stage.streams, self.frames, strict=True)
+        return max(-(-int(frames[stream.spec.name][number]) // each) for stream, each in pairs)
 
     def __len__(self) -> int:
         """Batches in an epoch."""

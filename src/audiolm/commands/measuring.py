@@ -78,25 +78,35 @@ def detect(*files: Path, json: Annotated[bool, Parameter(negative="")] = False) 
         print(f"{each['file']}: {said if mark['found'] else 'no watermark (which proves nothing)'}")
 
 
-def info(target: str = "speech", /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def info(
+    target: str = "speech",
+    /,
+    *,
+    verify: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
     """What a model, a token store or a recording is.
 
     Parameters
     ----------
     target
-        A packaged model, a bundle's folder, a token store's folder, or a sound file.
+        A packaged model, a bundle's folder, a token store's folder (or its URL), or a sound file.
+    verify
+        Read all of a token store and compare its checksums; a damaged shard is named.
     """
     from audiolm.audio import probe, tags
+    from audiolm.storage import place
 
-    path = Path(target)
+    path = place(target)
     if path.is_file():
         found = probe(path)
         about = {"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}
         making.show({**about, "tags": tags(path)}, json)
     elif (path / "header.json").is_file():
-        from audiolm.token_store import TokenStore
+        from audiolm import token_store
 
-        making.show({"token_store": target, **TokenStore(path).summary()}, json)
+        verified = {"verified_shards": token_store.verify(path)} if verify else {}
+        making.show({"token_store": target, **verified, **token_store.TokenStore(path).summary()}, json)
     else:
         from audiolm import bundle
 

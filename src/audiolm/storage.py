@@ -1,0 +1,79 @@
+"""Where things lie: a local path, or a URL of an object store (s3://, gs://, az://, ...) reached by fsspec.
+
+Both have the methods of pathlib.Path; what is remote is fetched before it is read and stored once it is whole.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from audiolm.errors import InputError
+from audiolm.files import whole_file
+
+LOCAL = ("file://", "local://")
+
+
+def place(where: str | os.PathLike[str]) -> Path:
+    """A path, local or remote. InputError where what speaks to that kind of store is not installed."""
+    text = str(where)
+    for scheme in LOCAL:
+        text = text.removeprefix(scheme)
+    if "://" not in text:
+        return Path(text)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise InputError(f"{text}: object storage needs universal_pathlib; run: pip install 'audiolm[ray]'") from error
+    try:
+        remote = UPath(where)
+        remote.fs  # noqa: B018  (a property: imports what speaks to the store)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{text}: cannot be reached ({' '.join(str(error).split())}); s3:// needs: pip install s3fs") from error
+    return cast(Path, remote)  # not a subclass, but it has all methods that are used here
+
+
+def is_remote(path: Path) -> bool:
+    """Whether it lies in an object store: there is no memory map of it, and a search reads over the network."""
+    return not isinstance(path, Path)
+
+
+@contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """A local file with what `path` holds: itself, or a copy for as long as the block lasts. Errors name `path`."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="audiolm-") as folder:
+        local = Path(folder) / path.name
+        try:
+            cast(Any, path).fs.get_file(cast(Any, path).path, str(local))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file; check the path") from error
+        except Exception as error:  # each store has errors of its own
+            raise InputError(f"{path}: cannot be fetched ({' '.join(str(error).split())}); check address and rights") from error
+        try:
+            yield local
+        except InputError as error:
+            raise InputError(str(error).replace(str(local), str(path))) from error
+
+
+@contextmanager
+def stored(path: Path) -> Iterator[Path]:
+    """Yield a local path to write to; on success `path` holds it, whole, on any failure `path` is untouched."""
+    if not is_remote(path):
+        with whole_file(path) as temporary:
+            try:
+                yield temporary
+            except InputError as error:
+                raise InputError(str(error).replace(str(temporary), str(path))) from error
+        return
+    with tempfile.TemporaryDirectory(prefix="audiolm-") as folder:
+        local = Path(folder) / path.name
+        yield local
+        try:
+            cast(Any, path).fs.put_file(str(local), cast(Any, path).path)  # an object appears when it is whole
+        except Exception as error:
+            raise InputError(f"{path}: cannot be stored ({' '.join(str(error).split())}); check address and rights") from error
