@@ -13,11 +13,11 @@ ROWS = """
     pretraining phonetics metrics speaker classifier zerospeech report sampling parallel adapters
     tokenizers scoring generation detector abx recognition
     model bundle
-    data token_index token_store run engine continuations card page
+    data token_index token_store run engine continuations card page batching limits uploads
     figures
-    train_codec train_encoder train_lm train_detector evaluation corpus chain
+    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs listening
     gates
-    recipe server doctor
+    recipe server doctor cluster
     plan
     commands
     cli
@@ -25,7 +25,7 @@ ROWS = """
 """
 # Two files of one subject, and what stands below the rest of row 0. Anything else on one row knows nothing of its neighbours.
 BESIDE = {
-    *(("files", "errors"), ("tokens", "errors"), ("config", "errors")),
+    *(("kernels", "errors"), ("files", "errors"), ("tokens", "errors"), ("config", "errors")),
     *(("audio", "errors"), ("audio", "files"), ("audio", "plots")),
     *(("codec", "quantizer"), ("codec", "bodies")),
     ("parallel", "sampling"),

@@ -1,0 +1,283 @@
+"""One thread runs the model, for everybody: what waits together is generated together.
+
+A batch tells its progress after every frame. There streams and short calls have their turn, as much time as the batch had since
+their last one, so that none of them waits for the batch's end; and there a batch is given up when nobody waits for it any more.
+Each answer is what the request alone would get (contract 3), so nobody notices their neighbours but by the time it takes.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from audiolm.audio import Waveform
+from audiolm.model import AcousticDecoder, AudioLM, Chain, Request, Sampling
+
+T = TypeVar("T")
+AHEAD = 2  # pieces that a stream may be ahead of its listener
+GATHER = 0.03  # seconds that an idle worker waits for others who come with the first request
+
+_END = object()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to generate. Requests of one way can share a batch. sampling: as in `AudioLM.generate`, as pairs."""
+
+    only_new: bool = False
+    chain: Chain = "full"
+    decoder: AcousticDecoder | None = None
+    sampling: tuple[tuple[str, Sampling], ...] = ()
+
+
+class Busy(Exception):
+    """No place is left. `retry_after`: seconds until there should be one; None where there will be none: the server stops."""
+
+    def __init__(self, retry_after: int | None) -> None:
+        super().__init__("no place left")
+        self.retry_after = retry_after
+
+
+class _GivenUp(Exception):
+    """Nobody waits for this batch any more."""
+
+
+@dataclass(eq=False)
+class _Job:
+    request: Request
+    way: Way
+    future: Future[Waveform] = field(default_factory=Future)
+
+    @property
+    def seconds(self) -> float:
+        """Of new sound."""
+        semantic = self.request.semantic
+        return (self.request.seconds or 0.0) if semantic is None else semantic.seconds
+
+    def fits(self, other: "_Job") -> bool:
+        """Worth one batch: a long request should not keep a short one waiting for more than twice its time."""
+        return self.way == other.way and self.seconds <= 2 * other.seconds and other.seconds <= 2 * self.seconds
+
+
+class Stream(Generic[T], AsyncIterator[T]):
+    """What the worker makes piece by piece for one listener, at most `AHEAD` pieces before they are asked for."""
+
+    def __init__(self, worker: "Worker", start: Callable[[], Iterator[T]]) -> None:
+        self._worker, self._start = worker, start
+        self._loop, self._ready = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        self._parts: Iterator[T] | None = None
+        self._ahead, self._left = 0, False
+
+    async def __anext__(self) -> T:
+        piece = await self._ready.get()
+        if piece is _END:
+            raise StopAsyncIteration
+        if isinstance(piece, Exception):
+            raise piece
+        with self._worker.changed:
+            self._ahead -= 1
+            self._worker.changed.notify()
+        return piece
+
+    def close(self) -> None:
+        """The listener leaves: no further piece is made."""
+        with self._worker.changed:
+            self._left = True
+            self._worker.changed.notify()
+
+    @property
+    def due(self) -> bool:
+        """Has the worker anything to do for it."""
+        return self._left or self._ahead < AHEAD
+
+    def advance(self) -> bool:
+        """In the worker's thread: make the next piece. False where there is none."""
+        if self._left:
+            self._parts = None
+            return False
+        try:
+            if self._parts is None:
+                self._parts = self._start()
+            piece = next(self._parts, _END)
+        except Exception as error:
+            piece = error
+        self._ahead += 1
+        with suppress(RuntimeError):  # the loop was closed, and the listener with it
+            self._loop.call_soon_threadsafe(self._ready.put_nowait, piece)
+        return piece is not _END and not isinstance(piece, Exception)
+
+
+class Worker:
+    """The model's thread and its queue. `generate` and `call` are for an event loop; nothing of them blocks it.
+
+    queue: how many may wait, and `streams` listen, before `Busy` is raised. batch: the most requests generated together.
+    tell: called with the size and the seconds of each batch, in the worker's thread.
+    """
+
+    def __init__(
+        self,
+        model: AudioLM,
+        queue: int = 64,
+        batch: int = 16,
+        streams: int = 8,
+        tell: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self.model, self.queue, self.batch, self.streams, self._tell = model, queue, batch, streams, tell
+        self.changed = threading.Condition()
+        self._jobs: list[_Job] = []
+        self._streams: deque[Stream[Any]] = deque()
+        self._listening = 0
+        self._closing = False
+        self._batch_seconds = 1.0  # of late
+        self._turn_began = self._turn_seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Does it take requests."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def waiting(self) -> int:
+        """Requests, calls and streams that are not done, without the batch that runs."""
+        return len(self._jobs) + len(self._streams)
+
+    async def generate(self, requests: Sequence[Request], way: Way) -> list[Waveform]:
+        """The sounds of one client's requests. Who is cancelled while waiting gives its places back."""
+        jobs = [_Job(request, way) for request in requests]
+        with self.changed:
+            self._check_room(len(jobs))
+            self._jobs += jobs
+            self.changed.notify()
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+        finally:
+            for job in jobs:
+                job.future.cancel()
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Something short in the model's thread."""
+        stream = self._listen(lambda: iter((function(*arguments),)))
+        try:
+            return await anext(stream)
+        finally:
+            stream.close()
+
+    async def stream(self, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
+        """The pieces of an iterator that `start` makes; both run in the model's thread."""
+        with self.changed:
+            if self._listening >= self.streams:
+                raise self._busy()
+            self._listening += 1
+        try:
+            stream = self._listen(start)
+            try:
+                async for piece in stream:
+                    yield piece
+            finally:
+                stream.close()
+        finally:
+            self._listening -= 1
+
+    def close(self) -> None:
+        """Take nothing more, finish what is there, and wait for it."""
+        with self.changed:
+            self._closing = True
+            self.changed.notify()
+        self._thread.join()
+
+    def _listen(self, start: Callable[[], Iterator[T]]) -> Stream[T]:
+        stream = Stream(self, start)
+        with self.changed:
+            self._check_room()
+            self._streams.append(stream)
+            self.changed.notify()
+        return stream
+
+    def _check_room(self, places: int = 1) -> None:
+        self._jobs = [job for job in self._jobs if not job.future.cancelled()]
+        if not self.alive or self.waiting + places > self.queue:
+            raise self._busy()
+
+    def _busy(self) -> Busy:
+        if not self.alive:
+            return Busy(None)
+        return Busy(math.ceil(min(60.0, (1 + len(self._jobs) / self.batch) * self._batch_seconds)))
+
+    # In the model's thread
+
+    def _run(self) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(self._has_work)
+                if not self._jobs and not self._streams:
+                    return
+            self._turn()
+            if jobs := self._next_batch():
+                self._generate(jobs)
+
+    def _has_work(self) -> bool:
+        idle = not self._jobs and not self._streams
+        return (self._closing and idle) or bool(self._jobs) or any(each.due for each in self._streams)
+
+    def _turn(self) -> None:
+        """One piece of the stream or call that has waited longest."""
+        with self.changed:
+            stream = next((each for each in self._streams if each.due), None)
+        if stream is None:
+            return
+        began = time.monotonic()
+        going = stream.advance()
+        self._turn_seconds = time.monotonic() - began
+        with self.changed:
+            self._streams.remove(stream)
+            if going:
+                self._streams.append(stream)
+
+    def _next_batch(self) -> list[_Job]:
+        """The request that has waited longest, and who fits it."""
+        with self.changed:
+            if not self._jobs:
+                return []
+            self.changed.wait_for(lambda: self._closing or len(self._jobs) >= self.batch, GATHER)
+            waiting = [job for job in self._jobs if not job.future.cancelled()]
+            batch = [job for job in waiting if job.fits(waiting[0])][: self.batch]
+            self._jobs = [job for job in waiting if job not in batch]
+            return batch
+
+    def _generate(self, jobs: list[_Job]) -> None:
+        began = self._turn_began = time.monotonic()
+        requests, way = [job.request for job in jobs], jobs[0].way
+
+        def between(*_: Any) -> None:
+            if all(job.future.cancelled() for job in jobs):
+                raise _GivenUp
+            if time.monotonic() - self._turn_began >= self._turn_seconds:
+                self._turn()
+                self._turn_began = time.monotonic()
+
+        try:
+            sounds = self.model.generate_batch(requests, way.only_new, way.chain, way.decoder, dict(way.sampling), between)
+        except _GivenUp:
+            return
+        except Exception as error:
+            if len(jobs) > 1:  # one of them is to blame, and the others need not know
+                for job in jobs:
+                    self._generate([job])
+                return
+            with suppress(InvalidStateError):
+                jobs[0].future.set_exception(error)
+            return
+        for job, sound in zip(jobs, sounds, strict=True):
+            with suppress(InvalidStateError):  # left at the last moment
+                job.future.set_result(sound)
+        seconds = time.monotonic() - began
+        self._batch_seconds += 0.3 * (seconds - self._batch_seconds)
+        self._tell(len(jobs), seconds)

@@ -1,0 +1,117 @@
+"""Recordings that strangers send: into sounds, or into one clear line, in bounded time and memory.
+
+The header is asked first; then the file is decoded block by block, mixed down at once, and left where it goes on for too long,
+whatever its header says: ten hours of silence are a few kilobytes of flac.
+"""
+
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import NamedTemporaryFile, SpooledTemporaryFile
+from typing import IO
+
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from audiolm.audio import Waveform, blocks, concatenate, probe
+from audiolm.errors import InputError
+
+RATES = (4_000, 192_000)  # Hz
+SHORTEST = 0.1  # seconds
+DECODING = 10.0  # seconds that a file may take
+IN_MEMORY = 1 << 20  # bytes of a body; more goes to a temporary file
+FIELDS, FIELD_BYTES = 24, 4096
+ANY = ("audio/", "application/octet-stream", "application/ogg", "video/webm", "video/mp4")  # a microphone's webm is a "video"
+
+
+@dataclass
+class Sent:
+    """What a request sent: its parameters, from the address and from the form, and its recordings by their names."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: dict[str, IO[bytes]] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Let the recordings go."""
+        for file in self.files.values():
+            file.close()
+
+
+async def receive(request: Request, names: tuple[str, ...]) -> Sent:
+    """Read a request: a form with files of these names, or a body that is the first of them, or no body.
+
+    HTTPException 415 for any other kind of body, 400 for a form that is none; InputError for a part that is unknown.
+    """
+    sent = Sent(dict(request.query_params))
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            form = await request.form(max_files=len(names) + 1, max_fields=FIELDS, max_part_size=FIELD_BYTES)
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    sent.files[name] = value.file
+                elif name in names:
+                    raise InputError(f"{name}: a text; send the recording itself, as a file of the form")
+                else:
+                    sent.fields[name] = value
+        elif kind.startswith(ANY) and names:
+            sent.files[names[0]] = body = SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+            async for chunk in request.stream():
+                body.write(chunk)
+            if not body.tell():
+                sent.files.pop(names[0]).close()
+        elif kind or await request.body():
+            raise HTTPException(415, "send recordings as a form (multipart/form-data) or as a body of type audio/*")
+        if unknown := [name for name in sent.files if name not in names]:
+            raise InputError(
+                f"{unknown[0]}: no recording of that name is wanted; {'send ' + ' or '.join(names) if names else ''}"
+            )
+    except BaseException:
+        sent.close()
+        raise
+    return sent
+
+
+def sound_of(file: IO[bytes], name: str, seconds: float, rate: int, keep: float | None = None) -> Waveform:
+    """Decode a recording of at most `seconds`, of which the first `keep` are wanted: mono, at `rate` Hz.
+
+    InputError that calls it `name`; HTTPException 413 where it is too long, or takes too long.
+    """
+    file.seek(0)
+    head = file.read(12)
+    # The suffix chooses who reads it; libsndfile looks for itself what it has got.
+    suffix = ".m4a" if head[4:8] == b"ftyp" else ".webm" if head[:4] == b"\x1aE\xdf\xa3" else ".wav"
+    with NamedTemporaryFile(suffix=suffix) as copy:
+        file.seek(0)
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        try:
+            return _decoded(Path(copy.name), name, seconds, rate, keep)
+        except InputError as error:
+            raise InputError(str(error).replace(copy.name, name)) from None
+
+
+def _decoded(path: Path, name: str, seconds: float, rate: int, keep: float | None) -> Waveform:
+    deadline = time.monotonic() + DECODING
+    info = probe(path, count=False)
+    if not RATES[0] <= info.sample_rate <= RATES[1]:
+        raise InputError(f"{name}: {info.sample_rate} Hz; give a recording of {RATES[0]} to {RATES[1]} Hz")
+    too_long = HTTPException(413, f"{name}: more than {seconds:g} s; send a shorter recording")
+    if seconds < info.seconds < math.inf:
+        raise too_long
+    parts: list[Waveform] = []
+    heard = 0.0
+    for part in blocks(path, 1.0, mono=True):
+        parts.append(part)
+        heard += part.seconds
+        if heard > seconds + 1e-6:
+            raise too_long
+        if time.monotonic() > deadline:
+            raise HTTPException(413, f"{name}: takes too long to decode; send it as wav or flac")
+    sound = concatenate(parts)
+    if sound.seconds < SHORTEST:
+        raise InputError(f"{name}: only {sound.seconds:.3g} s of sound; give a recording of at least {SHORTEST:g} s")
+    return sound.trim(keep).resample(rate)
