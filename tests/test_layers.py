@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
-    errors files storage tokens config plots audio
+    errors kernels files storage tokens config plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining phonetics metrics speaker classifier zerospeech report sampling parallel adapters
     tokenizers scoring generation detector abx recognition

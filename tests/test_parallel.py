@@ -228,7 +228,7 @@ def train(folder: Path, batches: Walks, valid: Walks | None = None, **changes: A
     network = TransformerConfig(layers=1, heads=2, width=32, ffn=48, dropout=0.1)
     settings = {"steps": 8, "lr": 1e-2, "log_every": 2, "valid_every": 100, "save_every": 3, "valid_batches": 2}
     config = LMTrainConfig(network=network, unigram_batches=4, **{**settings, **changes})
-    with Run(folder, config, tensorboard=False) as run:
+    with Run(folder, config, tracker="none") as run:
         return train_lm(STAGE, config, batches, run, Fabric(accelerator="cpu", devices=1), valid), run
 
 

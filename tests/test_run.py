@@ -5,20 +5,29 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import audiolm.run
+import audiolm.checkpoint
+import audiolm.randomness
+from audiolm.audio import Waveform, read
 from audiolm.config import Config
 from audiolm.errors import InputError
-from audiolm.run import Diverged, Run, Stopped, learning_rate, random_state, random_untouched
+from audiolm.randomness import random_state, random_untouched
+from audiolm.run import Diverged, Run, Stopped, learning_rate
+from audiolm.trackers import TrackerName
 
 TOTAL = 12
 
@@ -36,8 +45,8 @@ def state() -> dict[str, object]:
 
 def train(folder: Path, total: int = TOTAL, pause: float = 0.0) -> None:
     """A loop that draws from all three generators, so that any state left out of a checkpoint shows."""
-    audiolm.run.seed_all(1)
-    with Run(folder, Toy(), tensorboard=False) as run:
+    audiolm.randomness.seed_all(1)
+    with Run(folder, Toy(), tracker="none") as run:
         parts = state()
         model, optimiser = parts["model"], parts["optimiser"]
         assert isinstance(model, nn.Module)
@@ -57,7 +66,7 @@ def train(folder: Path, total: int = TOTAL, pause: float = 0.0) -> None:
 
 
 def result(folder: Path) -> dict[str, object]:
-    run = Run(folder, Toy(), tensorboard=False)
+    run = Run(folder, Toy(), tracker="none")
     parts = state()
     step = run.resume(parts)
     model = parts["model"]
@@ -89,13 +98,13 @@ def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("place", ["save_tensors", "torch.save", "_write_json", "os.rename", "_sync_folder", "shutil.rmtree"])
+@pytest.mark.parametrize("place", ["save_tensors", "torch.save", "write_json", "os.rename", "_sync_folder", "shutil.rmtree"])
 def test_killed_inside_a_save(
     tmp_path: Path, uninterrupted: dict[str, object], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Die at the first call, then at the third, of each thing that a save does; then go on to the end."""
-    target = f"audiolm.run.{place}"
-    original = audiolm.run
+    target = f"audiolm.checkpoint.{place}"
+    original = audiolm.checkpoint
     for part in place.split("."):
         original = getattr(original, part)
     for count in (2, 3, 8):
@@ -150,6 +159,90 @@ def test_sigterm_saves_and_stops_in_one_line(tmp_path: Path, uninterrupted: dict
     assert result(tmp_path / "run") == uninterrupted
 
 
+@pytest.mark.parametrize("limit", [600, 4096], ids=["weights", "optimiser"])
+def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_survives(
+    tmp_path: Path, uninterrupted: dict[str, object], limit: int
+) -> None:
+    train(tmp_path / "run", total=4)
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow longer: writing fails as on a full disk
+        try:
+            train(tmp_path / "run")
+        except InputError as error:
+            (tmp_path / "said").write_text(str(error))
+            raise SystemExit(7) from error
+
+    assert in_child(work) == 7
+    said = (tmp_path / "said").read_text()
+    assert re.search(r"step-00000005: cannot be written \(.*\); free space and give the same command", said)
+    assert len(said.splitlines()) == 1
+    assert Run(tmp_path / "run", Toy()).steps()[-1] == 4
+    assert not list((tmp_path / "run").glob(".*"))
+    train(tmp_path / "run")
+    assert result(tmp_path / "run") == uninterrupted
+
+
+def test_nothing_is_saved_once_a_loss_is_not_a_number(tmp_path: Path) -> None:
+    run = Run(tmp_path, Toy())
+    run.checkpoint(2, state(), every=2, total=9, loss=1.0)
+    run.checkpoint(3, state(), every=2, total=9, loss=float("nan"))  # not due: nothing is saved, and nothing looked at
+    with pytest.raises(Diverged, match="step-00000002"):
+        run.checkpoint(4, state(), every=2, total=9, loss=float("nan"))
+    assert run.steps() == [2]
+
+
+def test_options_newer_than_a_run_count_as_their_defaults(tmp_path: Path) -> None:
+    train(tmp_path, total=2)
+
+    class Newer(Toy):
+        accumulate: int = 1
+
+    Run(tmp_path, Newer())
+    with pytest.raises(InputError, match="accumulate was 1, is 2"):
+        Run(tmp_path, Newer(accumulate=2))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "none"])
+def test_samples_are_sounds_and_pictures_by_step(tmp_path: Path, female: Waveform, tracker: TrackerName) -> None:
+    before = str(random_state())
+    with Run(tmp_path, Toy(), tracker=tracker, listen_every=5, data="0123") as run:
+        run.resume({})
+        assert [step for step in range(1, 12) if run.listening(step)] == [5, 10]
+        run.log(5, loss=1.0)
+        run.listen(5, {"voice": female.trim(seconds=0.5)})
+    folder = tmp_path / "samples" / "step-00000005"
+    assert sorted(path.name for path in folder.iterdir()) == ["voice.flac", "voice.png"]
+    assert read(folder / "voice.flac").seconds == 0.5
+    events = b"".join(path.read_bytes() for path in tmp_path.glob("events.*"))
+    assert [name in events for name in (b"RIFF", b"PNG", b"loss")] == [tracker == "tensorboard"] * 3
+    assert json.loads((tmp_path / "versions.json").read_text())[0]["data"] == "0123"
+    assert str(random_state()) == before
+
+
+def test_weights_and_biases_goes_on_in_the_same_run(tmp_path: Path, female: Waveform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a stand-in: what is asked of wandb, which is no dependency of the tests."""
+    seen: list[Any] = []
+    own = SimpleNamespace(define_metric=lambda *_, **__: None, log=seen.append, finish=lambda: seen.append("end"))
+    stand_in = SimpleNamespace(
+        init=lambda **about: seen.append(about) or own, Audio=lambda *_, **__: "audio", Image=lambda _: "image"
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    for step in (1, 2):
+        with Run(tmp_path, Toy(), tracker="wandb", listen_every=1) as run:
+            run.log(step, loss=0.5)
+            run.listen(step, {"voice": female.trim(seconds=0.2)})
+    first, again = (about for about in seen if isinstance(about, dict) and "id" in about)
+    assert first == again
+    assert (first["config"], first["resume"], first["name"]) == ({"lr": 0.01}, "allow", tmp_path.name)
+    assert {"step": 2, "loss": 0.5} in seen
+    assert {"step": 2, "voice": "audio"} in seen
+    assert seen.count("end") == 2
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"pip install 'audiolm\[wandb\]'"):
+        Run(tmp_path, Toy(), tracker="wandb").log(3, loss=0.5)
+
+
 def test_stop_keeps_the_handlers_as_they_were(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Run(tmp_path, Toy()) as run:
@@ -166,7 +259,7 @@ def test_stop_keeps_the_handlers_as_they_were(tmp_path: Path) -> None:
 def test_leftovers_and_damage_are_passed_over(tmp_path: Path) -> None:
     train(tmp_path)
     steps = Run(tmp_path, Toy()).steps()
-    assert steps == [4, 10, 12]  # the last two, and the best (score |step - 5|, the earlier of equals)
+    assert steps == [5, 11, 12]  # the last two, and the best (score |step - 5|)
     newest = tmp_path / "step-00000012"
     with (newest / "model.safetensors").open("r+b") as file:
         file.truncate(50)
@@ -174,10 +267,10 @@ def test_leftovers_and_damage_are_passed_over(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
     run = Run(tmp_path, Toy())
-    assert run.resume(state()) == 10
+    assert run.resume(state()) == 11
     assert not newest.exists()
     assert not list(tmp_path.glob(".*"))
-    assert [line["step"] for line in run.metrics()] == list(range(1, 11))
+    assert [line["step"] for line in run.metrics()] == list(range(1, 12))
 
 
 def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fab
     config = CONFIG.model_copy(update={"steps": 60, "adversarial_from": 1.0, "save_every": 100, "lr": 3e-3})
     started = Codec(NETWORK)
     started.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
-    with Run(tmp_path / "run", config, tensorboard=False) as run:
+    with Run(tmp_path / "run", config, tracker="none") as run:
         codec = train_codec(config, crops, run, fabric, crops)
     audio = torch.cat([crops.batch(index) for index in range(1000, 1004)])
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_frozen_encoder_keeps_its_codes(female: Waveform, tmp_path: Path, fabr
     torch.manual_seed(config.seed)
     started = Codec(network)
     started.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
-    with Run(tmp_path / "run", config, tensorboard=False) as run:
+    with Run(tmp_path / "run", config, tracker="none") as run:
         codec = train_codec(config, crops, run, fabric)
     sound = female.samples[None]
     assert torch.equal(codec.encode(sound), started.eval().encode(sound))
@@ -116,7 +116,7 @@ def test_a_frozen_encoder_keeps_its_codes(female: Waveform, tmp_path: Path, fabr
 def test_stopped_and_resumed_equals_uninterrupted(female: Waveform, tmp_path: Path, fabric: Fabric) -> None:
     """Contract 4 for the loop with two optimisers, stopped in the adversarial part."""
     crops = Crops(female)
-    with Run(tmp_path / "whole", CONFIG, tensorboard=False) as run:
+    with Run(tmp_path / "whole", CONFIG, tracker="none") as run:
         whole = train_codec(CONFIG, crops, run, fabric, crops)
 
     class Stopping(Crops):
@@ -125,10 +125,10 @@ def test_stopped_and_resumed_equals_uninterrupted(female: Waveform, tmp_path: Pa
                 run._signal = 15
             return super().batch(step)
 
-    with Run(tmp_path / "parts", CONFIG, tensorboard=False) as run, pytest.raises(Stopped):
+    with Run(tmp_path / "parts", CONFIG, tracker="none") as run, pytest.raises(Stopped):
         train_codec(CONFIG, Stopping(female), run, fabric, crops)
     assert run.steps()[-1] == 9
-    with Run(tmp_path / "parts", CONFIG, tensorboard=False) as run:
+    with Run(tmp_path / "parts", CONFIG, tracker="none") as run:
         parts = train_codec(CONFIG, crops, run, fabric, crops)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
@@ -140,6 +140,6 @@ def test_evaluation_changes_nothing(female: Waveform, tmp_path: Path, fabric: Fa
     found = []
     for every in (2, 1000):
         config = CONFIG.model_copy(update={"valid_every": every})
-        with Run(tmp_path / str(every), config, tensorboard=False) as run:
+        with Run(tmp_path / str(every), config, tracker="none") as run:
             found.append(train_codec(config, crops, run, fabric, crops).state_dict())
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())

@@ -56,7 +56,7 @@ def crops(female: Waveform, male: Waveform) -> VoiceCrops:
 
 
 def train(folder, config, crops, valid=None, previous=None) -> Conformer:
-    with Run(folder, config, tensorboard=False) as run:
+    with Run(folder, config, tracker="none") as run:
         return train_encoder(config, crops, run, Fabric(accelerator="cpu", devices=1), valid, previous)
 
 

@@ -53,7 +53,7 @@ def config_of(**changes: Any) -> LMTrainConfig:
 def train(
     folder: Path, stage: Stage, config: LMTrainConfig, batches: Walks, valid: Walks | None = None, precision: Any = "32-true"
 ):
-    with Run(folder, config, tensorboard=False) as run:
+    with Run(folder, config, tracker="none") as run:
         fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
         return train_lm(stage, config, batches, run, fabric, valid), run
 

@@ -78,7 +78,7 @@ class SpectralDiscriminator(nn.Module):
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
-        return self.last(x), features
+        return self.last(x).float(), [each.float() for each in features]
 
 
 class Discriminators(nn.Module):

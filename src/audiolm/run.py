@@ -1,7 +1,10 @@
 """A run folder: configuration, versions, metrics, checkpoints. A run killed at any moment goes on as if it never was.
 
-    RUN/config.json  versions.json  metrics.jsonl  events.out.tfevents.*
-    RUN/step-00000123/  one safetensors per module, state.pt (optimisers, plain values, random states), files.json
+    RUN/config.json       every option, defaults too
+    RUN/versions.json     of whatever a result depends on, the git revision and the data's hash among them, from which step on
+    RUN/metrics.jsonl     a line per report; events.out.tfevents.* or wandb/ repeat it for TensorBoard or Weights & Biases
+    RUN/samples/          sounds of a fixed set of prompts, with their pictures, by step
+    RUN/step-00000123/    a checkpoint (audiolm.checkpoint)
 
 A loop looks like this; `step` counts finished updates, so that a checkpoint's name says what it holds:
 
@@ -10,10 +13,9 @@ A loop looks like this; `step` counts finished updates, so that a checkpoint's n
         with run.progress(total, start) as show:
             for step in range(start + 1, total + 1):
                 loss = update(batches.batch(step))
-                run.check(step, loss=loss)
                 run.log(step, loss=loss)
                 show(step, loss=loss)
-                run.checkpoint(step, state, every=500, total=total)
+                run.checkpoint(step, state, every=500, total=total, loss=loss)
 """
 
 import importlib.metadata
@@ -21,25 +23,34 @@ import json
 import math
 import os
 import platform
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.distributed
+from pydantic import ValidationError
+from torch import Tensor
 
+from audiolm import checkpoint
+from audiolm.audio import Waveform
+from audiolm.checkpoint import State, is_whole, read_json, write_json
 from audiolm.config import Config, difference
 from audiolm.errors import InputError
-from audiolm.files import load_tensors, save_tensors, whole_file
+from audiolm.files import whole_file
+from audiolm.plots import picture
+from audiolm.randomness import random_state, random_untouched, seed_all, set_random_state
+from audiolm.trackers import Tracker, TrackerName, open_tracker
+
+__all__ = ["Diverged", "Run", "Stopped", "learning_rate", "progress", "random_untouched", "seed_all", "versions"]
 
 
 class Stopped(SystemExit):
@@ -50,32 +61,40 @@ class Diverged(RuntimeError):
     """A loss is not a number any more."""
 
 
-State = MutableMapping[str, Any]
-
-
 class Run:
-    """A folder that a training loop writes into. Under torchrun only rank 0 writes; every rank reads.
+    """A folder that a training loop writes into. Under torchrun only rank 0 writes; every rank calls the same and reads.
 
-    `keep` checkpoints are kept, and the one of the best score besides. As a context manager it listens to SIGTERM
-    and Ctrl-C. Raises InputError where the folder holds a run of another configuration.
+    `keep` checkpoints are kept, and the one of the best score besides. `listen_every` steps samples are due (0: never).
+    `data`: the hash of what is trained on, for the record. As a context manager it listens to SIGTERM and Ctrl-C.
+    Raises InputError where the folder holds a run of another configuration.
     """
 
-    def __init__(self, folder: str | Path, config: Config | Mapping[str, Any], keep: int = 2, tensorboard: bool = True) -> None:
-        self.folder, self.keep = Path(folder), keep
+    def __init__(
+        self,
+        folder: str | Path,
+        config: Config | Mapping[str, Any],
+        keep: int = 2,
+        tracker: TrackerName = "tensorboard",
+        listen_every: int = 1000,
+        data: str | None = None,
+    ) -> None:
+        self.folder, self.keep, self.listen_every, self.data = Path(folder), keep, listen_every, data
         self.config = config.plain() if isinstance(config, Config) else dict(config)
         self.main = int(os.environ.get("RANK", 0)) == 0
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
-        self._tensorboard, self._writer = tensorboard, None
+        self._tracker_name: TrackerName = tracker
+        self._tracker: Tracker | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        recorded = _read_json(self.folder / "config.json")
-        changed = difference(recorded, self.config) if recorded is not None and self.steps() else None
+        recorded = read_json(self.folder / "config.json")
+        changed = difference(_filled(recorded, config), self.config) if recorded is not None and self.steps() else None
         if changed:
             raise InputError(f"{self.folder}: begun with another configuration ({changed}); set it back, or delete the folder")
         if self.main:
-            _write_json(self.folder / "config.json", self.config)
+            write_json(self.folder / "config.json", self.config)
 
-    # Signals: the first asks for a stop at the next step boundary, the second does what it always did.
+    # Signals: the first asks for a stop at the next step boundary, the second does what it always did. Under torchrun, which
+    # passes on what the terminal or the scheduler has sent already, every signal comes twice and only asks.
 
     def __enter__(self) -> Self:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -87,13 +106,14 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self._restore_handlers()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
 
     def _on_signal(self, number: int, _: object) -> None:
         self._signal = number
-        self._restore_handlers()
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            self._restore_handlers()
 
     def _restore_handlers(self) -> None:
         while self._handlers:
@@ -102,28 +122,48 @@ class Run:
     @property
     def should_stop(self) -> bool:
         """Whether a signal has asked for the end. Under torchrun every rank must ask at the same step: all get one answer."""
-        stop = self._signal is not None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-            flag = torch.tensor(float(stop), device=device)
-            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            stop = bool(flag.item())
-        return stop
+        return bool(_highest(int(self._signal is not None)))
 
     # Metrics
 
     def log(self, step: int, **metrics: float | Tensor) -> None:
-        """Append one line {"step": ..., name: value, ...} to metrics.jsonl, and to tensorboard where it is installed."""
+        """Append one line {"step": ..., name: value, ...} to metrics.jsonl, and tell the tracker."""
         if not self.main:
             return
         values = {name: _number(value) for name, value in metrics.items()}
         # JSON has no NaN; null keeps the file readable by everything.
         line = json.dumps({"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()})
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-        if writer := self._tensorboard_writer(step):
-            for name, value in values.items():
-                writer.add_scalar(name, value, step)
+        try:
+            with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            if tracker := self._open_tracker(step):
+                tracker.figures(step, values)
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written ({error}); free space and give the same command") from error
+
+    def listening(self, step: int) -> bool:
+        """Whether samples are due."""
+        return self.listen_every > 0 and step % self.listen_every == 0
+
+    def listen(self, step: int, sounds: Mapping[str, Waveform]) -> None:
+        """Keep sounds to be listened to: samples/step-.../NAME.flac, and a picture beside each where matplotlib is installed."""
+        if not self.main or not sounds:
+            return
+        folder = self.folder / "samples" / f"step-{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        tracker = self._open_tracker(step)
+        for name, sound in sounds.items():
+            sound.write(folder / f"{name}.flac")
+            if tracker:
+                tracker.sound(step, name, sound)
+            try:
+                drawn = picture(sound.mono().samples[0], sound.sample_rate, title=f"{name}, step {step}")
+            except ImportError:
+                continue
+            with whole_file(folder / f"{name}.png") as temporary:
+                temporary.write_bytes(drawn)
+            if tracker:
+                tracker.picture(step, name, drawn)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that was cut by a crash is left out."""
@@ -139,64 +179,49 @@ class Run:
                 good = f"the last good checkpoint is {self._path(steps[-1])}" if steps else "no checkpoint was written yet"
                 raise Diverged(f"{self.folder}: {name} is {_number(value)} at step {step}; {good}; lower the learning rate")
 
-    def _tensorboard_writer(self, step: int) -> Any:
-        if self._tensorboard and self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self.folder), purge_step=step)
-            except ImportError:
-                self._tensorboard = False
-        return self._writer
+    def _open_tracker(self, step: int) -> Tracker | None:
+        if self._tracker is None:
+            self._tracker = open_tracker(self._tracker_name, self.folder, self.config, step)
+            self._tracker_name = self._tracker_name if self._tracker else "none"
+        return self._tracker
 
     # Checkpoints
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints in the folder, oldest first."""
         matches = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.folder.iterdir())
-        return sorted(step for match in matches if match and _is_whole(self._path(step := int(match[1]))))
+        return sorted(step for match in matches if match and is_whole(self._path(step := int(match[1]))))
 
     @property
     def best(self) -> int | None:
         """Step of the kept checkpoint with the lowest score, the earliest of equals; None where none was scored."""
-        scores = {step: _read_json(self._path(step) / "files.json")["score"] for step in self.steps()}
+        scores = {step: read_json(self._path(step) / "files.json")["score"] for step in self.steps()}
         return min((step for step in scores if scores[step] is not None), key=lambda step: (scores[step], step), default=None)
 
     def save(self, step: int, state: State, score: float | Tensor | None = None) -> None:
         """Write the checkpoint of `step` (finished updates), beside first, then renamed; drop what `keep` no longer keeps.
 
         state: name -> module (safetensors), anything with a state_dict (an optimiser), or a plain value.
-        score: lower is better; the best checkpoint outlives `keep`.
+        score: lower is better; the best checkpoint outlives `keep`. InputError where the disk is full.
         """
-        path = self._path(step)
-        if not self.main or _is_whole(path):
-            return
-        shutil.rmtree(path, ignore_errors=True)
-        beside = self.folder / f".{path.name}.new"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        plain: dict[str, Any] = {}
-        for name, value in state.items():
-            if isinstance(value, nn.Module):
-                # Copied: safetensors refuses tensors that share memory, as tied embeddings do.
-                tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in value.state_dict().items()}
-                save_tensors(beside / f"{name}.safetensors", tensors)
-            else:
-                plain[name] = value.state_dict() if hasattr(value, "state_dict") else value
-        with whole_file(beside / "state.pt") as temporary:
-            torch.save({"state": plain, "random": random_state()}, temporary)
-        sizes = {file.name: file.stat().st_size for file in sorted(beside.iterdir())}
-        _write_json(beside / "files.json", {"step": step, "score": None if score is None else _number(score), "sizes": sizes})
-        os.rename(beside, path)
-        _sync_folder(self.folder)
-        self._prune()
+        about = {"step": step, "score": None if score is None else _number(score)}
+        checkpoint.write(self._path(step), state, about, random_state(), keep=self.main)
+        if self.main:
+            self._prune()
 
-    def checkpoint(self, step: int, state: State, every: int, total: int, score: float | Tensor | None = None) -> None:
-        """Call at the end of each step: saves when it is due, at the last step, and before a requested stop (raises Stopped)."""
+    def checkpoint(
+        self, step: int, state: State, every: int, total: int, score: float | Tensor | None = None, **checked: float | Tensor
+    ) -> None:
+        """Call at the end of each step: saves when it is due or has a score, at the last step, and when asked to stop.
+
+        Raises Stopped after the latter, and Diverged, with nothing saved, where what is `checked` is not a number.
+        """
         stop = self.should_stop
-        if stop or step % every == 0 or step == total:
+        if stop or score is not None or step % every == 0 or step == total:
+            self.check(step, **checked)
             self.save(step, state, score)
         if stop and step < total:
+            _highest(0)  # nobody leaves before the checkpoint is whole: torchrun ends all as soon as one has ended
             raise Stopped(f"{self.folder}: stopped and saved at step {step} of {total}; the same command goes on from there")
 
     def resume(self, state: State) -> int:
@@ -205,9 +230,9 @@ class Run:
         Half-written leftovers are removed; metrics are cut back to the step, so that no line is written twice.
         """
         steps = self.steps()
-        step = steps[-1] if steps else 0
+        step = _highest(steps[-1] if steps and self.main else 0)  # as the first process sees the folder, and so do all
         if self.main:
-            damaged = [path for path in self.folder.glob("step-*") if not _is_whole(path)]
+            damaged = [path for path in self.folder.glob("step-*") if not is_whole(path)]
             for leftover in [*self.folder.glob(".step-*"), *damaged]:
                 shutil.rmtree(leftover, ignore_errors=True)
             kept = [line for line in self.metrics() if line["step"] <= step]
@@ -221,18 +246,11 @@ class Run:
     def load(self, step: int, state: State) -> None:
         """Load one checkpoint into `state`: modules and optimisers in place, plain values replaced; random states too."""
         path = self._path(step)
-        if not _is_whole(path):
+        if not is_whole(path):
             raise InputError(f"{path}: no whole checkpoint there; the folder holds {self.steps() or 'none'}")
-        saved = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        for name, value in state.items():
-            if isinstance(value, nn.Module):
-                value.load_state_dict(load_tensors(path / f"{name}.safetensors")[0])
-            elif hasattr(value, "load_state_dict"):
-                value.load_state_dict(saved["state"][name])
-            else:
-                state[name] = saved["state"][name]
-        if self.main:  # another rank's own state is not stored; it goes on from its seed
-            set_random_state(saved["random"])
+        random = checkpoint.read(path, state)
+        if self.main:  # another rank's own state is not stored: the loops draw by the step and the rank
+            set_random_state(random)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -245,11 +263,11 @@ class Run:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _record_versions(self, step: int) -> None:
-        recorded = [entry for entry in _read_json(self.folder / "versions.json") or [] if entry["from_step"] < step]
-        now = versions()
+        recorded = [entry for entry in read_json(self.folder / "versions.json") or [] if entry["from_step"] < step]
+        now = versions() | ({"data": self.data} if self.data else {})
         if not recorded or difference(recorded[-1] | {"from_step": step}, now | {"from_step": step}):
             recorded.append({"from_step": step, **now})
-        _write_json(self.folder / "versions.json", recorded)
+        write_json(self.folder / "versions.json", recorded)
 
     # Progress
 
@@ -299,48 +317,6 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
 
 
-# Randomness
-
-
-def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch (every device)."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def random_state() -> dict[str, Any]:
-    """All random states as plain values and tensors (nothing that needs unpickling of code)."""
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned."""
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def random_untouched() -> Iterator[None]:
-    """Whatever is drawn inside (an evaluation, a sample to listen to) leaves the training's randomness as it was."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
 def learning_rate(step: int, peak: float, total: int, warmup: int = 0, floor: float = 0.0) -> float:
     """Linear warm-up to `peak`, then half a cosine down to `floor * peak` at `total`: a pure function of the step (from 1)."""
     if step < warmup:
@@ -371,26 +347,19 @@ def _git_revision() -> dict[str, str]:
     return {"git": found.stdout.strip()} if found.returncode == 0 else {}
 
 
-# Small files
+def _highest(number: int) -> int:
+    """The highest of all processes' numbers: one answer for all, and all have come this far."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return number
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    highest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
+    return int(highest.item())
 
 
-def _is_whole(path: Path) -> bool:
-    files = _read_json(path / "files.json")
-    return files is not None and all((path / n).is_file() and (path / n).stat().st_size == s for n, s in files["sizes"].items())
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _filled(recorded: Any, config: Config | Mapping[str, Any]) -> Any:
+    """A recorded configuration with the defaults of options that are newer than it."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return type(config).model_validate(recorded).plain() if isinstance(config, Config) else recorded
+    except ValidationError:
+        return recorded

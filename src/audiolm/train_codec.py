@@ -5,16 +5,21 @@ first checkpoint speaks; the discriminators join after `adversarial_from` of the
 half the speed and buy nothing before the reconstruction is good.
 """
 
+import time
+
 import torch
 from lightning.fabric import Fabric
 from pydantic import Field
 from torch import Generator, Tensor
 
 from audiolm.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_loss
+from audiolm.audio import Waveform
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config
 from audiolm.data import Crops
-from audiolm.run import Run, learning_rate, random_untouched
+from audiolm.engine import clip
+from audiolm.randomness import random_untouched
+from audiolm.run import Run, learning_rate
 
 
 class LossWeights(Config):
@@ -35,6 +40,7 @@ class CodecTrainConfig(Config):
     weights: LossWeights = LossWeights()
     seconds: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)  # batches in a step
     steps: int = Field(default=20_000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
@@ -50,6 +56,7 @@ class CodecTrainConfig(Config):
     discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
     train_encoder: bool = True  # False: the codes of the started codec are final and only the decoder learns
     start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
+    refine: int = Field(default=0, ge=0)  # passes after the start in which the levels' codes are fitted to each other
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=1000, ge=1)
     valid_batches: int = Field(default=8, ge=1)
@@ -58,13 +65,20 @@ class CodecTrainConfig(Config):
 
 
 def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None) -> Codec:
-    """Train a codec and return it, with averaged weights, in eval mode. Batches come from `crops` at the codec's rate."""
+    """Train a codec and return it, with averaged weights, in eval mode. Batches come from `crops` at the codec's rate.
+
+    In data parallel where there are processes; the codebooks' moving averages are of all processes' frames.
+    """
     torch.manual_seed(config.seed)
     codec = Codec(config.network)
-    average = Codec(config.network).requires_grad_(False).eval()
+    average = Codec(config.network).requires_grad_(False).eval().to(fabric.device)
     critics = Discriminators(channels=config.discriminator_channels)
     if not config.train_encoder:
         codec.freeze_encoder()
+    if not run.steps():
+        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed, config.refine)
+    model, critic_model = fabric.setup_module(codec), fabric.setup_module(critics)
+    average.load_state_dict(codec.state_dict())
     trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
     critic_optimizer = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
@@ -73,37 +87,45 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
         "optimizer": optimizer, "critic_optimizer": critic_optimizer,
     }  # fmt: skip
     start = run.resume(state)
-    if start == 0:
-        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
-        average.load_state_dict(codec.state_dict())
-    model, optimizer = fabric.setup(codec, optimizer)
-    critic_model, critic_optimizer = fabric.setup(critics, critic_optimizer)
+    optimizer, critic_optimizer = fabric.setup_optimizers(optimizer, critic_optimizer)
     critic_from, few = int(config.adversarial_from * config.steps), slice(0, config.discriminator_batch)
+    hours_a_step = fabric.world_size * config.accumulate * config.batch_size * config.seconds / 3600
+    line_began, line_from = time.monotonic(), start
     with run.progress(config.steps, start) as show:
         for step in range(start + 1, config.steps + 1):
             rate = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            share = step * fabric.world_size + fabric.global_rank  # every process its own batches
-            generator = Generator().manual_seed(config.seed * 1_000_003 + share)
-            audio, keep = prepare(crops.batch(share), config, generator)
-            audio, keep = fabric.to_device(audio), fabric.to_device(keep)
-            sound, losses = model.train()(audio, keep)
-            losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-            losses["spectrum"] = spectral_loss(sound, audio)
-            if step > critic_from:
-                critics.requires_grad_(False)
-                losses["adversarial"], losses["matching"] = generator_losses(critic_model(audio[few]), critic_model(sound[few]))
-                critics.requires_grad_(True)
-            total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
-            fabric.backward(total)
-            losses["norm"] = fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            heard: list[tuple[Tensor, Tensor]] = []  # what the critics are to tell apart
+            for part in range(config.accumulate):
+                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                audio, keep = prepare(crops.batch(index), config, Generator().manual_seed(config.seed * 1_000_003 + index))
+                audio, keep = fabric.to_device(audio), fabric.to_device(keep)
+                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+                    sound, losses = model.train()(audio, keep)
+                    losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
+                    losses["spectrum"] = spectral_loss(sound, audio)
+                    if step > critic_from:
+                        heard.append((audio[few], sound[few].detach()))
+                        # The bare critics: data parallel would wait for gradients that they are not to have here.
+                        critics.requires_grad_(False)
+                        with fabric.autocast():
+                            judged = generator_losses(critics(audio[few]), critics(sound[few]))
+                        losses["adversarial"], losses["matching"] = judged
+                        critics.requires_grad_(True)
+                    total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
+                    fabric.backward(total / config.accumulate)
+            losses["norm"] = clip(fabric, model, optimizer, config.clip)
             optimizer.step()
             optimizer.zero_grad()
-            if step > critic_from:
-                losses["critics"] = discriminator_loss(critic_model(audio[few]), critic_model(sound[few].detach()))
-                fabric.backward(losses["critics"])
-                fabric.clip_gradients(critic_model, critic_optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            for part, (real, fake) in enumerate(heard, 1):
+                with fabric.no_backward_sync(critic_model, enabled=part < config.accumulate):
+                    losses["critics"] = discriminator_loss(critic_model(real), critic_model(fake))
+                    fabric.backward(losses["critics"] / config.accumulate)
+            if heard:
+                losses["critics_norm"] = clip(fabric, critic_model, critic_optimizer, config.clip)
                 critic_optimizer.step()
                 critic_optimizer.zero_grad()
             follow(average, codec, min(config.ema, step / (step + 10)))
@@ -111,11 +133,18 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
             if step % config.log_every == 0:
                 run.check(step, loss=total, norm=losses["norm"])
                 shown = {name: loss.detach() for name, loss in losses.items()}
-                run.log(step, loss=total.detach(), **shown, lr=rate)
+                speed = 3600 * hours_a_step * (step - line_from) / (time.monotonic() - line_began)
+                line_began, line_from = time.monotonic(), step
+                run.log(step, loss=total.detach(), **shown, lr=rate, hours=step * hours_a_step, audio_per_second=speed)
                 show(step, **shown)
+            score = None
             if valid is not None and (step % config.valid_every == 0 or step == config.steps):
-                run.log(step, **validate(average, valid, config.valid_batches))
-            run.checkpoint(step, state, every=config.save_every, total=config.steps)
+                figures = validate(average, valid, config.valid_batches)
+                score = figures[f"valid_mel_{codec.spec.num_codebooks}"]
+                run.log(step, **figures)
+            if run.listening(step):
+                run.listen(step, reconstructions(average, crops if valid is None else valid))
+            run.checkpoint(step, state, config.save_every, config.steps, score, norm=losses["norm"])
     return average
 
 
@@ -157,3 +186,15 @@ def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tens
             result[f"energy_{level}"] = energy
             result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
     return result
+
+
+@torch.no_grad()
+def reconstructions(codec: Codec, crops: Crops, count: int = 3) -> dict[str, Waveform]:
+    """The first crops, as they are and through all levels of the codec."""
+    audio = crops.batch(0)[:count].to(next(codec.parameters()).device)
+    sounds = {"original": audio, "reconstruction": codec.decode(codec.encode(audio))[..., : audio.shape[-1]]}
+    return {
+        f"{name}-{number}": Waveform(sound.float().cpu(), codec.sample_rate)
+        for name, batch in sounds.items()
+        for number, sound in enumerate(batch, 1)
+    }

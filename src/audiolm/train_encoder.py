@@ -7,6 +7,7 @@
 Batches, masks and augmentation are functions of (seed, step), so that a resumed run sees what an uninterrupted one would.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from torch import Generator, Tensor, nn
 from audiolm.config import Config
 from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.data import Crops
+from audiolm.engine import clip
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
@@ -42,11 +44,13 @@ class EncoderConfig(Config):
     warm_start: bool = False  # begin with the weights of the earlier pass
     seconds: float = Field(default=4.0, gt=0)
     batch_size: int = Field(default=10, ge=1)
+    accumulate: int = Field(default=1, ge=1)  # batches in a step
     steps: int = Field(default=20000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=500, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
+    compile: bool = False
     fit_batches: int = Field(default=100, ge=1)  # crops for the statistics of the mel and, with Clusters, for its k-means
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=500, ge=1)
@@ -160,35 +164,54 @@ def train_encoder(
 ) -> Conformer:
     """One pass of pretraining; `previous` is the encoder of the pass before. Returns the trained network in eval mode."""
     pretraining = build(config, previous)
+    if not run.steps():
+        fit_targets(config, pretraining, crops)
     conformer, objective = pretraining.conformer, pretraining.objective
+    if config.compile:
+        for block in conformer.blocks:
+            block.compile()
+    model = fabric.setup_module(pretraining.to(fabric.device))
     parameters = [parameter for parameter in pretraining.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     state = {"conformer": conformer, "objective": objective, "optimizer": optimizer}
     start = run.resume(state)
-    if start == 0:
-        fit_targets(config, pretraining, crops)
-    model, optimizer = fabric.setup(pretraining, optimizer)
+    optimizer = fabric.setup_optimizers(optimizer)
+    hours_a_step = fabric.world_size * config.accumulate * config.batch_size * config.seconds / 3600
+    line_began, line_from = time.monotonic(), start
     with run.progress(config.steps, start) as show:
         for step in range(start + 1, config.steps + 1):
             rate = learning_rate(step, config.lr, config.steps, config.warmup, 0.02)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            share = step * fabric.world_size + fabric.global_rank  # every process its own batches
-            audio = fabric.to_device(crops.batch(share))
-            result = model.train()(audio, config.augment, Generator().manual_seed(config.seed * 1_000_003 + share))
-            fabric.backward(result["loss"])
-            fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False)
+            model.train()
+            for part in range(config.accumulate):
+                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                audio = fabric.to_device(crops.batch(index))
+                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+                    result = model(audio, config.augment, Generator().manual_seed(config.seed * 1_000_003 + index))
+                    fabric.backward(result["loss"] / config.accumulate)
+            norm = clip(fabric, model, optimizer, config.clip)
             optimizer.step()
             optimizer.zero_grad()
             if step % config.log_every == 0:
                 metrics = {name: float(value.detach()) for name, value in result.items()}
-                run.check(step, loss=metrics["loss"])
-                run.log(step, **metrics, lr=rate)
+                run.check(step, loss=metrics["loss"], norm=norm)
+                speed = 3600 * hours_a_step * (step - line_from) / (time.monotonic() - line_began)
+                line_began, line_from = time.monotonic(), step
+                run.log(step, **metrics, norm=norm, lr=rate, hours=step * hours_a_step, audio_per_second=speed)
                 show(step, **metrics)
+            score = None
             if valid is not None and (step % config.valid_every == 0 or step == config.steps):
-                run.log(step, **validate(model, valid, config.valid_batches, fabric))
-            run.checkpoint(step, state, every=config.save_every, total=config.steps)
-    return conformer.eval()
+                figures = validate(model, valid, config.valid_batches, fabric)
+                score = figures["valid_loss"]
+                run.log(step, **figures)
+            run.checkpoint(step, state, config.save_every, config.steps, score, norm=norm)
+    fabric.barrier()
+    trained = Conformer(config.network)  # not sharded, nor compiled
+    run.load(config.steps, {"conformer": trained})
+    return trained.to(fabric.device).eval()
 
 
 @torch.no_grad()

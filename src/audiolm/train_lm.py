@@ -2,14 +2,14 @@
 
 Cross entropy on the predicted codes only, and on EOS where a recording truly ends. Progress is told in bits per token for
 each level, beside what a unigram model, which knows only how frequent each code is, would need. A parallel stage differs in
-what `collate_at` hides from it and in nothing else; its figures are of masked codes, whose neighbours it sees.
+what `collate_items` hides from it and in nothing else; its figures are of masked codes, whose neighbours it sees.
 """
 
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning.fabric import Fabric
@@ -17,10 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from audiolm.audio import Waveform
 from audiolm.bundle import language_model
+from audiolm.checkpoint import whole
 from audiolm.config import Config
+from audiolm.engine import clip, placed
 from audiolm.parallel import Masked, mask
-from audiolm.run import Run, learning_rate, random_untouched
+from audiolm.randomness import random_untouched
+from audiolm.run import Run, learning_rate
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
@@ -29,6 +33,9 @@ class Batches(Protocol):
     """Batches that depend on nothing but the step: items with `given`, `predicted` (codes) and `ends` (a true end)."""
 
     def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
+
+
+Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # what a model makes of a fixed set of prompts
 
 
 class LMTrainConfig(Config):
@@ -55,23 +62,32 @@ class LMTrainConfig(Config):
 
 
 def train_lm(
-    stage: Stage, config: LMTrainConfig, batches: Batches, run: Run, fabric: Fabric, valid: Batches | None = None
+    stage: Stage,
+    config: LMTrainConfig,
+    batches: Batches,
+    run: Run,
+    fabric: Fabric,
+    valid: Batches | None = None,
+    listener: Listener | None = None,
 ) -> LanguageModel:
     """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode."""
-    torch.manual_seed(config.seed + fabric.global_rank)
+    torch.manual_seed(config.seed)
     network = language_model(stage, config.network).to(fabric.device)
-    average = copy.deepcopy(network).requires_grad_(False) if config.ema else network
-    optimizer = optimizer_of(network, config)
-    told = torch.zeros(2, stage.predict.levels)  # nats and counts of each level since the last line of metrics
-    state: dict[str, Any] = {"model": network, "optimizer": optimizer, "seconds": 0.0, "told": told}
-    if config.ema:
-        state["average"] = average
-    step = run.resume(state)
+    average = placed(copy.deepcopy(network).requires_grad_(False), fabric) if config.ema else network
     if config.compile:
         network.transformer.compile()
-    model, optimizer = fabric.setup(network, optimizer)
+    model = fabric.setup_module(network)
+    optimizer = optimizer_of(network, config)
+    told = torch.zeros(2, stage.predict.levels)  # nats and counts of each level since the last line of metrics
+    state: dict[str, Any] = {"model": network, "optimizer": optimizer, "seconds": 0.0, "told": told, "hours": 0.0}
+    if config.ema:
+        state["average"] = average
+    kept = "average" if config.ema else "model"
+    step = run.resume(state)
+    optimizer = fabric.setup_optimizers(optimizer)
     unigram = unigram_bits(stage, batches, valid, config.unigram_batches, config.valid_batches) if valid is not None else {}
-    sums, began, line_began = state["told"].to(fabric.device), time.monotonic() - state["seconds"], time.monotonic()
+    sums = state["told"] = state["told"].to(fabric.device)
+    began, line_began = time.monotonic() - state["seconds"], time.monotonic()
 
     budget = config.steps if config.minutes is None else math.ceil(60 * config.minutes)
 
@@ -90,18 +106,24 @@ def train_lm(
                 group["lr"] = scheduled()
             model.train()
             for part in range(config.accumulate):
-                index = (step - 1) * config.accumulate + part  # every process its own batches
-                batch = collate_at(stage, batches, index * fabric.world_size + fabric.global_rank, config.seed)
+                # Every process has its own batches, and what is random in one (dropout) depends on nothing but its number.
+                index = ((step - 1) * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                items = batches.batch(index)
+                batch = collate_items(stage, items, index, config.seed)
                 with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
                     nats, counts = model(*fabric.to_device(batch))
                     fabric.backward(nats.sum() / counts.sum() / config.accumulate)
                 sums += torch.stack((nats.detach(), counts))
-            norm = cast(Tensor, fabric.clip_gradients(model, optimizer, max_norm=config.clip, error_if_nonfinite=False))
+                frames = sum(item["predicted"].shape[-1] for item in items)
+                state["hours"] += fabric.world_size * frames / stage.predict.spec.frame_rate / 3600
+            norm = clip(fabric, model, optimizer, config.clip)
             optimizer.step()
             optimizer.zero_grad()
             if config.ema:
                 follow(average, network, min(config.ema, step / (step + 10)))
-            state["seconds"] = fabric.broadcast(time.monotonic() - began)
+            if config.minutes is not None:
+                state["seconds"] = fabric.broadcast(time.monotonic() - began)
 
             last = position() >= budget
             score = None
@@ -109,7 +131,8 @@ def train_lm(
                 run.check(step, loss=sums[0].sum(), norm=norm)
                 bits, now = _bits(stage, *sums.cpu()), time.monotonic()
                 speed = fabric.world_size * float(sums[1].sum()) / (now - line_began)
-                run.log(step, **bits, norm=norm, lr=optimizer.param_groups[0]["lr"], tokens_per_second=speed)
+                figures = {"norm": norm, "lr": optimizer.param_groups[0]["lr"], "hours": state["hours"]}
+                run.log(step, **bits, **figures, tokens_per_second=speed)
                 show(int(position()), **bits)
                 line_began = now
                 sums.zero_()
@@ -118,13 +141,24 @@ def train_lm(
                     bits = bits_per_token(average, stage, valid, config.valid_batches)
                 score = bits["bits"]
                 run.log(step, **_named("valid", bits), **_named("unigram", unigram))
-            state["told"] = sums.cpu()
-            every = config.save_every if score is None else 1  # what was validated is saved with its score
-            run.checkpoint(step, state, every, total=step if last else step + 1, score=score)
+            if listener is not None and run.listening(step):
+                listen(step, run, listener, stage, config, average)
+            run.checkpoint(step, state, config.save_every, total=step if last else step + 1, score=score, norm=norm)
     fabric.barrier()
-    if run.best is not None:
-        run.load(run.best, {"average" if config.ema else "model": average})
-    return average.eval()
+    trained = {kept: language_model(stage, config.network)}
+    run.load(run.steps()[-1] if run.best is None else run.best, trained)
+    return trained[kept].to(fabric.device).eval()
+
+
+@torch.no_grad()
+def listen(step: int, run: Run, listener: Listener, stage: Stage, config: LMTrainConfig, network: LanguageModel) -> None:
+    """Keep what a copy of the network makes of the prompts: neither the network nor the randomness of training is touched."""
+    weights = whole(network.state_dict(), keep=run.main)  # every process gives what it holds; one listens
+    if run.main:
+        with random_untouched():
+            twin = language_model(stage, config.network).to(network.heads.device)
+            twin.load_state_dict(weights)
+            run.listen(step, listener(twin.eval()))
 
 
 class Batch(NamedTuple):
@@ -135,9 +169,8 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def collate_at(stage: Stage, batches: Batches, step: int, seed: int = 0) -> Batch | Masked:
-    """The batch of a step as the stage's network takes it; (seed, step) decide what is hidden from a parallel one."""
-    items = batches.batch(step)
+def collate_items(stage: Stage, items: Sequence[Mapping[str, Any]], step: int, seed: int = 0) -> Batch | Masked:
+    """Items as the stage's network takes them; (seed, step) decide what is hidden from a parallel one."""
     return mask(stage, items, seed * 1_000_003 + step) if stage.parallel else collate(stage, items)
 
 
@@ -184,7 +217,7 @@ def bits_per_token(model: LanguageModel, stage: Stage, batches: Batches, count: 
     with random_untouched():
         model.eval()
         for index in range(count):
-            batch = collate_at(stage, batches, index)
+            batch = collate_items(stage, batches.batch(index), index)
             sums += torch.stack(model(*(each.to(model.heads.device) for each in batch))).cpu()
         model.train(training)
     return _bits(stage, *sums)
@@ -197,7 +230,7 @@ def unigram_bits(stage: Stage, batches: Batches, valid: Batches, count: int, val
     found[1:, -1] = 0  # but the end inside a frame
     for counts, source, length in ((found, batches, count), (seen, valid, valid_count)):
         for index in range(length):
-            for level, targets in enumerate(collate_at(stage, source, index).targets.flatten(0, 1).T):
+            for level, targets in enumerate(collate_items(stage, source.batch(index), index).targets.flatten(0, 1).T):
                 counts[level] += targets[targets != IGNORED].bincount(minlength=codes)
     nats = torch.special.xlogy(seen, found / found.sum(1, keepdim=True)).neg().sum(1)
     return _bits(stage, nats, seen.sum(1))
