@@ -107,7 +107,7 @@ def test_what_is_written_says_what_it_is(
     assert beside["watermark"] == f"{tiny_model.payload:04x}"
     assert beside["sampling"]["semantic"]["temperature"] == 0.6
     assert str(tmp_path) not in json.dumps(beside)  # no word of whose machine it was
-    marked = json.loads(ok(capsys, "detect", out, "--json"))
+    marked = json.loads(ok(capsys, "detect", out, "-m", model, "--json"))
     assert (marked["file"], marked["synthetic_probability"]) == (str(out), None)
     assert marked["watermark"]["found"]
     assert marked["watermark"]["payload"] == beside["watermark"]
@@ -116,7 +116,7 @@ def test_what_is_written_says_what_it_is(
 def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     out = tmp_path / "out.wav"
     ok(capsys, "continue", female_path, "--seconds", "2", "-m", model, "-o", out, "--no-watermark")
-    both = json.loads(ok(capsys, "detect", out, female_path, "--json"))
+    both = json.loads(ok(capsys, "detect", out, female_path, "-m", model, "--json"))
     assert [each["watermark"] for each in both] == [{"found": False, "payload": None, "confidence": 0.0}] * 2
     assert "no watermark" in ok(capsys, "detect", out)
     assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]

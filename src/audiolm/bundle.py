@@ -68,12 +68,17 @@ def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = tor
 
 def load(model: str | Path = "speech", device: str = "cpu") -> AudioLM:
     """A packaged model by name, a bundle's folder, or (and only then is the network used) a hub id "owner/name"."""
+    return load_folder(folder_of(model), device)
+
+
+def folder_of(model: str | Path) -> Path:
+    """Where a model lies that is named as in `load`."""
     if str(model) in packaged():
-        return load_folder(PRETRAINED / str(model), device)
+        return PRETRAINED / str(model)
     if Path(model).exists():
-        return load_folder(Path(model), device)
+        return Path(model)
     if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
-        return load_folder(_from_hub(str(model)), device)
+        return _from_hub(str(model))
     raise InputError(f"{model}: no such model; name one of {_known()}, a folder, or a hub id owner/name")
 
 

@@ -1,0 +1,176 @@
+"""The classifier and the detector: what they hear and what they do not, calibration, and a training that resumes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiolm import bundle, detector
+from audiolm.attacks import ATTACKS, random_attack
+from audiolm.audio import Waveform, concatenate, read
+from audiolm.classifier import CHANNELS, CropClassifier, crop_logits, crops_of
+from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
+from audiolm.errors import InputError
+from audiolm.model import AudioLM
+from audiolm.train_detector import DetectorTrainConfig, pack, train_detector
+
+
+@pytest.fixture
+def network() -> CropClassifier:
+    torch.manual_seed(0)
+    return CropClassifier(1, (4, 8, 8)).eval()
+
+
+def test_the_paper_network() -> None:
+    network = CropClassifier(291, CHANNELS).eval()
+    assert network(torch.randn(2, 16_000)).shape == (2, 291)
+    kernels = [layer.kernel_size for layer in network.blocks if isinstance(layer, torch.nn.Conv2d)]
+    assert kernels == [(3, 1), (1, 3)] * 6
+    assert network.log_mel(torch.randn(1, 16_000)).shape == (1, 101, 64)
+
+
+def test_gain_and_polarity_do_not_matter(network: CropClassifier, female: Waveform) -> None:
+    crops = crops_of(female)
+    heard = network.log_mel(crops)
+    torch.testing.assert_close(network.log_mel(0.01 * crops), heard, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(network.log_mel(-crops), heard)
+    assert (network.log_mel(crops.flip(1)) - heard).abs().mean() > 0.3
+    assert network(torch.zeros(1, 16_000)).isfinite().all()
+
+
+def test_crops_of_a_sound(female: Waveform) -> None:
+    sound = female.trim(2.0)
+    assert crops_of(sound).shape == (5, 16_000)
+    torch.testing.assert_close(crops_of(sound)[4], sound.samples[0, 16_000:])
+    assert crops_of(sound.trim(0.3)).shape == (1, 16_000)
+    assert crops_of(sound.resample(44_100)).shape == (5, 16_000)
+
+
+def test_a_file_is_as_suspicious_as_its_worst_two_seconds(network: CropClassifier, female: Waveform) -> None:
+    logits = torch.tensor([-5.0] * 20 + [3.0] * 5 + [-5.0] * 20)
+    assert file_score(logits) == pytest.approx(3.0)
+    assert file_score(torch.tensor([1.0, 2.0])) == pytest.approx(1.5)
+    made = Detector(network)
+    verdict, short = made(female), made(female.trim(0.9))
+    assert short is None
+    assert verdict is not None
+    assert verdict.probability == pytest.approx(torch.sigmoid(torch.tensor(file_score(crop_logits(network, female)[:, 0]))))
+
+
+def test_calibration_tells_the_truth() -> None:
+    torch.manual_seed(0)
+    real, generated = torch.randn(4000) * 2 - 3, torch.randn(4000) * 2 + 1  # the true log odds: score + 1
+    slope, offset = calibrated(real.tolist(), generated.tolist())
+    assert slope == pytest.approx(1.0, abs=0.1)
+    assert offset == pytest.approx(1.0, abs=0.15)
+    few = calibrated(real[:400].tolist(), generated.tolist())  # priors are even whatever the counts
+    assert few == pytest.approx((slope, offset), abs=0.3)
+
+
+def test_calibration_is_never_certain() -> None:
+    slope, offset = calibrated([-9.0, -8.0, -10.0], [7.0, 8.0, 9.0])
+    assert 0.5 < torch.sigmoid(torch.tensor(8 * slope + offset)) < 0.95
+
+
+@pytest.mark.parametrize(
+    ("real", "generated", "rate"),
+    [
+        ([0, 1, 2], [3, 4, 5], 0.0),
+        ([3, 4, 5], [0, 1, 2], 1.0),
+        ([0, 1, 2, 3], [0, 1, 2, 3], 0.5),
+        ([0, 0, 0, 9], [5, 5, 5, -1], 0.25),
+    ],
+)
+def test_equal_error_rate(real: list[float], generated: list[float], rate: float) -> None:
+    assert equal_error_rate(real, generated) == pytest.approx(rate)
+
+
+def test_kept_and_read_again(network: CropClassifier, female: Waveform, tmp_path: Path) -> None:
+    path = tmp_path / "detector.safetensors"
+    Detector(network, 0.7, -0.1, {"model": "x"}).save(path)
+    again = detector.load(path)
+    assert (again.slope, again.offset, again.about) == (0.7, -0.1, {"model": "x"})
+    torch.testing.assert_close(crop_logits(again.network, female), crop_logits(network, female), atol=0.05, rtol=0.05)
+    again.save(tmp_path / "twice.safetensors")  # nothing more is lost
+    assert (tmp_path / "twice.safetensors").read_bytes() == path.read_bytes()
+    assert detector.of_bundle(tmp_path) is not None
+    assert detector.of_bundle(tmp_path / "nothing") is None
+    (tmp_path / "wrong.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"wrong\.safetensors"):
+        detector.load(tmp_path / "wrong.safetensors")
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+def test_attacks_change_what_they_say_and_nothing_else(female: Waveform, attack: str) -> None:
+    sound = female.trim(1.0)
+    attacked = ATTACKS[attack](sound)
+    assert torch.equal(ATTACKS[attack](sound).samples, attacked.samples)
+    assert attacked.seconds == pytest.approx(1.0, abs=0.07)  # Opus and MP3 add some
+    if attack not in ("none", "16-bit PCM"):  # the clip has 16 bits
+        assert attacked.sample_rate != sound.sample_rate or not torch.equal(attacked.samples, sound.samples)
+
+
+def test_drawn_attacks_keep_rate_and_length(female: Waveform) -> None:
+    drawn = [random_attack(female.trim(1.0), torch.Generator().manual_seed(seed)) for seed in range(12)]
+    assert {(each.sample_rate, each.samples.shape) for each in drawn} == {(16_000, (1, 16_000))}
+    assert len({each.samples.double().abs().sum().item() for each in drawn}) > 6
+
+
+@pytest.fixture(scope="module")
+def corpus(female: Waveform, male: Waveform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    rows = ["path,speaker,split"]
+    for number, (split, sound) in enumerate([("train", female), ("train", male), ("valid", female), ("test", male)]):
+        sound.write(folder / f"{number}.flac")
+        rows.append(f"{number}.flac,{number},{split}")
+    (folder / "manifest.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: AudioLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    bundle.save(tiny_model, folder, "# A card\n\n## After\n\nmore\n")
+    return folder
+
+
+TINY = DetectorTrainConfig(clips=2, seconds=1.2, channels=(4, 8, 16), batch_size=8, steps=40, lr=0.01, warmup=0, save_every=20)
+
+
+def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
+    """A model of random weights is easily known; resumed equals uninterrupted; a bundle takes the result in."""
+    figures = train_detector(model, corpus, tmp_path / "one", TINY)
+    assert figures["attacks"]["none"]["balanced_accuracy"] > 0.9
+    assert figures["clips"] == {"train": 2, "valid": 1, "test": 1}
+    assert set(figures["attacks"]) == set(ATTACKS)
+    assert json.loads((tmp_path / "one" / "detector.json").read_text()) == figures
+    first = (tmp_path / "one" / "detector.safetensors").read_bytes()
+    sounds = sorted(path.name for path in (tmp_path / "one" / "sounds").iterdir())
+    assert sounds[:3] == ["test-0000.codec.flac", "test-0000.continued.flac", "test-0000.real.flac"]
+    real, made = (read(tmp_path / "one" / "sounds" / name) for name in (sounds[2], sounds[1]))
+    assert real.samples.shape == made.samples.shape
+    (tmp_path / "one" / "sounds" / sounds[1]).unlink()
+    (tmp_path / "one" / "run" / "step-00000040" / "files.json").unlink()  # as if killed in its last step
+    train_detector(model, corpus, tmp_path / "one", TINY)
+    assert (tmp_path / "one" / "detector.safetensors").read_bytes() == first
+    with pytest.raises(InputError, match="another configuration"):
+        train_detector(model, corpus, tmp_path / "one", TINY.model_copy(update={"steps": 41}))
+
+    for _ in range(2):
+        pack(tmp_path / "one", model)
+    readme = (model / "README.md").read_text()
+    assert readme.count("## Detector") == 1
+    assert readme.startswith("# A card\n\n## After\n\nmore\n\n## Detector\n")
+    made = detector.of_bundle(model)
+    assert made is not None
+    assert made.about["model"] is None
+    both = made(concatenate([real, real])), made(read(tmp_path / "one" / "sounds" / sounds[1]))
+    assert None not in both
+
+
+def test_mistakes(corpus: Path, model: Path, tmp_path: Path, female: Waveform) -> None:
+    female.write(tmp_path / "one.flac")
+    with pytest.raises(InputError, match="no valid recording"):
+        train_detector(model, tmp_path, tmp_path / "out", TINY)
+    assert not (tmp_path / "out").exists()
