@@ -98,6 +98,17 @@ def scan(
     ]
 
 
+def by_speaker(recordings: Sequence[Recording], seed: int) -> list[Recording]:
+    """One recording of each speaker, then a second of each, and so on; order by the seed."""
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed)).tolist()
+    rounds: dict[str, int] = {}
+    ranks = {}
+    for number in order:
+        speaker = recordings[number].speaker
+        ranks[number] = rounds[speaker] = rounds.get(speaker, -1) + 1
+    return [recordings[number] for number in sorted(order, key=ranks.__getitem__)]
+
+
 def report(skipped: Skipped, path: Path | None = None) -> None:
     """Say on stderr what was left out, the first few by name, and write all of it to `path` as JSON."""
     for name, reason in skipped[:5]:

@@ -28,7 +28,7 @@ from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, blocks, read
 from audiolm.classifier import CROP, SAMPLE_RATE, CropClassifier, crop_logits
 from audiolm.config import Config, digest
-from audiolm.data import Recording, scan
+from audiolm.data import Recording, by_speaker, scan
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.files import whole_file
@@ -151,13 +151,7 @@ def plan(recordings: Sequence[Recording], config: DetectorTrainConfig, stages: S
         found = [each for each in recordings if each.split == split and each.seconds >= PROMPT + 1]
         if not found:
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
-        order = torch.randperm(len(found), generator=Generator().manual_seed(config.seed)).tolist()
-        seen: dict[str, int] = {}
-        ranked = []
-        for place, number in enumerate(order):
-            rank = seen[found[number].speaker] = seen.get(found[number].speaker, -1) + 1
-            ranked.append((rank, place, found[number]))
-        chosen = [each for _, _, each in sorted(ranked, key=lambda each: each[:2])][: math.ceil(config.clips * share)]
+        chosen = by_speaker(found, config.seed)[: math.ceil(config.clips * share)]
         for number, recording in enumerate(chosen):
             kind = kinds[number % len(kinds)]
             plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans)))
