@@ -49,10 +49,13 @@ class Chain:
         self.out, self.steps, self.fabric, self.seed = out, {step.name: step for step in steps}, fabric, seed
         self.first = fabric.global_rank == 0
 
-    def run(self, shop: Any, only: str | None = None, force: bool = False) -> None:
+    def run(
+        self, shop: Any, only: str | None = None, force: bool = False, then: Callable[[str], None] = lambda step: None
+    ) -> None:
         """Do every step that is not done yet, or `only` one whose inputs are done.
 
         force: a step that was made with something else is deleted and done again; the one in `only` in any case.
+        then: called with the name of each step that is done, now or before; what it raises stops the chain.
         InputError where a step was made with something else, an input is not done, or there is no such step.
         """
         if only is not None and only not in self.steps:
@@ -69,6 +72,7 @@ class Chain:
                 for step in self.steps.values():
                     if only in (None, step.name):
                         self._run(step, shop, force, again=force and only is not None)
+                        then(step.name)
         except InputError:
             if made and self.first and {path.name for path in self.out.iterdir()} == {".lock"}:
                 shutil.rmtree(self.out)  # a wrong input leaves nothing behind

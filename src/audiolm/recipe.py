@@ -7,7 +7,6 @@ What is done stays done, and what was made with something else is refused (audio
 call goes on: training steps by their run folder, the others by their stores.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from audiolm import bundle, stages
+from audiolm.card import card
 from audiolm.codec import Codec
 from audiolm.config import Config, digest
 from audiolm.conformer import Conformer
@@ -32,12 +32,14 @@ from audiolm.stages import Stage
 from audiolm.token_store import TokenCrops, TokenStore
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import TokenSpec
+from audiolm.transformer import LanguageModel
 
 try:
-    from lightning.fabric import Fabric
-
     from audiolm.chain import Chain, Step, read_json, write_json
     from audiolm.corpus import tokenize_corpus
+    from audiolm.engine import engine
+    from audiolm.gates import GatesConfig, check, verdicts
+    from audiolm.listening import stage_listener
     from audiolm.phonetics import label_recordings, measure_units
     from audiolm.train_codec import CodecTrainConfig, train_codec
     from audiolm.train_encoder import EncoderConfig, UnitsConfig, choose_layer, fit_units, train_encoder
@@ -76,7 +78,11 @@ class RecipeConfig(Config):
     seed: int = Field(default=0, ge=0)  # of whatever has no seed of its own below
     threads: int | None = Field(default=None, ge=1)  # processor threads; None: one per core
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
+    shard: bool = False  # under torchrun: the encoder and the stages are spread over the processes (FSDP2), not copied
+    keep: int = Field(default=2, ge=1)  # checkpoints of each training, besides the best
+    tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
+    listen_every: int = Field(default=1000, ge=0)  # steps between samples to listen to; 0: none
     weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8 is for the stages only
     prepare: PrepareConfig = PrepareConfig()
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
@@ -90,6 +96,7 @@ class RecipeConfig(Config):
     acoustic: StageConfig = StageConfig()
     piano: StageConfig = StageConfig()
     parallel: StageConfig = StageConfig()
+    gates: GatesConfig = GatesConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -179,16 +186,19 @@ def trained_with(config: RecipeConfig, name: StageName) -> dict[str, Any]:
     return {key: value for key, value in stage_config(config, name).plain().items() if key != "sampling"}
 
 
-def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = False) -> Path:
+def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = False, ignore_gates: bool = False) -> Path:
     """Do every step that is not done yet, or `only` one whose inputs are done; returns the bundle's folder.
 
     force: a step that was made with something else is deleted and done again; the one in `only` in any case.
-    InputError where a step was made with something else, an input is not done, or there is no such step.
+    ignore_gates: go on where a result is not good enough, and record that.
+    InputError where a step was made with something else, an input is not done, or there is no such step; GateFailed
+    where what a step made is below a threshold of config.gates.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     shop = Workshop(config)
-    Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force)
+    gates = partial(check, shop=shop, config=config.gates, ignore=ignore_gates)
+    Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force, gates)
     return shop.out / "bundle"
 
 
@@ -197,9 +207,8 @@ class Workshop:
 
     def __init__(self, config: RecipeConfig) -> None:
         self.config, self.out = config, Path(config.out)
-        world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        self.fabric = Fabric(accelerator=config.device, devices=local, num_nodes=world // local, precision=config.precision)
-        self.fabric.launch()
+        self.fabric = engine(config.device, config.precision)
+        self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
 
     # Results
 
@@ -211,6 +220,21 @@ class Workshop:
         store = self.audio()
         make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
         return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
+
+    def train_crops(self) -> AudioCrops:
+        """Those that the encoder is trained on."""
+        return self.crops(self.config.encoder[-1])[0]
+
+    def token_crops(self, name: StageName, split: str) -> TokenCrops:
+        """A stage's batches; "valid" are training ones where there are no valid recordings."""
+        config, store = stage_config(self.config, name), TokenStore(self.out / "tokens")
+        chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
+        return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
+
+    def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
+        """The run folder of a training on what the step `source` made."""
+        own, done = self.config, read_json(self.out / source / "done.json")
+        return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
 
     def save(self, part: nn.Module, step: str) -> str:
         """Keep a network as a bundle will, so that what is trained next hears exactly what will be shipped."""
@@ -237,6 +261,13 @@ class Workshop:
         bundle.unpack(semantic, self.out / "units" / "units.safetensors")
         return semantic.eval().to(self.fabric.device)
 
+    def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
+        """A stage, its language model and how that was trained."""
+        stage, config = stage_of(self.config, name), stage_config(self.config, name)
+        network = bundle.language_model(stage, config.network)
+        bundle.unpack(network, self.out / name / f"{name}.safetensors")
+        return stage, network.eval().to(self.fabric.device), config
+
 
 # --- What each step does ----------------------------------------------------------------------------------------------
 
@@ -256,7 +287,7 @@ def do_prepare(shop: Workshop) -> str:
 def do_codec(shop: Workshop) -> str:
     config = shop.config.codec
     crops, valid = shop.crops(config)
-    with Run(shop.out / "codec", config) as run:
+    with shop.run("codec", config, "prepare") as run:
         return shop.save(train_codec(config, crops, run, shop.fabric, valid), "codec")
 
 
@@ -264,8 +295,8 @@ def do_encoder(shop: Workshop) -> str:
     conformer = None
     for number, config in enumerate(shop.config.encoder, 1):
         crops, valid = shop.crops(config)
-        with Run(shop.out / "encoder" / f"pass-{number}", config) as run:
-            conformer = train_encoder(config, crops, run, shop.fabric, valid, conformer)
+        with shop.run(f"encoder/pass-{number}", config, "prepare") as run:
+            conformer = train_encoder(config, crops, run, shop.sharding, valid, conformer)
     assert conformer is not None
     return shop.save(conformer, "encoder")
 
@@ -306,18 +337,17 @@ def do_stage(shop: Workshop, name: StageName) -> str:
     store = TokenStore(shop.out / "tokens")
     crops = TokenCrops(store, stage, "train", config.batch_size, config.seed)
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
-    with Run(shop.out / name, trained_with(shop.config, name)) as run:
-        return shop.save(train_lm(stage, config, crops, run, shop.fabric, valid), name)
+    listener = stage_listener(stage, shop.codec(), valid or crops)
+    with shop.run(name, trained_with(shop.config, name), "tokens") as run:
+        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener), name)
 
 
 def do_bundle(shop: Workshop) -> str:
     config, store = shop.config, TokenStore(shop.out / "tokens")
     networks, sampling = {}, {}
     for name in config.stages:
-        own, stage = stage_config(config, name), stage_of(config, name)
-        network = bundle.language_model(stage, own.network)
-        bundle.unpack(network, shop.out / name / f"{name}.safetensors")
-        networks[name] = stage, network
+        stage, network, own = shop.trained(name)
+        networks[name] = stage, network.cpu()
         if own.sampling:
             sampling[name] = own.sampling
     summary = store.summary()
@@ -329,12 +359,13 @@ def do_bundle(shop: Workshop) -> str:
         "training_seconds": {
             step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]
         },
+        "gates": verdicts(shop.out, [step.name for step in steps(config)]),
         "versions": versions(),
     }
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
     model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
-    bundle.save(model, shop.out / "bundle", _card(config, about), getattr(torch, config.weights))
+    bundle.save(model, shop.out / "bundle", card(about, config.stages), getattr(torch, config.weights))
     return file_hash(shop.out / "bundle" / "config.json")
 
 
@@ -343,27 +374,3 @@ def _mean_run(store: TokenStore) -> float:
     numbers = store.split("train")[:1000]
     codes = [store.read(number, "semantic") for number in numbers]
     return sum(each.shape[1] for each in codes) / max(1, sum(each[0].unique_consecutive().numel() for each in codes))
-
-
-def _card(config: RecipeConfig, about: dict[str, Any]) -> str:
-    hours = ", ".join(f"{value:.2f} h {split}" for split, value in about["hours"].items())
-    costs = [f"| {name} | {seconds or 0:.0f} |" for name, seconds in about["training_seconds"].items()]
-    return "\n".join(
-        [
-            f"# {config.name}",
-            "",
-            "An AudioLM (Borsos et al. 2022) trained by `audiolm train`. It was trained on the recordings below alone.",
-            "",
-            f"- Recordings: {about['recordings']} ({hours})",
-            f"- Licence: {config.licence}",
-            f"- Stages: {', '.join(config.stages)}",
-            "- Quality: not measured; run `audiolm evaluate THIS_FOLDER --data RECORDINGS --report report`",
-            "",
-            "| step | seconds |",
-            "|---|---|",
-            *costs,
-            "",
-            f"Made with {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
-            "",
-        ]
-    )

@@ -1,0 +1,42 @@
+"""The model card of what a recipe has made: the README.md of its bundle."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
+    """Markdown of a bundle's `about`: name, licence, hours, recordings, training_seconds, gates, versions."""
+    hours = ", ".join(f"{value:.2f} h {split}" for split, value in about["hours"].items())
+    costs = [f"| {name} | {seconds or 0:.0f} |" for name, seconds in about["training_seconds"].items()]
+    return "\n".join(
+        [
+            f"# {about['name']}",
+            "",
+            "An AudioLM (Borsos et al. 2022) trained by `audiolm train`. It was trained on the recordings below alone.",
+            "",
+            f"- Recordings: {about['recordings']} ({hours})",
+            f"- Licence: {about['licence']}",
+            f"- Stages: {', '.join(stages)}",
+            "- Quality: the gates below; for more run `audiolm evaluate THIS_FOLDER --data RECORDINGS --report report`",
+            "",
+            "| step | seconds |",
+            "|---|---|",
+            *costs,
+            "",
+            *_gates(about["gates"]),
+            f"Made with {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
+            "",
+        ]
+    )
+
+
+def _gates(gates: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+    rows = [
+        f"| {step} | {name} | {'-' if gate['figure'] is None else format(gate['figure'], '.3f')} | {gate['threshold']:g} | "
+        f"{gate['verdict']} | {gate['note']} |"
+        for step, each in gates.items()
+        for name, gate in each.items()
+    ]
+    if not rows:
+        return ["No gate was asked for: nothing was measured on the way.", ""]
+    return ["| step | gate | figure | at least | verdict | measured |", "|---|---|---|---|---|---|", *rows, ""]
