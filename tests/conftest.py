@@ -1,9 +1,11 @@
 """What every test stands on: one thread, no network, and two real voices."""
 
 import ipaddress
+import multiprocessing
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,3 +116,39 @@ def tiny_model(female: Waveform, male: Waveform) -> AudioLM:
         "acoustic": replace(stages.acoustic_only(codec.spec, 2), crop=4.0, overlap=1.0),
     }
     return AudioLM(semantic, codec, {name: (stage, language_model(stage, network)) for name, stage in values.items()})
+
+
+@pytest.fixture
+def two_processes() -> Callable[[Callable[[int], None]], None]:
+    """Call work(rank) in two processes that are one group, with the environment that torchrun gives (gloo, this machine).
+
+    They are forked: torch is loaded already. The test fails where one of them fails, or where they wait for each other.
+    """
+
+    def child(rank: int, port: int, work: Callable[[int], None]) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        work(rank)
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+    def run(work: Callable[[int], None]) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        fork = multiprocessing.get_context("fork")
+        children = [fork.Process(target=child, args=(rank, port, work)) for rank in range(2)]
+        for each in children:
+            each.start()
+        until = time.monotonic() + 180
+        while any(each.is_alive() for each in children) and time.monotonic() < until:
+            if any(each.exitcode for each in children):
+                break
+            time.sleep(0.05)
+        codes = [each.exitcode for each in children]
+        for each in children:
+            each.kill()
+            each.join()
+        assert codes == [0, 0], "one failed" if any(codes) else "they wait for each other"
+
+    return run

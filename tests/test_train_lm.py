@@ -1,7 +1,7 @@
 """One loop for any stage: it learns, evaluation leaves it alone (contract 6), resumed is uninterrupted (contract 4)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Generator, Tensor
 
-from audiolm.run import Run
+from audiolm.engine import engine
+from audiolm.files import load_tensors, save_tensors
+from audiolm.run import Run, Stopped
 from audiolm.stages import Stage, acoustic_only, coarse, fine, semantic
 from audiolm.tokens import TokenSpec
 from audiolm.train_lm import LMTrainConfig, bits_per_token, collate, optimizer_of, train_lm, unigram_bits
@@ -163,6 +165,48 @@ class Counted(Walks):
             raise KeyboardInterrupt
         self.left -= 1
         return super().batch(step)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
+def test_two_processes_end_equal_and_resumed_is_uninterrupted(
+    tmp_path: Path, two_processes: Callable[[Callable[[int], None]], None], shard: bool
+) -> None:
+    """Through accumulation, validation, listening, checkpoints and a stop that one process alone was asked for."""
+    stage = semantic(S)
+    config = config_of(ema=0.9, accumulate=2, steps=6, valid_every=3, log_every=2, unigram_batches=2, dropout=0.3)
+    valid = Walks(stage, seed=1)
+
+    class Asked(Walks):
+        def batch(self, step: int) -> Sequence[dict[str, Any]]:
+            if step == 17:  # a batch of rank 1's in its fifth step
+                run._signal = 15
+            return super().batch(step)
+
+    def work(rank: int) -> None:
+        nonlocal run
+        fabric = engine("cpu", "32-true", shard)
+        heard: list[int] = []
+        results = {}
+        for name, batches in (("whole", Walks(stage)), ("parts", Asked(stage)), ("parts", Walks(stage))):
+            with Run(tmp_path / name, config, tracker="none", listen_every=3) as run:
+                try:
+                    listener = lambda model: heard.append(len(model.state_dict())) or {}  # noqa: E731
+                    results[name] = train_lm(stage, config, batches, run, fabric, valid, listener)
+                except Stopped:
+                    assert name == "parts"
+                    assert run.steps()[-1] == 5
+        assert len(heard) == (4 if rank == 0 else 0)
+        save_tensors(tmp_path / f"{rank}.safetensors", {name: weights(model) for name, model in results.items()})
+
+    run: Run
+    two_processes(work)
+    first, second = (load_tensors(tmp_path / f"{rank}.safetensors")[0] for rank in range(2))
+    assert torch.equal(first["whole"], first["parts"])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # What two have written, one goes on from.
+    config = config_of(ema=0.9, accumulate=2, steps=6, valid_every=3, log_every=2, unigram_batches=2, dropout=0.3)
+    alone, _ = train(tmp_path / "whole", stage, config, Walks(stage), valid)
+    assert torch.equal(weights(alone), first["whole"])
 
 
 def test_a_budget_of_minutes(tmp_path: Path) -> None:

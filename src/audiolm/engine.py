@@ -7,6 +7,7 @@ The loops stay visible: Fabric moves, casts, reduces and clips, and decides noth
 """
 
 import os
+from datetime import timedelta
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+# How long a process waits for the others: while the first alone prepares or tokenises. One that has died, torchrun notices.
+PATIENCE = timedelta(days=2)
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
@@ -29,7 +32,7 @@ def engine(device: str = "auto", precision: Precision = "32-true", shard: bool =
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     strategy: Any = "auto"
     if world > 1:
-        strategy = ModelParallelStrategy(sharded, data_parallel_size=world, tensor_parallel_size=1) if shard else DDPStrategy()
+        strategy = ModelParallelStrategy(sharded, world, 1, timeout=PATIENCE) if shard else DDPStrategy(timeout=PATIENCE)
     fabric = Fabric(
         accelerator=device,
         strategy=strategy,

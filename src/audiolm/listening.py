@@ -1,58 +1,59 @@
-"""The process that listens: uvicorn, told to say nothing of itself, to wait for nobody for ever, and to finish what runs."""
+"""What a stage's language model sounds like while it is trained: a fixed set of prompts, continued and decoded."""
 
-import asyncio
-import math
-import socket
-import sys
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-import h11
-import uvicorn
-from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import torch
+from torch import Tensor
 
-from audiolm.errors import InputError
-from audiolm.limits import Limits
-
-HEAD_SECONDS = 10.0  # in which a connection must have told what it wants
-HEAD_BYTES = 1 << 15
+from audiolm.audio import Waveform
+from audiolm.generation import complete
+from audiolm.stages import Stage
+from audiolm.tokenizers import Decoder
+from audiolm.transformer import LanguageModel
 
 
-class Protocol(H11Protocol):
-    """uvicorn's, which by itself waits for the end of a request's head for ever."""
+class Batches(Protocol):
+    """Items with `given` and `predicted` codes."""
 
-    _patience: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._patience is not None:
-            self._patience.cancel()
-
-    def _watch(self) -> None:
-        unheard = self.conn.their_state is h11.IDLE
-        if unheard and self._patience is None:
-            self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        elif not unheard and self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
 
 
-def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
+def stage_listener(
+    stage: Stage, codec: Decoder, batches: Batches, count: int = 2, seconds: float = 3.0, prompt: float = 1.0
+) -> Callable[[LanguageModel], dict[str, Waveform]] | None:
+    """A function of the stage's model: what it makes of the first `count` items, after `prompt` seconds of each, or a third.
+
+    Beside each stands what the item's own codes sound like. None for a stage whose codes no codec decodes (semantic ones).
+    """
+    predict = stage.predict
+    if predict.spec.name != codec.spec.name:
+        return None
+    lower = next((n for n, stream in enumerate(stage.given) if stream.spec.name == predict.spec.name), None)
+    if predict.first and lower is None:
+        return None
+    items = [
+        [codes[:, : own.frames(seconds)] for own, codes in zip(stage.streams, (*each["given"], each["predicted"]), strict=True)]
+        for each in batches.batch(0)[:count]
+    ]
+
+    @torch.no_grad()
+    def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     """Serve until a signal comes, then finish what runs; a second signal does not wait. InputError where nobody may listen."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=limits.connections)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose others") from error
+    shown = f"[{host}]" if ":" in host else host
+    print(f"audiolm: http://{shown}:{listener.getsockname()[1]} (the API: /docs)", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):
+        server(app, limits).run(sockets=[listener])
+
+
+def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
+    """uvicorn for the application; `run(sockets=[...])` returns when `should_exit` is set and what ran is done."""
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -66,7 +67,4 @@ def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(limits.timeout),
     )
-    shown = f"[{host}]" if ":" in host else host
-    print(f"audiolm: http://{shown}:{listener.getsockname()[1]} (the API: /docs)", file=sys.stderr, flush=True)
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
