@@ -2,7 +2,8 @@
 
 Pre-norm blocks with a gated feed-forward part; rotary positions in time, so that what belongs together is equally far apart
 everywhere, or the paper's T5 bias, whose buckets all layers share. Both tell distances only, so padding on the left is
-exact. Generation keeps keys and values in a `Cache` that is allocated once. The language model has one head per predicted level: logits exist only over the codes of the level that is due.
+exact. Generation keeps keys and values in a `Cache` that is allocated once. The language model has one head per predicted
+level: logits exist only over the codes of the level that is due.
 
 N is the size of a codebook; the other letters are those of audiolm.tokens.
 """
@@ -10,7 +11,7 @@ N is the size of a codebook; the other letters are those of audiolm.tokens.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -18,6 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from audiolm.config import Config
+from audiolm.kernels import Linear, Precision, Product, packed
 
 IGNORED = -100  # a target that does not count
 BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from which on all share the last one
@@ -52,19 +54,23 @@ class Cache:
 
     def __init__(self, transformer: "Transformer", batch: int, size: int, padding: Tensor | None = None) -> None:
         config, device, dtype = transformer.config, transformer.norm.weight.device, transformer.dtype
-        shape = (config.layers, batch, config.heads, size, config.width // config.heads)
-        self.keys = torch.empty(shape, device=device, dtype=dtype).unbind()
-        self.values = torch.empty(shape, device=device, dtype=dtype).unbind()
-        self.length = 0
+        shape = (2, config.layers, batch, config.heads, size, config.width // config.heads)
+        self.kept = torch.empty(shape, device=device, dtype=dtype).flatten(0, 1)  # keys of all layers, then values
+        self.layers, self.length = config.layers, 0
         self.tables = transformer.tables(size)
         self.unseen = None if padding is None else _unseen(torch.arange(size, device=device) < padding[:, None], dtype)
 
+    def advance(self, count: int) -> None:
+        """The next `count` positions are about to be written. All layers' views at once: a view costs as much as a sum."""
+        end = self.length + count
+        self.newest, self.live = self.kept[:, :, :, self.length : end].unbind(), self.kept[:, :, :, :end].unbind()
+        self.length = end
+
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the newest positions of one layer; views over all that are live, the newest included."""
-        end = self.length + key.shape[2]
-        self.keys[layer][:, :, self.length : end] = key
-        self.values[layer][:, :, self.length : end] = value
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+        self.newest[layer].copy_(key)
+        self.newest[self.layers + layer].copy_(value)
+        return self.live[layer], self.live[self.layers + layer]
 
 
 @dataclass
@@ -83,8 +89,8 @@ class Attention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
         batch, length, width = x.shape
@@ -110,14 +116,22 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(config.width, bias=False)
         self.attention = Attention(config)
         self.ffn_norm = nn.LayerNorm(config.width, bias=False)
-        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, config.width, bias=False)
+        self.gate_up = Linear(config.width, 2 * config.ffn)
+        self.down = Linear(config.ffn, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), context, layer))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return x + self.dropout(self.down(nnf.silu(gate) * up))
+        x = x + self._dropped(self.attention(_normed(x, self.attention_norm), context, layer))
+        gate, up = self.gate_up(_normed(x, self.ffn_norm)).chunk(2, dim=-1)
+        return x + self._dropped(self.down(nnf.silu(gate) * up))
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return self.dropout(x) if self.training else x
+
+
+def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """What the module does, without the detours that take longer than one position's sum."""
+    return torch.layer_norm(x, norm.normalized_shape, norm.weight, None, norm.eps)
 
 
 class Transformer(nn.Module):
@@ -178,7 +192,7 @@ class Transformer(nn.Module):
         else:
             unseen = None if cache.unseen is None else cache.unseen[..., : start + length]
         # The kernel's own causal mask is for whole sequences only: it would let a single query see the first key alone.
-        causal = self.causal and cache is None and unseen is None and self.bias is None
+        causal = self.causal and start == 0 and unseen is None and self.bias is None
         mask = None if causal else self._mask(start, length, unseen)
         rotation = None
         if self.bias is None and positions is not None:
@@ -190,13 +204,13 @@ class Transformer(nn.Module):
             (table,) = self.tables(length) if cache is None else cache.tables
             bias = _bias_of(table, start, length)
             mask = bias[None] if mask is None else bias + mask
+        if cache is not None:
+            cache.advance(length)
         context = Context(rotation, mask, causal, cache)
-        x = self.dropout(x)
+        x = self.dropout(x) if self.training else x
         for layer, block in enumerate(self.blocks):
             x = block(x, context, layer)
-        if cache is not None:
-            cache.length += length
-        return self.norm(x)
+        return _normed(x, self.norm)
 
     def _mask(self, start: int, length: int, unseen: Tensor | None) -> Tensor | None:
         """0 and -inf to be added to the attention (B, heads, length, start + length); None where everything is seen."""
@@ -265,6 +279,7 @@ class LanguageModel(nn.Module):
         self.transformer = Transformer(config, causal)
         self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
         self.end = nn.Parameter(torch.empty(1, config.width))
+        self.packed: list[Product] | None = None  # the heads, see audiolm.kernels
         for parameter in (self.embedding.weight, self.heads, self.end):
             nn.init.normal_(parameter, std=0.02)
 
@@ -276,8 +291,23 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
-        logits = nnf.linear(hidden, self.heads[level])
+        if self.packed is None or torch.is_grad_enabled():
+            logits = nnf.linear(hidden, self.heads[level])
+        else:
+            logits = self.packed[level](hidden)
         return torch.cat((logits, nnf.linear(hidden, self.end)), -1) if end and level == 0 else logits
+
+    def pack(self, precision: Precision | None) -> None:
+        """The heads' part of `audiolm.kernels.use`."""
+        self.packed = None if precision is None else [packed(head, precision) for head in self.heads]
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        self.packed = None  # moved, or of another type
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.packed = None
+        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, ids: Tensor, starts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, L) padded on the right, the index of START in each row (B,), and codes (B, F, Q) of what follows it.

@@ -1,0 +1,129 @@
+"""Products with matrices that never change: weights packed once for the processor's best kernel, for generation alone.
+
+What a step of decoding costs is reading its weights. `torch.nn.functional.linear` on CPUs reads them as they lie, in 32 bits
+and far below the memory's speed; kernels that come with torch read packed ones, in fewer bits and nearly at that speed:
+
+    fp32   oneDNN, weights reordered: exact
+    fp16   FBGEMM, weights in 16 bits, everything else in 32: hardly less exact, half the bytes. The default where there is FBGEMM
+    bf16   oneDNN, weights and activations rounded to bfloat16: the fastest for many rows, where the processor has bfloat16
+    int8   FBGEMM, weights in 8 bits with a scale per row, and so are the activations: a quarter of the bytes
+
+No row of a product knows the others, whatever the precision. But only where activations stay in 32 bits does it follow that a
+batch gives the codes of its items: a rounding that turns out otherwise once changes all that is drawn after it.
+docs/performance.md has what each gains and loses. Letters: K inputs, N outputs, M rows.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from audiolm.errors import InputError
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Product = Callable[[Tensor], Tensor]  # (..., K) float32 -> (..., N) float32
+
+_ONEDNN = 1  # rows for which oneDNN lays weights out: layouts differ little, and one row is what is waited for
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """What `use` prepares: None goes back to plain weights."""
+
+    def pack(self, precision: Precision | None) -> None: ...
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias that can be packed; with gradients, or moved since, it is a plain one."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+        self.packed: Product | None = None
+
+    def pack(self, precision: Precision | None) -> None:
+        """See `Packable`."""
+        self.packed = None if precision is None else packed(self.weight, precision)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.packed is None or torch.is_grad_enabled():
+            return nnf.linear(input, self.weight)
+        return self.packed(input)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Linear":
+        self.packed = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "auto") -> Precision | None:
+    """Pack every layer of a network that can be; returns the precision. InputError where this processor lacks it.
+
+    "auto": the fastest that changes no drawn code noticeably, by the rule of docs/performance.md; None on other devices.
+    """
+    weight = next(network.parameters())
+    chosen = best(weight.device) if precision == "auto" else precision
+    if chosen is not None and chosen not in available(weight.device):
+        having = ", ".join(available(weight.device)) or "none"
+        raise InputError(f"precision {chosen}: not on {weight.device.type} here; there is {having}, or auto")
+    if weight.dtype == torch.float32 or chosen is None:
+        for module in network.modules():
+            if isinstance(module, Packable):
+                module.pack(chosen)
+    return chosen
+
+
+def available(device: torch.device) -> list[Precision]:
+    """The precisions that there are kernels for."""
+    if device.type != "cpu":
+        return []
+    onednn, fbgemm = torch.backends.mkldnn.is_available(), "fbgemm" in torch.backends.quantized.supported_engines
+    there: dict[Precision, bool] = {"fp32": onednn, "fp16": fbgemm, "bf16": onednn, "int8": fbgemm}
+    return [precision for precision, found in there.items() if found]
+
+
+def best(device: torch.device) -> Precision | None:
+    """What "auto" is: measured, as docs/performance.md tells, and not measured anew, so that a seed keeps its sound."""
+    having = available(device)
+    return "fp16" if "fp16" in having else "fp32" if "fp32" in having else None
+
+
+@torch.no_grad()
+def packed(weight: Tensor, precision: Precision) -> Product:
+    """The product with a matrix (N, K), float32 in and out."""
+    weight = weight.detach().float().contiguous()
+    if precision == "fp32":
+        ready = torch.ops.mkldnn._reorder_linear_weight(weight, _ONEDNN)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, ready, None, "none", [], "")
+    if precision == "bf16":
+        ready = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _ONEDNN)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.bfloat16(), ready, None, "none", [], "").float()
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        if precision == "fp16":
+            ready = torch.ops.quantized.linear_prepack_fp16(weight, None)
+            return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, ready)
+        scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+        # FBGEMM scales all rows of a product by their common extremes. Two more columns make those -1 and 1, always.
+        codes = nnf.pad((weight / scale[:, None]).round().to(torch.int8), (0, 2))
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        with warnings.catch_warnings():  # torch means to leave quantised tensors to torchao
+            warnings.simplefilter("ignore")
+            tensor = cast(Any, torch)._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
+        ready = torch.ops.quantized.linear_prepack(tensor, None)
+    finally:
+        torch.backends.quantized.engine = cast(Any, before)
+    extremes = torch.tensor([-1.0, 1.0])
+
+    def product(x: Tensor) -> Tensor:
+        largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12)
+        row = torch.cat((x / largest, extremes.expand(*x.shape[:-1], 2)), -1)
+        return torch.ops.quantized.linear_dynamic(row, ready, False).mul_(largest)
+
+    return product
