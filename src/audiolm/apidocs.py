@@ -212,7 +212,7 @@ def page(document: Mapping[str, Any]) -> str:
 def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str, dict[str, Any]]:
     """JSON schemas by name, with this server's and this model's bounds."""
     bounds = {
-        "seconds": {"maximum": limits.seconds},
+        "seconds": {"maximum": limits.seconds, "default": min(7.0, limits.seconds)},
         "samples": {"maximum": limits.samples},
         "codebooks": {"maximum": model.codec.spec.num_codebooks},
         "decoder": {"enum": decoders(model)},

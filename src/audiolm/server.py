@@ -121,13 +121,13 @@ class Service:
         prompt = sounds["audio"]
         shown = 0.0 if options.only_new else prompt.seconds
         return await self._made(
-            request, "continue", options, Wish(prompt, self._within(options.seconds)), shown, options.only_new
+            request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new
         )
 
     async def generate(self, request: Request) -> Response:
         """Speech (or music) from nothing: a new voice, new words."""
         options, _ = await self._take(request, Generate)
-        return await self._made(request, "generate", options, Wish(None, self._within(options.seconds)))
+        return await self._made(request, "generate", options, Wish(None, self._seconds(options)))
 
     async def revoice(self, request: Request) -> Response:
         """Say the words of a recording in another voice: a random one, or that of the recording `voice`."""
@@ -249,6 +249,11 @@ class Service:
             return Response(written[0], 200, headers, MEDIA[options.format])
         names = [f"{verb}-{seed}.{options.format}" for seed in seeds]
         return Response(_zip(dict(zip(names, written, strict=True))), 200, headers, "application/zip")
+
+    def _seconds(self, options: Generate) -> float:
+        if "seconds" not in options.model_fields_set:
+            return min(options.seconds, self.limits.seconds)
+        return self._within(options.seconds)
 
     def _within(self, seconds: float, name: str = "seconds=") -> float:
         if seconds > self.limits.seconds:
