@@ -15,7 +15,7 @@ ROWS = """
     model bundle
     data token_index token_store run engine continuations card page batching limits uploads
     figures
-    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs listening
+    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process
     gates
     recipe server doctor cluster
     plan

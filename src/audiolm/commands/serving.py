@@ -39,7 +39,7 @@ def serve(
     """
     try:
         from audiolm.limits import Limits
-        from audiolm.listening import listen
+        from audiolm.process import listen
     except ImportError as error:
         raise InputError(f"serve needs {error.name}; run: pip install 'audiolm[serve]'") from error
     from audiolm.config import load_config
