@@ -1,5 +1,6 @@
 """The codec's losses and its training loop, on a real voice and tiny networks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from lightning.fabric import Fabric
 
 from audiolm.adversarial import Discriminators, discriminator_loss, generator_losses, mel_filters, mel_loss, spectral_loss
-from audiolm.audio import Waveform
+from audiolm.audio import Waveform, read
 from audiolm.codec import Codec, CodecConfig
+from audiolm.engine import engine
+from audiolm.files import load_tensors, save_tensors
 from audiolm.run import Run, Stopped
 from audiolm.train_codec import CodecTrainConfig, prepare, train_codec
 
@@ -143,3 +146,53 @@ def test_evaluation_changes_nothing(female: Waveform, tmp_path: Path, fabric: Fa
         with Run(tmp_path / str(every), config, tracker="none") as run:
             found.append(train_codec(config, crops, run, fabric, crops).state_dict())
     assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+
+
+def test_samples_are_reconstructions_of_the_same_crops(female: Waveform, tmp_path: Path, fabric: Fabric) -> None:
+    crops = Crops(female)
+    found = []
+    for every in (4, 0):
+        config = CONFIG.model_copy(update={"accumulate": 2, "steps": 8})
+        with Run(tmp_path / str(every), config, tracker="none", listen_every=every) as run:
+            found.append(train_codec(config, crops, run, fabric).state_dict())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    folders = sorted((tmp_path / "4" / "samples").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000004", "step-00000008"]
+    original = read(folders[-1] / "original-2.flac")
+    assert torch.allclose(original.samples[0], crops.batch(0)[1, 0], atol=1e-4)
+    assert read(folders[-1] / "reconstruction-2.flac").samples.shape == original.samples.shape
+    assert (folders[0] / "reconstruction-2.flac").read_bytes() != (folders[-1] / "reconstruction-2.flac").read_bytes()
+
+
+def test_two_processes_end_equal_and_resumed_is_uninterrupted(
+    female: Waveform, tmp_path: Path, two_processes: Callable[[Callable[[int], None]], None]
+) -> None:
+    """Two optimisers in data parallel: critics that join, accumulation, validation, a stop that one process was asked for."""
+    config = CONFIG.model_copy(update={"steps": 6, "valid_every": 3, "accumulate": 2, "adversarial_from": 0.4})
+    crops = Crops(female)
+
+    class Asked(Crops):
+        def batch(self, step: int) -> torch.Tensor:
+            if step == 21:  # a batch of rank 1's in its fifth step, the critics' third
+                run._signal = 15
+            return super().batch(step)
+
+    def work(rank: int) -> None:
+        nonlocal run
+        fabric = engine("cpu")
+        results = {}
+        for name, source in (("whole", crops), ("parts", Asked(female)), ("parts", crops)):
+            with Run(tmp_path / name, config, tracker="none", listen_every=0) as run:
+                try:
+                    results[name] = train_codec(config, source, run, fabric, crops)
+                except Stopped:
+                    assert run.steps()[-1] == 5
+        for name, codec in results.items():
+            save_tensors(tmp_path / f"{name}-{rank}.safetensors", codec.state_dict())
+
+    run: Run
+    two_processes(work)
+    first, *others = (load_tensors(path)[0] for path in sorted(tmp_path.glob("*-[01].safetensors")))
+    assert len(others) == 3
+    for each in others:
+        assert all(torch.equal(tensor, each[name]) for name, tensor in first.items())

@@ -9,8 +9,10 @@ from lightning.fabric import Fabric
 from audiolm.audio import Waveform
 from audiolm.config import parse_config
 from audiolm.conformer import Conformer, ConformerConfig
+from audiolm.engine import engine
 from audiolm.errors import InputError
-from audiolm.run import Run
+from audiolm.files import load_tensors, save_tensors
+from audiolm.run import Run, Stopped
 from audiolm.train_encoder import (
     AugmentConfig,
     EncoderConfig,
@@ -86,6 +88,48 @@ def test_resumed_equals_uninterrupted_and_evaluation_leaves_no_trace(tmp_path, c
         train(folder, config(6, kind, save_every=4), mortal, crops)
     resumed = train(folder, config(6, kind, save_every=4), mortal, crops)
     assert same(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shard"),
+    [
+        ("clusters", True),
+        pytest.param("best_rq", False, marks=pytest.mark.slow),
+        pytest.param("w2v_bert", False, marks=pytest.mark.slow),
+        pytest.param("w2v_bert", True, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_end_equal_and_resumed_is_uninterrupted(tmp_path, crops, two_processes, kind, shard):
+    wanted = config(4, kind, accumulate=2, valid_every=2)
+
+    class Asked(VoiceCrops):
+        def batch(self, step: int) -> torch.Tensor:
+            if step == 13:  # a batch of rank 1's in its third step
+                run._signal = 15
+            return super().batch(step)
+
+    asked = Asked.__new__(Asked)
+    asked.__dict__ |= crops.__dict__
+
+    def work(rank: int) -> None:
+        nonlocal run
+        fabric = engine("cpu", shard=shard)
+        results = {}
+        for name, source in (("whole", crops), ("parts", asked), ("parts", crops)):
+            with Run(tmp_path / name, wanted, tracker="none") as run:
+                try:
+                    results[name] = train_encoder(wanted, source, run, fabric, crops)
+                except Stopped:
+                    assert run.steps()[-1] == 3
+        for name, conformer in results.items():
+            save_tensors(tmp_path / f"{name}-{rank}.safetensors", conformer.state_dict())
+
+    run: Run
+    two_processes(work)
+    first, *others = (load_tensors(path)[0] for path in sorted(tmp_path.glob("*-[01].safetensors")))
+    assert len(others) == 3
+    for each in others:
+        assert all(torch.equal(tensor, each[name]) for name, tensor in first.items())
 
 
 def test_it_learns(tmp_path, crops):
