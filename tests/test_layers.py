@@ -13,9 +13,9 @@ ROWS = """
     pretraining phonetics metrics speaker classifier zerospeech report sampling parallel adapters
     tokenizers scoring generation detector abx recognition
     model bundle
-    data token_index token_store run engine continuations card page batching limits uploads
-    figures
-    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process
+    data token_index token_store run engine continuations card batching limits uploads
+    figures page blindtest
+    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process listening
     gates
     recipe server doctor cluster
     plan
@@ -30,6 +30,7 @@ BESIDE = {
     *(("codec", "quantizer"), ("codec", "bodies")),
     ("parallel", "sampling"),
     ("bundle", "model"),
+    ("blindtest", "page"),
     ("token_store", "data"),
     ("token_store", "token_index"),
     *(("storage", "errors"), ("storage", "files")),

@@ -1,23 +1,30 @@
 """Verbs that make tokens and models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from audiolm.commands import making
-from audiolm.commands.making import Output
+from audiolm.errors import InputError
 
 
 def tokenize(
-    source: Path,
+    source: str,
     /,
-    output: Output = Path("tokens"),
+    output: Annotated[str, Parameter(name=["--output", "-o"])] = "tokens",
     *,
     model: str = "speech",
+    engine: Literal["process", "ray"] = "process",
+    address: str = "local",
+    workers: int | None = None,
+    device: str = "cpu",
+    shard_seconds: float = 3600.0,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """A folder of recordings (or one with a manifest.csv) -> a token store. What is in the store already stays.
+
+    Killed at any moment, the same command goes on. Both places may be in an object store (s3://bucket/folder).
 
     Parameters
     ----------
@@ -27,22 +34,49 @@ def tokenize(
         The store's folder.
     model
         Whose tokenizers: a packaged model, a bundle's folder, or a hub id.
+    engine
+        process: this one. ray: many, on this machine or on a cluster.
+    address
+        Of the Ray cluster: auto, or HOST:PORT. local starts one on this machine alone, for this command.
+    workers
+        How many shards Ray makes at once; default: as many as there are processors.
+    device
+        cpu, cuda, cuda:1, mps; with Ray, cuda gives each worker a GPU.
+    shard_seconds
+        Sound in a shard: what one worker does at a time, and what is lost where one is killed.
     """
-    from audiolm import bundle
+    from audiolm.cluster import tokenize_on_ray
     from audiolm.corpus import tokenize_corpus
-    from audiolm.data import scan
+    from audiolm.data import Skipped, scan
     from audiolm.run import progress
 
-    tokenizers, recordings = bundle.load(model), scan(source)
+    if not shard_seconds > 0 or (workers is not None and workers < 1):
+        raise InputError(f"--shard-seconds {shard_seconds} --workers {workers}: give numbers above 0")
+    skipped: Skipped = []
+    recordings = scan(source, skipped=skipped)
+    tokenizers = making.load(making.Common(model=model, device="cpu" if engine == "ray" else device))
     with progress(len(recordings), label="tokenize") as show:
-        store = tokenize_corpus(tokenizers.semantic, tokenizers.codec, recordings, output, show)
+        common = {"shard_seconds": shard_seconds, "skipped": skipped, "show": show}
+        networks = tokenizers.semantic, tokenizers.codec
+        if engine == "ray":
+            there = {"address": address, "workers": workers, "device": device}
+            store = tokenize_on_ray(*networks, recordings, output, **common, **there)
+        else:
+            store = tokenize_corpus(*networks, recordings, output, **common)
     making.show(store.summary(), json)
 
 
 def train(
-    recipe: Path, /, *settings: str, only: str | None = None, force: Annotated[bool, Parameter(negative="")] = False
+    recipe: Path,
+    /,
+    *settings: str,
+    only: str | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    ignore_gates: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Run a recipe: from a folder of audio to a model of your own. Killed at any moment, the same command goes on.
+
+    `audiolm plan` with the same words tells beforehand what it takes.
 
     Parameters
     ----------
@@ -54,8 +88,10 @@ def train(
         Run this one step, whose predecessors must be done.
     force
         Delete and do again a step that was made with other settings (with --only: that step in any case).
+    ignore_gates
+        Go on where a step's result is below its threshold in the recipe's [gates]; the model's card will say so.
     """
     from audiolm.config import load_config
     from audiolm.recipe import RecipeConfig, run_recipe
 
-    run_recipe(load_config(RecipeConfig, recipe, settings), only, force)
+    run_recipe(load_config(RecipeConfig, recipe, settings), only, force, ignore_gates)
