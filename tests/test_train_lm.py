@@ -1,6 +1,10 @@
 """One loop for any stage: it learns, evaluation leaves it alone (contract 6), resumed is uninterrupted (contract 4)."""
 
 import math
+import multiprocessing
+import random
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,33 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, killed: int) -> Non
     assert timeless[0] == timeless[1]
     finished, _ = train(tmp_path / "killed", stage, config, Counted(stage, 0), valid)  # nothing is left to do
     assert torch.equal(weights(whole), weights(finished))
+
+
+def test_killed_at_ten_random_moments_it_comes_to_the_same(tmp_path: Path) -> None:
+    """SIGKILL, the checkpoint's write included: there is one after each step, so about half of the time is spent in one."""
+    stage = semantic(S)
+    config = config_of(steps=120, ema=0.9, dropout=0.3, save_every=1, log_every=10, valid_every=40, unigram_batches=2)
+    valid, moments = Walks(stage, seed=1), random.Random(0)
+    whole, run = train(tmp_path / "whole", stage, config, Walks(stage), valid)
+    for _ in range(10):
+        fork = multiprocessing.get_context("fork")  # torch is loaded already
+        child = fork.Process(target=train, args=(tmp_path / "killed", stage, config, Walks(stage), valid))
+        aim = newest(tmp_path / "killed") + moments.randint(1, 10)
+        child.start()
+        while child.is_alive() and newest(tmp_path / "killed") < aim:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.02))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    resumed, again = train(tmp_path / "killed", stage, config, Walks(stage), valid)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert [line["step"] for line in run.metrics()] == [line["step"] for line in again.metrics()]
+
+
+def newest(folder: Path) -> int:
+    """Step of the last checkpoint, whole or not."""
+    return max((int(path.name.split("-")[1][:8]) for path in folder.glob("*step-*")), default=0)
 
 
 class Counted(Walks):
