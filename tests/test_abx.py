@@ -47,7 +47,7 @@ def test_warping_is_that_of_the_textbook() -> None:
 
 
 def spoken(features, speakers: int = 3, repeats: int = 3) -> tuple[list[torch.Tensor], list[Item]]:
-    """Recordings, one for each repeat of each speaker, of all words; features(speaker, phone) are the frames of a phone, 4 each."""
+    """Recordings, one a repeat of each speaker, of all words; features(speaker, phone) is each of a phone's four frames."""
     recordings, items = [], []
     for number in range(speakers * repeats):
         frames, speaker = [], number % speakers

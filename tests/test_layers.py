@@ -10,9 +10,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 ROWS = """
     errors kernels files storage tokens config plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
-    pretraining phonetics metrics speaker classifier zerospeech report sampling parallel adapters
-    tokenizers scoring generation detector abx recognition
-    model bundle
+    pretraining phonetics metrics speaker classifier zerospeech tables sampling parallel adapters
+    tokenizers scoring generation detector abx recognition tables_of_paper
+    model bundle report
     data token_index token_store run engine continuations card batching limits uploads
     figures page blindtest
     train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process listening

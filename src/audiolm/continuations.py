@@ -6,10 +6,11 @@ the words: so a continuation is heard for its voice (audiolm.speaker) and for it
     real       what the speaker said: the upper bound          full       the whole chain
     codec      the same through the codec                      acoustic   the paper's baseline, no semantic tokens
     resaid     the true units, said by the acoustic stages     shuffled   the true units in random order, said likewise
+    revoiced   the same without a prompt: another voice        parallel   as full, by the parallel stage, where there are both
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +28,8 @@ from audiolm.tokens import Tokens
 
 PROMPT, SHORTEST = 3.0, 1.0  # seconds of a prompt (the paper's), and of what must be left of a recording after it
 BATCH = 8  # prompts continued side by side
-WAYS = ("real", "codec", "resaid", "full", "acoustic", "shuffled")
+WAYS = ("real", "codec", "resaid", "revoiced", "full", "parallel", "acoustic", "shuffled")
+MADE = ("resaid", "full", "parallel", "acoustic", "shuffled")  # what is made unless something else is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +54,14 @@ def continuations(
     seconds: float,
     seed: int,
     tell: Callable[[str, int, int], None] = lambda way, done, total: None,
+    ways: Collection[str] = MADE,
 ) -> list[Continuation]:
-    """Continue the first 3 s of (speaker, sound) pairs, mono at the model's rate, by `seconds` or as far as the sound goes."""
+    """Continue the first 3 s of (speaker, sound) pairs, mono at the model's rate, by `seconds` or as far as the sound goes.
+
+    Of `ways`, those that the model knows are made, and real and codec always.
+    """
     rate = model.semantic.spec.frame_rate
-    chain = [name for name in ("coarse", "piano", "fine") if name in model.stages]
+    chain = acoustic_chain(model)
     levels = model.stages[chain[-1]][0].predict.last if chain else None
     made = []
     for speaker, sound in recordings:
@@ -63,20 +69,22 @@ def continuations(
         each = Continuation(speaker, sound.trim(PROMPT))
         each.sounds["real"] = sound.trim(new, start=PROMPT)
         each.sounds["codec"] = model.reconstruct(sound.trim(PROMPT + new), levels, watermark=False).trim(start=PROMPT)
-        each.asked["codec"] = each.asked["resaid"] = units = each.units(model, "real")[1]
+        units = each.units(model, "real")[1]
+        each.asked["codec"] = each.asked["resaid"] = each.asked["revoiced"] = units
         shuffle = torch.randperm(units.shape[1], generator=torch.Generator().manual_seed(seed + len(made)))
         each.asked["shuffled"] = units[:, shuffle]
         made.append(each)
     for first in range(0, len(made), BATCH):
         batch = made[first : first + BATCH]
         seeds = [seed + first + number for number in range(len(batch))]
-        if chain and "semantic" in model.stages:
+        if chain and "semantic" in model.stages and {"full", "parallel"} & set(ways):
             _ask_semantic_stage(model, batch, seeds)
-        for way in WAYS[2:]:
+        for way in (way for way in WAYS[2:] if way in ways):
             if chain and way in batch[0].asked:
                 words = [Tokens(each.asked[way], model.semantic.spec) for each in batch]
-                requests = [Request(c.prompt, semantic=w, seed=own) for c, w, own in zip(batch, words, seeds, strict=True)]
-                sounds = model.generate_batch(requests, watermark=False)
+                prompts = [None if way == "revoiced" else each.prompt for each in batch]
+                requests = [Request(p, semantic=w, seed=own) for p, w, own in zip(prompts, words, seeds, strict=True)]
+                sounds = model.generate_batch(requests, decoder="parallel" if way == "parallel" else None, watermark=False)
             elif way == "acoustic" and way in model.stages:
                 requests = [Request(c.prompt, c.sounds["real"].seconds, seed=own) for c, own in zip(batch, seeds, strict=True)]
                 sounds = model.generate_batch(requests, only_new=True, chain="acoustic", watermark=False)
@@ -86,6 +94,14 @@ def continuations(
                 each.sounds[way] = sound
             tell(way, first + len(batch), len(made))
     return made
+
+
+def acoustic_chain(model: AudioLM) -> list[str]:
+    """The stages by which the model says units if nothing else is asked for, lowest levels first; some bundles have none."""
+    found = [name for name in ("coarse", "piano", "parallel") if name in model.stages][:1]
+    if found and "fine" in model.stages and model.stages[found[0]][0].predict.last < model.codec.spec.num_codebooks:
+        found.append("fine")
+    return found
 
 
 def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Sequence[int]) -> None:
@@ -102,6 +118,8 @@ def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Se
     for each, prompt, codes, count in zip(batch, prompts, sampled, frames, strict=True):
         new = codes[:, prompt.shape[1] :]
         each.asked["full"] = new[:, torch.arange(count) * new.shape[1] // count]
+        if "parallel" in model.stages and acoustic_chain(model)[0] != "parallel":
+            each.asked["parallel"] = each.asked["full"]
 
 
 def continuation_figures(model: AudioLM, made: Sequence[Continuation]) -> dict[str, Measure | float | str]:

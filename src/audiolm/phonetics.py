@@ -68,6 +68,21 @@ class PhoneAligner:
         self.decoded += 1
         return [Phone(s.word, s.start_frame / 100, (s.end_frame + 1) / 100) for s in self._decode.seg() or ()]
 
+    def words(self, audio: Tensor, transcript: str) -> list[Phone]:
+        """The words of a transcript (in `name`) and where they stand; none where it does not fit the sound."""
+        before = self.aligned
+        self(audio, transcript)
+        if self.aligned == before:
+            return []
+        found = self._align.get_alignment().words()
+        # A second pronunciation is called "the(2)"; silence and noises are <sil> and the like.
+        names = [(word.name.partition("(")[0], word) for word in found]
+        return [
+            Phone(name, word.start / 100, (word.start + word.duration) / 100)
+            for name, word in names
+            if name and name[0] not in "<["
+        ]
+
     def _learn(self, words: Sequence[str]) -> None:
         for word in words:
             if self._align.lookup_word(word) is None:

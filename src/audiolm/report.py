@@ -4,8 +4,11 @@ Published figures come from AudioLM (Borsos et al. 2022, arXiv 2209.03143 v2), S
 Codec-SUPERB publishes (speech split). They are of larger models, other recordings and, where said, other measures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from audiolm.tables import figure, section, table
+from audiolm.tables_of_paper import distance, layers, missing, oracle, pairs, phonetic, speakers, words
 
 # kbit/s, PESQ-WB, STOI as Codec-SUPERB measured them.
 CODECS = (
@@ -16,11 +19,15 @@ CODECS = (
     ("HiFi-Codec 16 kHz", 2, 2.29, 0.875),
     ("EnCodec 24 kHz", 1.5, 1.52, 0.799),
 )
+VISQOL = ((6, "3.9"), (2, "3.3"))  # AudioLM Table I
+VISQOLS = ("ViSQOL, fit (5)", "ViSQOL, lattice")
 WAYS = {
     "real": "what the speaker said",
     "codec": "the same through the codec",
     "resaid": "its units, said by the acoustic stages",
+    "revoiced": "its units without a prompt, in another voice",
     "full": "**continuation, the whole chain**",
+    "parallel": "**the same by the parallel stage**",
     "acoustic": "acoustic tokens alone (the paper's baseline)",
     "shuffled": "its units in random order, said likewise",
     "same_speaker": "the same speaker, another recording",
@@ -31,7 +38,11 @@ CLAIMS = {"similarity": "likeness of the voice", "unit_errors": "unit errors", "
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Tables of whatever the report holds; every figure with its 95 % interval."""
-    parts = [_head(report), _codec(report), _codebooks(report), _units(report), _stages(report), _continuation(report)]
+    parts = [
+        *(_head(report), _codec(report), _codebooks(report), _units(report), phonetic(report), layers(report)),
+        *(_stages(report), oracle(report), _continuation(report), distance(report)),
+        *(words(report), speakers(report), pairs(report), missing(report)),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -43,6 +54,8 @@ def _head(report: Mapping[str, Any]) -> str:
         f"{report['recordings.seconds'] / 60:.1f} minutes (at most the first 30 s of each){split}; seed {report['seed']}. "
         "In brackets: 95 % intervals by bootstrap over recordings, which takes recordings of one speaker for independent."
     )
+    if report.get("recordings.of", 0) > report["recordings.clips"]:
+        text += f" Of {report['recordings.of']} recordings, as many of each speaker as of any other as far as there are."
     if report["recordings.left_out"]:
         text += f" {len(report['recordings.left_out'])} recordings could not be read and were left out."
     return text
@@ -52,23 +65,31 @@ def _codec(report: Mapping[str, Any]) -> str:
     levels = sorted({int(name.split(".")[1]) for name in report if name.startswith("codec.")}, reverse=True)
     if not levels:
         return ""
+    names = [("pesq", 2), ("stoi", 3), ("mel", 3), ("si_sdr", 1)]
+    heard = [("fit", 2), ("lattice", 2)] if any(name.startswith("visqol.") for name in report) else []
     rows = [
         [
             f"this codec, {level} levels",
             f"{report[f'codec.{level}.bitrate'] / 1000:g}",
-            *(
-                _figure(report, f"codec.{level}.{name}", digits)
-                for name, digits in (("pesq", 2), ("stoi", 3), ("mel", 3), ("si_sdr", 1))
-            ),
+            *(figure(report, f"codec.{level}.{name}", digits) for name, digits in names),
+            *(figure(report, f"visqol.{level}.{name}", digits) for name, digits in heard),
         ]
         for level in levels
     ]
-    rows += [[f"{name}, published", f"{rate:g}", f"{pesq:.2f}", f"{stoi:.3f}", "", ""] for name, rate, pesq, stoi in CODECS]
-    return _section(
+    spare = [""] * len(heard)
+    if heard:
+        rows.append(["the recording itself", *[""] * 5, *(figure(report, f"visqol.real.{name}", 2) for name, _ in heard)])
+        rows += [[f"AudioLM's codec (Table I), {rate:g} kbit/s", f"{rate:g}", *[""] * 4, value, ""] for rate, value in VISQOL]
+    rows += [
+        [f"{name}, published", f"{rate:g}", f"{pesq:.2f}", f"{stoi:.3f}", "", "", *spare] for name, rate, pesq, stoi in CODECS
+    ]
+    return section(
         "Codec",
-        _table(["", "kbit/s", "PESQ-WB (4.64)", "STOI (1)", "mel distance (0)", "SI-SDR, dB"], rows),
+        table(["", "kbit/s", "PESQ-WB (4.64)", "STOI (1)", "mel distance (0)", "SI-SDR, dB", *VISQOLS[: len(heard)]], rows),
         "Mel distance: mean absolute difference of log10 mel magnitudes, over seven windows of 32 to 2048 samples (5 to "
-        "320 bands). Published: Codec-SUPERB, other recordings. AudioLM's own codec: ViSQOL 3.9 at 6 kbit/s, 3.3 at 2 (Table I).",
+        "320 bands). Published: Codec-SUPERB, other recordings. ViSQOL: of "
+        f"{report.get('visqol.real.fit.clips', 0)} recordings, by the exponential fit of its first versions, most likely the "
+        "paper's, and by the lattice network of version 3.3; the latter's best depends on the recording.",
     )
 
 
@@ -77,6 +98,8 @@ def _codebooks(report: Mapping[str, Any]) -> str:
     if not levels:
         return ""
     rows = [
+        ["bit/s, nominal", *(f"{report[f'codebook.{level}.bitrate']:.0f}" for level in levels)],
+        ["bit/s, of its entropy", *(f"{report[f'codebook.{level}.entropy_bitrate']:.0f}" for level in levels)],
         ["codes used, %", *(f"{100 * report[f'codebook.{level}.used']:.0f}" for level in levels)],
         ["perplexity", *(f"{report[f'codebook.{level}.perplexity']:.0f}" for level in levels)],
         ["energy left, %", *(f"{100 * report[f'codebook.{level}.residual_energy']:.1f}" for level in levels)],
@@ -84,7 +107,7 @@ def _codebooks(report: Mapping[str, Any]) -> str:
     note = (
         "Energy left: of the encoder's output, around its mean, after the level. Use and perplexity: on these recordings alone."
     )
-    return _section("Codebooks, level by level", _table(["level", *map(str, levels)], rows), note)
+    return section("Codebooks, level by level", table(["level", *map(str, levels)], rows), note)
 
 
 def _units(report: Mapping[str, Any]) -> str:
@@ -97,16 +120,15 @@ def _units(report: Mapping[str, Any]) -> str:
         return ""
     keys = ("pnmi", "pnmi_corrected", "phone_purity", "unit_purity")
     rows = [
-        [title, *(_figure(report, f"{kind}.{key}", 3) for key in keys), f"{report[f'{kind}.units_used']:.0f}"]
+        [title, *(figure(report, f"{kind}.{key}", 3) for key in keys), f"{report[f'{kind}.units_used']:.0f}"]
         for kind, title in kinds
     ]
     fitted = f"{report['mfcc.fitted_on']:.0f} {'training' if report['mfcc.fitted_elsewhere'] else 'of these very'} recordings"
-    return _section(
+    return section(
         "Semantic units and phones",
-        _table(["", "PNMI", "the same, corrected for few frames", "phone purity", "unit purity", "units in use"], rows),
+        table(["", "PNMI", "the same, corrected for few frames", "phone purity", "unit purity", "units in use"], rows),
         "PNMI: the share of the phones' entropy that the units tell, frame by frame (25 Hz); phones as pocketsphinx finds them, "
-        f"from the transcript where there is one. The baseline was fitted on {fitted}. "
-        "AudioLM reports ABX instead: 6.7 within and 7.6 across speakers (Table I).",
+        f"from the transcript where there is one. The baseline was fitted on {fitted}.",
     )
 
 
@@ -125,13 +147,14 @@ def _stages(report: Mapping[str, Any]) -> str:
         stage, _, level = name.partition(".")
         bits, unigram = (report[f"stage.{name}.{kind}"] for kind in ("bits", "unigram"))
         saved = "-" if not unigram else f"{100 * (1 - bits / unigram):.0f}"
-        cells = (_figure(report, f"stage.{name}.{kind}", 3) for kind in ("bits", "unigram"))
+        cells = (figure(report, f"stage.{name}.{kind}", 3) for kind in ("bits", "unigram"))
         rows.append([f"level {level}" if level else f"**{stage}**", *cells, saved])
-    return _section(
+    return section(
         "Bits per token",
-        _table(["stage", "model", "unigram", "saved, %"], rows),
+        table(["stage", "model", "unigram", "saved, %"], rows),
         "Teacher-forced in each stage's training crops. The unigram's frequencies are those of the very tokens measured, which "
-        "favours it as much as can be. The paper reports no such figures.",
+        "favours it as much as can be. A parallel stage foretells a level at once, from the given codes and all levels below it. "
+        "The paper reports no such figures.",
     )
 
 
@@ -140,10 +163,10 @@ def _continuation(report: Mapping[str, Any]) -> str:
     if clips is None:
         return ""
     if not clips:
-        return _section("Continuation", "No recording lasts the 4 s that a prompt and a continuation need.")
+        return section("Continuation", "No recording lasts the 4 s that a prompt and a continuation need.")
     measures = (("similarity", 3), ("unit_errors", 3), ("bits", 2), ("changes", 1))
     ways = [way for way in WAYS if any(f"continuation.{way}.{name}" in report for name, _ in measures)]
-    rows = [[WAYS[way], *(_figure(report, f"continuation.{way}.{name}", digits) for name, digits in measures)] for way in ways]
+    rows = [[WAYS[way], *(figure(report, f"continuation.{way}.{name}", digits) for name, digits in measures)] for way in ways]
     note = (
         f"{clips:.0f} recordings of {report['continuation.speakers']:.0f} speakers: the first 3 s are the prompt, followed by "
         f"{report['continuation.mean_seconds']:.1f} s on average; only what follows is measured. Voice: cosine of its speaker "
@@ -157,8 +180,8 @@ def _continuation(report: Mapping[str, Any]) -> str:
     if missing := report.get("continuation.voice.missing"):
         note += f" Not measured: {missing}."
     claims = [_claim(report, name) for name in report if name.startswith("claim.") and name.count(".") == 2]
-    table = _table(["", "voice", "unit errors", "bits a unit", "changes a second"], rows)
-    return _section("Continuation", table, note, "\n".join(claims))
+    compared = table(["", "voice", "unit errors", "bits a unit", "changes a second"], rows)
+    return section("Continuation", compared, note, "\n".join(claims))
 
 
 def _claim(report: Mapping[str, Any], name: str) -> str:
@@ -168,22 +191,4 @@ def _claim(report: Mapping[str, Any], name: str) -> str:
         verdict = "too few recordings to tell"
     else:
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return (
-        f"- {CLAIMS[measure]}, whole chain against {WAYS[way]}: {verdict}, by {_figure(report, name, 3)} recording by recording"
-    )
-
-
-def _figure(report: Mapping[str, Any], name: str, digits: int) -> str:
-    if report.get(name) is None:
-        return "-"
-    low, high = report.get(f"{name}.low"), report.get(f"{name}.high")
-    interval = "" if low is None or high is None else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{report[name]:.{digits}f}{interval}"
-
-
-def _section(title: str, *parts: str) -> str:
-    return "\n\n".join([f"### {title}", *(part for part in parts if part)])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return f"- {CLAIMS[measure]}, whole chain against {WAYS[way]}: {verdict}, by {figure(report, name, 3)} recording by recording"

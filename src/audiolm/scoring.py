@@ -34,7 +34,8 @@ def crop_nats(network: LanguageModel, stage: Stage, codes: Mapping[str, Tensor])
     crop = stage.predict.frames(stage.crop) // grid * grid
     spans = [(start, min(start + crop, predicted.shape[1])) for start in range(0, predicted.shape[1], crop)]
     items = [(cut(stage, given, *span), predicted[:, slice(*span)]) for span in spans]
-    parts = [nats_of(network, stage, items[first : first + BATCH]) for first in range(0, len(items), BATCH)]
+    score = masked_nats if stage.parallel else nats_of
+    parts = [score(network, stage, items[first : first + BATCH]) for first in range(0, len(items), BATCH)]
     return Score(*(torch.stack(each).sum(0) for each in zip(*parts, strict=True)))
 
 
@@ -51,3 +52,25 @@ def nats_of(network: LanguageModel, stage: Stage, items: Sequence[tuple[Sequence
     nats, counts = network(ids.to(device), starts.to(device), targets.to(device))
     frequencies = histogram(torch.cat([each[:, heard:] for each in codes], 1), stage.predict.spec.codebook_size)
     return Score(nats.double().cpu(), counts.cpu(), frequencies)
+
+
+@torch.inference_mode()
+def masked_nats(network: LanguageModel, stage: Stage, items: Sequence[tuple[Sequence[Tensor], Tensor]]) -> Score:
+    """As `nats_of`, of a parallel stage: each level is foretold at once, from the given codes and all levels below it.
+
+    Nothing of a level is known while it is foretold, so these are more bits than decoding it in passes needs, and none of them
+    comes from codes before: they are not to be held against those of a stage that writes one code after another.
+    """
+    levels, device = stage.predict.levels, network.heads.device
+    lines = [stage.stack(*item) for item in items]
+    lengths = torch.tensor([len(line) for line in lines])
+    ids = pad_sequence(lines, batch_first=True)
+    codes = pad_sequence([each.T for _, each in items], batch_first=True, padding_value=IGNORED)
+    sums = torch.zeros(2, levels, dtype=torch.float64)
+    for level in range(levels):
+        hidden, due = ids.clone(), torch.full_like(codes, IGNORED)
+        hidden[..., -levels + level :] = stage.masks[level:]
+        due[..., level] = codes[..., level]
+        sums += torch.stack(network(hidden.to(device), lengths.to(device), due.to(device))).double().cpu()
+    frequencies = histogram(torch.cat([each for _, each in items], 1), stage.predict.spec.codebook_size)
+    return Score(sums[0], sums[1].long(), frequencies)

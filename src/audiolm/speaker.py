@@ -40,6 +40,11 @@ class VoiceEncoder(nn.Module):
     @torch.inference_mode()
     def embed(self, audio: Tensor) -> Tensor:
         """The voice (256) of mono audio (..., T) at 16 kHz: the mean over parts of 1.6 s, again of length one."""
+        return nnf.normalize(self.parts(audio).mean(0), dim=0)
+
+    @torch.inference_mode()
+    def parts(self, audio: Tensor) -> Tensor:
+        """The voices (P, 256) of its parts, 1.6 s long, 0.77 s apart."""
         samples = audio.flatten().float()
         samples = samples * (LEVEL / samples.square().mean().sqrt().clamp_min(1e-5)).clamp_min(1)
         frames = len(samples) // HOP + 1
@@ -51,7 +56,7 @@ class VoiceEncoder(nn.Module):
             samples, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True
         ).abs()
         mel = (self.filters @ spectrum.square()).T
-        return nnf.normalize(self(torch.stack([mel[start : start + PART] for start in starts])).mean(0), dim=0)
+        return self(torch.stack([mel[start : start + PART] for start in starts]))
 
 
 @lru_cache(maxsize=1)
