@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audiolm.audio import Waveform
 from audiolm.generation import complete
@@ -37,34 +37,23 @@ def stage_listener(
         for each in batches.batch(0)[:count]
     ]
 
+    def sound(parts: Sequence[Tensor], predicted: Tensor) -> Waveform:
+        codes = predicted if lower is None or not predict.first else torch.cat([parts[lower][:, : predicted.shape[1]], predicted])
+        return Waveform(codec.decode(codes[None].to(device_of(codec)))[0].float().cpu(), codec.sample_rate)
+
     @torch.no_grad()
-    def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
-    """Serve until a signal comes, then finish what runs; a second signal does not wait. InputError where nobody may listen."""
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=limits.connections)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose others") from error
-    shown = f"[{host}]" if ":" in host else host
-    print(f"audiolm: http://{shown}:{listener.getsockname()[1]} (the API: /docs)", file=sys.stderr, flush=True)
-    with suppress(KeyboardInterrupt):
-        server(app, limits).run(sockets=[listener])
+    def listen(model: LanguageModel) -> dict[str, Waveform]:
+        sounds: dict[str, Waveform] = {}
+        for number, (*given, known) in enumerate(items):
+            start = min(predict.frames(prompt), known.shape[1] // 3)
+            made = complete(model, stage, [given], [known[:, :start]], [known.shape[1] - start], [number])[0]
+            sounds |= {f"{number}": sound(given, made), f"{number}-true": sound(given, known)}
+        return sounds
+
+    return listen
 
 
-def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
-    """uvicorn for the application; `run(sockets=[...])` returns when `should_exit` is set and what ran is done."""
-    config = uvicorn.Config(
-        app,
-        http=Protocol,
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # anybody may write such a header: the rate of a client is that of its address
-        limit_concurrency=limits.connections,
-        h11_max_incomplete_event_size=HEAD_BYTES,
-        timeout_graceful_shutdown=math.ceil(limits.timeout),
-    )
-    return uvicorn.Server(config)
+def device_of(codec: Decoder) -> torch.device:
+    """Where its weights are, if it has any."""
+    weights = codec.parameters() if isinstance(codec, nn.Module) else iter(())
+    return next((weight.device for weight in weights), torch.device("cpu"))
