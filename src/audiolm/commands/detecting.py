@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from audiolm.commands import making
+from audiolm.errors import InputError
 
 
 def train_detector(
@@ -56,3 +57,34 @@ def train_detector(
         making.show(figures, True)
     else:
         print((out / "detector.md").read_text(encoding="utf-8"))
+
+
+def ratings(
+    *files: Path,
+    key: Path,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """How well listeners tell real from generated: what they answered in a listening test, against chance.
+
+    The test itself: `audiolm evaluate MODEL --data FOLDER --report DIR --listening-test 20` writes listening.html.
+
+    Parameters
+    ----------
+    files
+        What the test's page saved, one file a rater.
+    key
+        listening-key.json of the same test.
+    """
+    from audiolm.blindtest import count_ratings
+
+    if not files:
+        raise InputError("ratings: name one or more files that the listening test saved")
+    found = count_ratings(files, key)
+    if json:
+        plain = {name: {"ratings": each.ratings, "right": each.right, "p": each.p} for name, each in found.items()}
+        making.show(plain, True)
+        return
+    for name, each in found.items():
+        share = f"{100 * each.accuracy:.1f} % right ({each.right} of {each.ratings})"
+        print(f"{name}: {share}; guessing is as good with probability {each.p:.3g}")
+    print("AudioLM's listeners: 51.2 % of 1000, probability 0.23")
