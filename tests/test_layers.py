@@ -18,7 +18,7 @@ ROWS = """
     train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process listening
     gates
     recipe server doctor cluster
-    plan
+    plan rehearsal
     commands
     cli
     __init__ __main__
@@ -34,6 +34,7 @@ BESIDE = {
     ("token_store", "data"),
     ("token_store", "token_index"),
     *(("storage", "errors"), ("storage", "files")),
+    ("plan", "rehearsal"),
     ("__main__", "__init__"),
 }
 ROW = {name: number for number, row in enumerate(ROWS.strip().splitlines()) for name in row.split()}

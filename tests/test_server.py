@@ -174,7 +174,12 @@ def test_the_same_words_as_the_program(client: TestClient, tmp_path: Path, capsy
 
 def test_what_there_is(client: TestClient) -> None:
     model = client.get("/v1/models").json()["models"][0]
-    assert (model["id"], model["sample_rate"], model["decoders"], model["codebooks"]) == ("audiolm", 16_000, ["autoregressive"], 6)
+    assert (model["id"], model["sample_rate"], model["decoders"], model["codebooks"]) == (
+        "audiolm",
+        16_000,
+        ["autoregressive"],
+        6,
+    )
     assert (model["max_seconds"], model["max_samples"]) == (5, 3)
     examples = client.get("/v1/examples").json()
     assert {each["name"]: each["seconds"] for each in examples} == {"female": 4.4, "male": 4.4}

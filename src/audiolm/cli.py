@@ -9,7 +9,7 @@ import sys
 
 from cyclopts import App, CycloptsError
 
-from audiolm.commands import measuring, sounds, training
+from audiolm.commands import detecting, measuring, serving, sounds, training
 from audiolm.errors import InputError
 
 EXAMPLES = """
@@ -26,6 +26,9 @@ Examples:
     audiolm generate -o out.wav --seconds 5
     audiolm revoice in.wav -o out.wav --voice other.wav
     audiolm reconstruct in.wav -o out.wav --codebooks 3
+
+  All of it in a browser, and for other programs by HTTP:
+    audiolm serve
 
   Was it made by audiolm:
     audiolm detect out.wav
@@ -48,6 +51,8 @@ for verb in (
     *(sounds.generate, sounds.revoice, sounds.reconstruct),
     *(training.tokenize, training.train),
     *(measuring.evaluate, measuring.detect, measuring.info, measuring.doctor),
+    serving.serve,
+    *(detecting.train_detector, detecting.ratings),
 ):
     app.command(verb)
 

@@ -51,7 +51,7 @@ def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=limits.connections)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
         raise InputError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose others") from error
     shown = f"[{host}]" if ":" in host else host
     print(f"audiolm: http://{shown}:{listener.getsockname()[1]} (the API: /docs)", file=sys.stderr, flush=True)
