@@ -101,7 +101,7 @@ def test_levels_after_the_first_are_the_likeliest_codes_of_one_pass() -> None:
     for level in range(1, 4):
         ids = STAGE.stack(given[0], codes)
         ids[4:, level - 4 :] = STAGE.masks[level:]
-        logits = model.logits(model.frames(ids[None], torch.tensor([16])), level)
+        logits = model.logits(model.frames(ids[None]), level)
         assert torch.equal(logits[0, 4:].argmax(-1), codes[level, 4:])
 
 
@@ -112,7 +112,7 @@ def test_the_coldest_needs_no_seed_and_the_surest_codes_come_first() -> None:
     assert torch.equal(one, other)
     ids = STAGE.stack(given[0], torch.nn.functional.pad(known[0], (0, 20)))
     ids[4:, -4:] = STAGE.masks
-    sure, codes = model.logits(model.frames(ids[None], torch.tensor([24])), 0)[0, 4:].softmax(-1).max(-1)
+    sure, codes = model.logits(model.frames(ids[None]), 0)[0, 4:].softmax(-1).max(-1)
     first = sure.topk(20 - masked_after(20, 16)[0]).indices
     assert torch.equal(one[0, 4:][first], codes[first])
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
-from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, window
+from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, spans
 from audiolm.stages import Stage, Stream, acoustic_only, coarse, fine, semantic, without_repeats
 from audiolm.tokens import TokenSpec
 from audiolm.transformer import LanguageModel, TransformerConfig
@@ -136,17 +136,41 @@ def test_training_mode_and_randomness_are_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.floats(0.2, 4), st.floats(0, 0.9), st.integers(0, 100), st.integers(1, 300))
-def test_windows_are_no_longer_than_the_crop_and_start_on_the_grid(crop: float, overlap: float, prompt: int, new: int) -> None:
-    stage = replace(coarse(S, A, 2), crop=crop, overlap=overlap * (crop - 0.1))
-    have = prompt
-    while have < prompt + new:
-        start, stop = window(stage, have, prompt + new)
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0.2, 4), st.floats(0, 0.9), st.integers(0, 100), st.integers(1, 300), st.booleans())
+def test_windows_are_no_longer_than_the_crop_and_start_on_the_grid(
+    crop: float, overlap: float, prompt: int, new: int, chunks: bool
+) -> None:
+    stage = replace(coarse(S, A, 2), crop=crop, overlap=0.0 if chunks else overlap * (crop - 0.1))
+    have, made = prompt, []
+    for start, first, stop in spans(stage, prompt, prompt + new):
         assert start % 2 == 0
-        assert 0 <= start <= have < stop <= prompt + new
+        assert 0 <= start <= first == have < stop <= prompt + new
         assert stop - start <= stage.predict.frames(crop)
+        if chunks and made:
+            assert start == have  # nothing of what other windows made
+        made.append(stop - have)
         have = stop
+    assert have == prompt + new
+    assert made[0] <= 50  # a second: the first sound does not wait for more
+
+
+def test_windows_grow_from_a_second_to_the_crop() -> None:
+    sliding = replace(coarse(S, A, 2), crop=6.0, overlap=3.0)
+    assert list(spans(sliding, 150, 850)) == [
+        (0, 150, 200), (0, 200, 300), (150, 300, 450), (300, 450, 600), (450, 600, 750), (600, 750, 850)
+    ]  # fmt: skip
+    assert list(spans(fine(A, 2), 150, 650)) == [
+        (50, 150, 200),
+        (200, 200, 300),
+        (300, 300, 450),
+        (450, 450, 600),
+        (600, 600, 650),
+    ]
+    # Where the rest of the crop is less than a second, sliding gains more.
+    assert next(spans(sliding, 298, 850)) == (148, 298, 348)
+    # Nothing is given, nothing is waited for.
+    assert list(spans(replace(semantic(S), crop=20.0, overlap=5.0), 75, 600)) == [(0, 75, 500), (375, 500, 600)]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)

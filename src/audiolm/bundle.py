@@ -5,7 +5,7 @@ config.json alone decides the architecture. Nothing is unpickled, and the networ
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from audiolm.codec import Codec, CodecConfig
 from audiolm.conformer import Conformer, ConformerConfig
 from audiolm.errors import InputError
 from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
+from audiolm.kernels import Precision
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM, Sampling
 from audiolm.parallel import ParallelModel
@@ -66,9 +67,14 @@ def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = tor
             temporary.write_text(text, encoding="utf-8")
 
 
-def load(model: str | Path = "speech", device: str = "cpu") -> AudioLM:
-    """A packaged model by name, a bundle's folder, or (and only then is the network used) a hub id "owner/name"."""
-    return load_folder(folder_of(model), device)
+def load(model: str | Path = "speech", device: str = "cpu", precision: Precision | Literal["auto"] | None = "auto") -> AudioLM:
+    """A packaged model by name, a bundle's folder, or (and only then is the network used) a hub id "owner/name".
+
+    precision: in how many bits the stages work on processors; see audiolm.kernels. None: as they were trained, in 32.
+    """
+    loaded = load_folder(folder_of(model), device)
+    loaded.precision = precision
+    return loaded
 
 
 def folder_of(model: str | Path) -> Path:

@@ -24,7 +24,7 @@ from audiolm.sampling import (
     sample_chunks,
     sample_frames,
     sample_windows,
-    window,
+    spans,
     within,
 )
 from audiolm.stages import Stage
@@ -82,33 +82,20 @@ def stream(
 
     given: for each given stream all levels of its kind from the first on, of which the stage takes its own.
     """
-    recent, first, have, total = prompt.long(), 0, prompt.shape[1], prompt.shape[1] + frames  # `recent` are [first, have)
+    recent, first, count = prompt.long(), 0, prompt.shape[1]  # `recent` are the frames from `first` on
     yield recent
-    for start, stop, random in _windows(stage, have, total, seed):
+    generator = generator_of(stage, seed)
+    for number, (start, have, stop) in enumerate(spans(stage, count, count + frames)):
         parts = []
         for own, tape in zip(stage.given, given, strict=True):
             begin, end = within(stage, own, start, stop)
             tape.forget(begin)
             parts.append(own.take(tape.read(begin, end)))
         recent, first = recent[:, start - first :], start
+        random = generator if stage.overlap else chunk_seed(seed, number)
         for new in _window(model, stage, parts, recent, stop - have, random, **options):
             recent = torch.cat((recent, new), 1)
             yield new
-        have = stop
-
-
-def _windows(stage: Stage, have: int, total: int, seed: int) -> Iterator[tuple[int, int, int | Generator]]:
-    """Each window's frames [start, stop) and its random numbers: those of `sample_windows`, or of `sample_chunks`."""
-    generator, crop = generator_of(stage, seed), stage.predict.frames(stage.crop)
-    while have < total:
-        if stage.overlap:
-            start, stop = window(stage, have, total)
-            yield start, stop, generator
-        else:
-            start = have // crop * crop
-            stop = min(start + crop, total)
-            yield start, stop, chunk_seed(seed, start // crop)
-        have = stop
 
 
 def _window(

@@ -37,18 +37,20 @@ class Packable(Protocol):
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that can be packed; with gradients, or moved since, it is a plain one."""
+    """A linear layer without bias that can be packed; with gradients, or trained or moved since, it is a plain one."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
         self.packed: Product | None = None
+        self.version = 0
 
     def pack(self, precision: Precision | None) -> None:
         """See `Packable`."""
         self.packed = None if precision is None else packed(self.weight, precision)
+        self.version = version(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.packed is None or torch.is_grad_enabled():
+        if self.packed is None or torch.is_grad_enabled() or self.version != version(self.weight):
             return nnf.linear(input, self.weight)
         return self.packed(input)
 
@@ -59,6 +61,11 @@ class Linear(nn.Linear):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.packed = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def version(weight: Tensor) -> int:
+    """Which changes whenever the weight does in place."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "auto") -> Precision | None:

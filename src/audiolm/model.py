@@ -26,6 +26,7 @@ from audiolm.codec import Codec
 from audiolm.config import Config
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
+from audiolm.kernels import Precision, use
 from audiolm.provenance import Marker, embed, payload_of
 from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream, without_repeats
@@ -87,7 +88,9 @@ class AudioLM:
     codec: Codec
     stages: dict[str, tuple[Stage, LanguageModel]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
-    about: dict[str, Any] = field(default_factory=dict)  # name, version, licence, data: whatever the card should say
+    # Name, version, licence, data: whatever the card should say. "decoder" is the way from words to sound if none is asked for.
+    about: dict[str, Any] = field(default_factory=dict)
+    precision: Precision | Literal["auto"] | None = "auto"  # of the stages' weights on processors; see audiolm.kernels
 
     def __post_init__(self) -> None:
         for part in (self.semantic, self.codec, *(network for _, network in self.stages.values())):
@@ -341,8 +344,9 @@ class AudioLM:
                 raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
         elif any(request.semantic is None for request in requests):
             self._stage("semantic")
-        if decoder is None and not {"coarse", "piano"} & set(self.stages) and "parallel" in self.stages:
-            decoder = "parallel"
+        if decoder is None and "parallel" in self.stages:
+            own = self.about.get("decoder") if {"coarse", "piano"} & set(self.stages) else "parallel"
+            decoder = "parallel" if own == "parallel" else "autoregressive"
         first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
         found = [name for name in first if name in self.stages][:1]
         if not found:
@@ -360,9 +364,12 @@ class AudioLM:
 
     def _stage(self, name: str) -> tuple[Stage, LanguageModel]:
         try:
-            return self.stages[name]
+            stage, network = self.stages[name]
         except KeyError:
             raise InputError(f"this model has no {name} stage; its stages are {', '.join(self.stages) or 'none'}") from None
+        if network.packed is None:
+            use(network, self.precision)
+        return stage, network
 
     def _render(self, job: "_Job", only_new: bool, watermark: bool) -> Waveform:
         block = round(BLOCK * self.codec.spec.frame_rate)

@@ -34,10 +34,9 @@ class ParallelModel(LanguageModel):
         super().__init__(config, vocabulary, levels, codebook_size, causal=False)
         del self.end
 
-    def frames(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Ids (B, F, R), of which rows are `lengths` (B,) frames long -> (B, F, D), which `logits` turns into predictions."""
-        absent = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
-        return self.transformer(self.embedding(ids).sum(2), absent=absent if bool(absent.any()) else None)
+    def frames(self, ids: Tensor, absent: Tensor | None = None) -> Tensor:
+        """Ids (B, F, R) -> (B, F, D), which `logits` turns into predictions; absent: (B, F), see `absent_of`."""
+        return self.transformer(self.embedding(ids).sum(2), absent=absent)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, ids: Tensor, lengths: Tensor, targets: Tensor
@@ -46,12 +45,18 @@ class ParallelModel(LanguageModel):
 
         Returns for each level the sum of the cross entropies in nats, and how many they are: (Q,) and (Q,).
         """
-        hidden = self.frames(ids, lengths)
+        hidden = self.frames(ids, absent_of(lengths, ids.shape[1]))
         nats = []
         for level, codes in enumerate(targets.unbind(2)):
             due = codes != IGNORED
             nats.append(nnf.cross_entropy(self.logits(hidden[due], level).float(), codes[due], reduction="sum"))
         return torch.stack(nats), (targets != IGNORED).sum((0, 1))
+
+
+def absent_of(lengths: Tensor, longest: int) -> Tensor | None:
+    """True behind each row's own length, (B, longest); None where all rows are as long."""
+    absent = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+    return absent if bool(absent.any()) else None
 
 
 class Masked(NamedTuple):
@@ -122,8 +127,10 @@ def fill(
     random = torch.zeros(len(lines), sum(each), 2, ids.shape[1])
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         random[row, ..., known[row] : lengths[row]] = torch.rand(sum(each), 2, own, generator=generator_of(stage, seed))
+    absent = absent_of(lengths, ids.shape[1])
     # Frames before the shortest prompt's end are heard, but nothing is asked of them.
-    ids, lengths, new, random = ids.to(device), lengths.to(device), new[:, first:].to(device), random[..., first:].to(device)
+    ids, new, random = ids.to(device), new[:, first:].to(device), random[..., first:].to(device)
+    absent = None if absent is None else absent.to(device)
     uniform, gumbel = random[:, :, 0], -(-random[:, :, 1].clamp(1e-20, 1 - 1e-7).log()).log()
     training, done = model.training, 0
     model.eval()
@@ -133,7 +140,7 @@ def fill(
             schedules = torch.tensor([masked_after(own, count) for own in frames], device=device)
             still = new
             for step in range(count):
-                logits = model.logits(model.frames(ids, lengths)[:, first:], level).float()
+                logits = model.logits(model.frames(ids, absent)[:, first:], level).float()
                 left = schedules[:, step, None]  # of each item; where none is, this is its last pass
                 codes = logits.argmax(-1)
                 settled = still
@@ -144,7 +151,7 @@ def fill(
                     sure = sure + noise * temperature * (1 - (step + 1) / count) * gumbel[:, done]
                     rank = sure.masked_fill(~still, math.inf).argsort(1).argsort(1)  # 0: the least sure
                     settled = still & (rank >= left)
-                column[settled] = (codes + stage.offsets[-1][level].to(device))[settled]
+                column.copy_(torch.where(settled, codes + stage.offsets[-1][level].item(), column))
                 still = still & ~settled
                 done += 1
                 if progress is not None:

@@ -20,6 +20,7 @@ from audiolm.errors import InputError
 from audiolm.stages import Stage, Stream
 from audiolm.transformer import Cache, LanguageModel
 
+FIRST = 1.0  # seconds of new sound in the first window
 Progress = Callable[[int, int], None]  # called with the frames done and to do
 
 
@@ -83,12 +84,12 @@ def sample_frames(
     padding = torch.tensor([longest - len(line) for line in lines], device=device)
     newest = torch.stack([nnf.pad(line, (longest - len(line), 0), value=stage.pad) for line in lines]).to(device)
     cache = Cache(model.transformer, len(lines), longest + count * levels, padding if bool(padding.any()) else None)
-    offsets = stage.offsets[-1].to(device)
+    offsets = stage.offsets[-1][:, 0].tolist()
     # All random numbers at once: how many an item draws is its own affair, and no step waits for them.
     uniform = torch.zeros(len(lines), count, levels)
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         uniform[row, :own] = torch.rand(own, levels, generator=generator_of(stage, seed))
-    uniform = uniform.to(device)
+    numbers = uniform.to(device).flatten(1).unbind(1)
     due = torch.tensor(frames, device=device)
     ended = torch.zeros(len(lines), dtype=torch.bool, device=device)
     training = model.training
@@ -101,7 +102,7 @@ def sample_frames(
                 if stage.dedup_predicted:  # what the stage never saw in training: a code twice in a row
                     repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
                     logits = logits.masked_fill(repeated, -math.inf)
-                code = draw(logits, uniform[:, frame, level], temperature, top_k, top_p)
+                code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p)
                 if level == 0 and allow_eos:
                     ended |= code == stage.predict.spec.codebook_size
                     code = code.masked_fill(ended, 0)
@@ -144,12 +145,33 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None 
     return code.clamp_max(logits.shape[-1] - 1)  # where a broken model says NaN: still no other level's id
 
 
-def window(stage: Stage, have: int, total: int) -> tuple[int, int]:
-    """The frames [start, stop) of the window in which frame `have` of `total` is predicted; it starts on the stage's grid."""
-    crop, overlap = stage.predict.frames(stage.crop), stage.predict.frames(stage.overlap)
+def window(stage: Stage, have: int, total: int, prompt: int) -> tuple[int, int]:
+    """The frames [start, stop) of the window in which frame `have` of `total` is predicted; it starts on the stage's grid.
+
+    Where something is given, a window waits for all that is given in it. So that the first sound need not wait long, the first
+    window after the `prompt` frames adds FIRST seconds, and each later one as much as there is by then, and FIRST more.
+    """
+    overlap, first = stage.predict.frames(stage.overlap), max(1, stage.predict.frames(FIRST))
     grid = max(1, stage.predict.frames(stage.grid))
-    start = 0 if have < crop else (have - overlap) // grid * grid
-    return start, min(start + crop, total)
+    crop = max(1, stage.predict.frames(stage.crop) // grid) * grid
+    stop = min(total, (have + min(crop, max(grid, have - prompt + first))) // grid * grid) if stage.given else total
+    if stage.overlap:
+        whole = min(total, have + min(first, (crop - overlap) // 2)) <= crop  # for less, sliding pays
+        start = 0 if whole else max(0, have - overlap) // grid * grid
+    elif have > prompt:  # windows that know nothing of each other
+        start = have
+    else:  # but the first one hears as much of the prompt as fits
+        start = min(-(-max(0, stop - crop) // grid), have // grid) * grid
+    return start, min(start + crop, stop)
+
+
+def spans(stage: Stage, prompt: int, total: int) -> Iterator[tuple[int, int, int]]:
+    """All windows from the end of the prompt on: where each starts, its first new frame, and where it stops."""
+    have = prompt
+    while have < total:
+        start, stop = window(stage, have, total, prompt)
+        yield start, have, stop
+        have = stop
 
 
 def within(stage: Stage, stream: Stream, start: int, stop: int) -> tuple[int, int]:
@@ -193,7 +215,7 @@ def sample_windows(
     going = [item for item, count in enumerate(frames) if count]
     while going:
         have = [known[item].shape[1] for item in going]
-        spans = [window(stage, length, totals[item]) for item, length in zip(going, have, strict=True)]
+        spans = [window(stage, length, totals[item], prompt[item].shape[1]) for item, length in zip(going, have, strict=True)]
         # Progress is told of the item with the most left to do, before this round and after it.
         before = max(frames) - max(totals[item] - length for item, length in zip(going, have, strict=True))
         after = max(frames) - max(totals[item] - stop for item, (_, stop) in zip(going, spans, strict=True))
@@ -230,33 +252,29 @@ def sample_chunks(
 ) -> list[Tensor]:
     """As `sample_windows`, in windows side by side and not one after another: up to `rows` chunks of all items at once.
 
-    What the prompt covers wholly is not predicted again. Each chunk has a seed of its own, made of its item's and its place.
+    Each chunk has a seed of its own, made of its item's and its number.
     """
-    crop = stage.predict.frames(stage.crop)
-    totals = [known.shape[1] + count for known, count in zip(prompt, frames, strict=True)]
-    done = [
-        known[:, : known.shape[1] // crop * crop if count else None].long() for known, count in zip(prompt, frames, strict=True)
-    ]
+    done = [known.long() for known in prompt]
     chunks = [
-        (item, start, min(start + crop, total))
-        for item, total in enumerate(totals)
-        for start in range(done[item].shape[1], total, crop)
+        (item, number, *span)
+        for item, (known, count) in enumerate(zip(prompt, frames, strict=True))
+        for number, span in enumerate(spans(stage, known.shape[1], known.shape[1] + count))
     ]
     for first in range(0, len(chunks), rows):
         batch = chunks[first : first + rows]
-        known = [prompt[item][:, start:stop] for item, start, stop in batch]
+        known = [prompt[item][:, start:have] for item, _, start, have, _ in batch]
         parts = one(
             model,
             stage,
-            [cut(stage, given[item], start, stop) for item, start, stop in batch],
+            [cut(stage, given[item], start, stop) for item, _, start, _, stop in batch],
             known,
-            [stop - start - part.shape[1] for part, (_, start, stop) in zip(known, batch, strict=True)],
-            [chunk_seed(seeds[item], start // crop) for item, start, _ in batch],
-            _part(progress, first, first + len(batch), len(chunks), crop),
+            [stop - have for _, _, _, have, stop in batch],
+            [chunk_seed(seeds[item], number) for item, number, *_ in batch],
+            _part(progress, first, first + len(batch), len(chunks), stage.predict.frames(stage.crop)),
             **options,
         )
-        for (item, _, _), part in zip(batch, parts, strict=True):
-            done[item] = torch.cat((done[item], part), 1)
+        for (item, _, start, have, _), part in zip(batch, parts, strict=True):
+            done[item] = torch.cat((done[item], part[:, have - start :]), 1)
     return done
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from audiolm.config import Config
-from audiolm.kernels import Linear, Precision, Product, packed
+from audiolm.kernels import Linear, Precision, Product, packed, version
 
 IGNORED = -100  # a target that does not count
 BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from which on all share the last one
@@ -279,7 +279,8 @@ class LanguageModel(nn.Module):
         self.transformer = Transformer(config, causal)
         self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
         self.end = nn.Parameter(torch.empty(1, config.width))
-        self.packed: list[Product] | None = None  # the heads, see audiolm.kernels
+        self.packed: list[Product] | None = None  # the heads, see audiolm.kernels.Linear
+        self.version = 0
         for parameter in (self.embedding.weight, self.heads, self.end):
             nn.init.normal_(parameter, std=0.02)
 
@@ -291,7 +292,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
-        if self.packed is None or torch.is_grad_enabled():
+        if self.packed is None or torch.is_grad_enabled() or self.version != version(self.heads):
             logits = nnf.linear(hidden, self.heads[level])
         else:
             logits = self.packed[level](hidden)
@@ -300,6 +301,7 @@ class LanguageModel(nn.Module):
     def pack(self, precision: Precision | None) -> None:
         """The heads' part of `audiolm.kernels.use`."""
         self.packed = None if precision is None else [packed(head, precision) for head in self.heads]
+        self.version = version(self.heads)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         self.packed = None  # moved, or of another type
