@@ -338,9 +338,11 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
         (data / recording.name).write_bytes(recording.path.read_bytes())
     (data / "noise.wav").write_text("no sound")
     bundle.save(tiny_model, tmp_path / "model", "")
-    report = evaluation.evaluate_folder(tmp_path / "model", data, tmp_path / "out", split="all", parts=("stages",))
+    report = evaluation.evaluate_folder(tmp_path / "model", data, tmp_path / "out", split="all", seconds=1, parts=("stages",), listening_test=2)
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert (tmp_path / "out" / "report.md").read_text() == evaluation.markdown(report)
+    assert (tmp_path / "out" / "report.html").read_text().count("<audio") > 10
+    assert (tmp_path / "out" / "listening-key.json").is_file()
     assert report["recordings.clips"] == 2
     assert len(report["recordings.left_out"]) == 1
     assert "noise.wav" in report["recordings.left_out"][0]
@@ -353,7 +355,7 @@ def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: 
     for splits, clips, split in ((("train", "test"), 1, "test"), (("train", "valid"), 2, "all")):
         rows = [f"{each.path},{each.speaker},{split}" for each, split in zip(recordings, splits, strict=True)]
         (tmp_path / "manifest.csv").write_text("\n".join(["path,speaker,split", *rows]))
-        report = evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "out", parts=())
+        report = evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "out", parts=(), page=False)
         assert (report["recordings.clips"], report["split"]) == (clips, split)
 
 

@@ -3,7 +3,7 @@ recognition; their application to a model, a file a subject: audiolm.figures.
 
     report = evaluate(model, recordings)          flat and JSON-ready: "codec.12.pesq": 1.9, "codec.12.pesq.low": 1.8, ...
     print(markdown(report))                       the tables of a model card
-    evaluate_folder("speech", "recordings", "report")     both, as report.json and report.md
+    evaluate_folder("speech", "recordings", "report")     both, as report.json and report.md, and a page to listen to
 
 A part whose inputs are not there is told as missing.PART: what it wants, and from where.
 """
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from audiolm.blindtest import write_test
 from audiolm.bundle import load
 from audiolm.continuations import SHORTEST, continuation_figures
 from audiolm.data import Recording, Skipped, scan
@@ -31,6 +32,7 @@ from audiolm.figures.words import word_figures
 from audiolm.files import whole_file
 from audiolm.metrics import Measure, needed
 from audiolm.model import AudioLM
+from audiolm.page import real_sounds, write_page
 from audiolm.report import markdown
 
 
@@ -127,12 +129,20 @@ def evaluate_folder(
     most: int | None = 60,
     items: Path | None = None,
     pairs: Path | None = None,
+    page: bool = True,
+    listening_test: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate a model by name or folder on a folder or manifest; writes report.json and report.md into `report_dir`.
+    """Evaluate a model by name or folder on a folder or manifest; writes report.json, .md and .html into `report_dir`.
+
+    page: False leaves report.html out, whose examples take their time. listening_test: how many clips of a blind listening test
+    are written, audiolm.blindtest; 0: none.
 
     split: train, valid, test or all; by default test, where there is one. A folder without a manifest is split as training
     splits it, so that a model's own training folder is measured on voices that it has not heard.
     """
+    if page:
+        needed("markdown_it")
+    tell = progress or (lambda what, done, total: None)
     left_out: Skipped = []
     found = scan(data, skipped=left_out)
     chosen = f" --split {split}" if split else ""
@@ -167,6 +177,10 @@ def evaluate_folder(
     for name, text in (("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"), ("report.md", markdown(report))):
         with whole_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+    if page:
+        write_page(folder / "report.html", bundle, recordings, report, markdown(report), seconds, seed, tell)
+    if listening_test:
+        write_test(folder, bundle, real_sounds(bundle, recordings, listening_test, seconds, seed), seconds, seed, tell)
     return report
 
 

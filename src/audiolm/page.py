@@ -19,8 +19,8 @@ from torch import Tensor
 from audiolm.adversarial import mel_filters
 from audiolm.audio import Waveform, blocks
 from audiolm.data import Recording, by_speaker
-from audiolm.errors import InputError
 from audiolm.files import whole_file
+from audiolm.metrics import needed
 from audiolm.model import AudioLM, Request
 
 PROMPT = 3.0  # seconds, the paper's
@@ -84,7 +84,7 @@ def _continued(model: AudioLM, sounds: Sequence[Waveform], prompts: Sequence[Wav
         for n, sound in enumerate(sounds)
     ]
     text = (
-        "The model hears the first 3 s, up to the grey line, of a speaker it was never trained on, and goes on by itself: "
+        "The model hears the first 3 s, up to the grey line, of a recording, and goes on by itself: "
         "semantic tokens say what comes, acoustic tokens in which voice."
     )
     return Section("Continuation", text, tuple(rows))
@@ -154,14 +154,12 @@ def write_page(
     seed: int = 0,
     tell: Progress = lambda what, done, total: None,
 ) -> None:
-    """Generate the examples and write the page. tables: the report in Markdown, as audiolm.report makes it.
+    """Generate the examples and write the page; without a recording of 4 s it has tables alone.
 
-    InputError where no recording lasts 4 s.
+    tables: the report in Markdown, as audiolm.report makes it.
     """
     sounds = real_sounds(model, recordings, PROMPTS, seconds, seed)
-    if not sounds:
-        raise InputError(f"the page needs a recording of {PROMPT + 1:g} s or more; give longer ones, or --no-page")
-    text = page(sections(model, sounds, seconds, seed, tell), report, tables)
+    text = page(sections(model, sounds, seconds, seed, tell) if sounds else [], report, tables)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -202,12 +200,8 @@ def document(title: str, body: str, script: str) -> str:
 
 
 def rendered(markdown: str) -> str:
-    """Markdown as HTML; wide tables scroll by themselves. InputError where the renderer is missing."""
-    try:
-        from markdown_it import MarkdownIt
-    except ImportError as error:
-        raise InputError("the page needs markdown-it-py; install it by pip install 'audiolm[eval]'") from error
-    text = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
+    """Markdown as HTML; wide tables scroll by themselves."""
+    text = needed("markdown_it").MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     return text.replace("<table>", '<div class=table tabindex=0 role=region aria-label="table"><table>').replace(
         "</table>", "</table></div>"
     )

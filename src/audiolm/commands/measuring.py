@@ -22,9 +22,11 @@ def evaluate(
     parts: str | None = None,
     items: Path | None = None,
     pairs: Path | None = None,
+    page: bool = True,
+    listening_test: int = 0,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """The paper's tables on recordings the model has not heard: report.md and report.json.
+    """The paper's tables on recordings the model has not heard: report.md, report.json, and report.html to listen to.
 
     Parts, and what 60 recordings and a limit of 16 cost one processor core with the packaged model, in minutes:
 
@@ -56,13 +58,18 @@ def evaluate(
         A ZeroSpeech .item file for ABX, in place of phones found by pocketsphinx.
     pairs
         ZeroSpeech 2021's sLM21-dataset, or what scripts/spoken_pairs.py made.
+    page
+        Make report.html, whose examples take two minutes.
+    listening_test
+        Also write listening.html, a blind test of so many clips (real or generated?), and its key; `audiolm ratings` counts.
     """
     from audiolm.evaluation import PARTS, evaluate_folder
 
     chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
     with making.bars() as show:
         options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}
-        figures = evaluate_folder(model, data, report, **options, most=recordings or None, items=items, pairs=pairs)
+        extra = {"items": items, "pairs": pairs, "page": page, "listening_test": listening_test}
+        figures = evaluate_folder(model, data, report, **options, most=recordings or None, **extra)
     if json:
         making.show(figures, True)
     else:
