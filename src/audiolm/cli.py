@@ -34,6 +34,7 @@ Examples:
     audiolm detect out.wav
 
   A model of your own recordings, and what came out:
+    audiolm plan recipes/tiny.toml data=my-recordings
     audiolm train recipes/tiny.toml data=my-recordings out=runs/mine
     audiolm info runs/mine/bundle
 """
@@ -49,7 +50,7 @@ app = App(
 app.command(sounds.continue_, name="continue")
 for verb in (
     *(sounds.generate, sounds.revoice, sounds.reconstruct),
-    *(training.tokenize, training.train),
+    *(training.tokenize, training.train, training.plan),
     *(measuring.evaluate, measuring.detect, measuring.info, measuring.doctor),
     serving.serve,
     *(detecting.train_detector, detecting.ratings),

@@ -1,50 +1,116 @@
 """What this machine can do, and what is missing: the first thing to look at when something does not work."""
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
+import re
 import shutil
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from audiolm.bundle import packaged
 
-# What each extra is for, and the module that tells whether it is installed.
-EXTRAS = {
-    "plot": ("matplotlib", "pictures"),
-    "m4a": ("av", "reading m4a, aac, mp4"),
-    "train": ("lightning", "training and token stores"),
-    "eval": ("pesq", "the metrics of `audiolm evaluate`"),
+# What each extra is for.
+USES = {
+    "plot": "pictures",
+    "m4a": "reading m4a, aac, mp4",
+    "train": "train, plan, tokenize",
+    "eval": "the metrics of evaluate; phones to choose units by",
+    "serve": "serve",
+    "ray": "tokenize on many machines",
+    "hf": "other people's tokenizers",
+    "wandb": "watching a training on Weights & Biases",
 }
 
 
 def examine() -> dict[str, Any]:
-    """Versions, processors, memory, accelerators, extras and packaged models, JSON-ready."""
+    """Versions, processors and their speed, memory, accelerators, disk, models and extras, JSON-ready. Takes about a second."""
+    total, free = memory()
     return {
         "audiolm": importlib.metadata.version("audiolm"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use, {_bf16()}",
-        "memory": _memory(),
+        "products": f"{_speed('cpu', torch.float32):.0f} GFLOP/s in float32, {_speed('cpu', torch.bfloat16):.0f} in bfloat16",
+        "memory": f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free" if total else "unknown",
         "accelerator": _accelerator(),
-        "disk": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free in this folder",
+        "compiler": _compiler(),
+        "disk": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here{'' if os.access('.', os.W_OK) else ', but read only'}",
         "models": ", ".join(packaged()) or "none packaged",
-        "extras": {
-            name: f"installed ({use})" if importlib.util.find_spec(module) else f"missing: pip install 'audiolm[{name}]' ({use})"
-            for name, (module, use) in EXTRAS.items()
-        },
+        "extras": {name: _extra(name, packages) for name, packages in extras().items()},
     }
+
+
+def memory() -> tuple[int, int]:
+    """Bytes of memory that there are for this process, and that are free now; 0 and 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        table = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+        total, free = table["MemTotal"], table["MemAvailable"]
+    except (OSError, KeyError, ValueError, IndexError):  # no Linux
+        try:
+            total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (ValueError, OSError, AttributeError):
+            return 0, 0
+    try:  # a container may have less than its machine
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        return min(total, limit), min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):  # none, or "max"
+        return total, free
+
+
+def extras() -> dict[str, list[str]]:
+    """The package's extras and the packages that each asks for, as its metadata says."""
+    found: dict[str, list[str]] = {}
+    for line in importlib.metadata.requires("audiolm") or []:
+        name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+        if name and extra and extra[1] != "dev":
+            found.setdefault(extra[1], []).append(name[0])
+    return found
+
+
+def _extra(name: str, packages: list[str]) -> str:
+    missing = [package for package in packages if not _installed(package)]
+    use = f" ({USES[name]})" if name in USES else ""
+    return f"missing {', '.join(missing)}: pip install 'audiolm[{name}]'{use}" if missing else f"installed{use}"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _accelerator() -> str:
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return "; ".join(f"cuda:{index} {each.name}, {each.total_memory / 1e9:.0f} GB" for index, each in enumerate(names))
+        found = []
+        for index in range(torch.cuda.device_count()):
+            about, speed = torch.cuda.get_device_properties(index), _speed(f"cuda:{index}", torch.bfloat16) / 1e3
+            bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
+            found.append(f"cuda:{index} {about.name}, {about.total_memory / 1e9:.0f} GB, {bf16}, {speed:.0f} TFLOP/s")
+        return "; ".join(found)
     if torch.backends.mps.is_available():
         return "mps"
+    if torch.version.cuda is None:
+        return "none (this torch is for processors only); everything runs on the processor"
     return "none; everything runs on the processor"
+
+
+def _speed(device: str, dtype: torch.dtype, size: int = 1024) -> float:
+    """Billions of additions and multiplications a second in a product of matrices."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = []
+    for _ in range(4):  # the first one warms up
+        began = time.perf_counter()
+        torch.mm(a, a)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times) / 1e9
 
 
 def _bf16() -> str:
@@ -52,10 +118,6 @@ def _bf16() -> str:
     return "fast bf16" if fast else "no fast bf16"
 
 
-def _memory() -> str:
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError, AttributeError):  # not a system that tells
-        return "unknown"
-    return f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free"
+def _compiler() -> str:
+    found = next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None)
+    return f"{found}: compile=true works in a recipe" if found else "none: leave compile=true out of recipes"

@@ -95,3 +95,28 @@ def train(
     from audiolm.recipe import RecipeConfig, run_recipe
 
     run_recipe(load_config(RecipeConfig, recipe, settings), only, force, ignore_gates)
+
+
+def plan(recipe: Path, /, *settings: str, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """What a recipe takes on this machine, before it runs: tokens, parameters, memory, disk and time of each step.
+
+    A few real steps of each training are timed. Exit code 2 where a step cannot fit; the last line names it and the cure.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file; see recipes/.
+    settings
+        key=value, as for `audiolm train`; without out= nothing is done yet, and the disk is this folder's.
+    """
+    from audiolm.config import load_config
+    from audiolm.plan import make_plan
+    from audiolm.recipe import RecipeConfig
+
+    nowhere = "out=runs/not-begun"
+    made = make_plan(load_config(RecipeConfig, recipe, (nowhere, *settings)))
+    if json:
+        making.show(made.plain(), True)
+    else:
+        print(made.table())
+    made.check()
