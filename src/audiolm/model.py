@@ -256,7 +256,7 @@ class AudioLM:
         else:
             if request.seconds is None or not 0 < request.seconds <= LONGEST:
                 raise InputError(f"seconds={request.seconds}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
-            samples = round(request.seconds * self.sample_rate)
+            samples = max(1, round(request.seconds * self.sample_rate))
         spare = 0 if prompt is None or request.semantic is not None else prompt.shape[-1] % step
         job = _Job(request, prompt, samples, frames=-(-(samples + spare) // step))
         empty = torch.zeros(1, 0, dtype=torch.int64)
