@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--font", type=Path, help="a .sf2 or .sf3 file; default: Fluid R3 where it is installed")
     parser.add_argument("--takes", type=int, default=1, help=f"rooms for each piece, 1 to {len(ROOMS)}: {', '.join(ROOMS)}")
     parser.add_argument("--rate", type=int, default=16_000, help="sample rate in Hz")
-    parser.add_argument("--gain", type=float, default=0.6, help="fluidsynth's; loud pieces are turned down where they would clip")
+    parser.add_argument("--gain", type=float, default=1.5, help="fluidsynth's; loud pieces are turned down where they would clip")
     parser.add_argument("--valid", type=float, default=0.05, help="share of the pieces, where no manifest has a split")
     parser.add_argument("--test", type=float, default=0.05)
     parser.add_argument("--limit", type=int, help="only so many pieces, evenly spread: to listen first")
