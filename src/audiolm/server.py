@@ -171,6 +171,8 @@ class Service:
             "sample_rate": model.sample_rate,
             "decoders": apidocs.decoders(model),
             "codebooks": model.codec.spec.num_codebooks,
+            "bitrate": model.codec.spec.bitrate,
+            "levels": {name: [stage.predict.first, stage.predict.last] for name, (stage, _) in model.stages.items()},
             "max_seconds": limits.seconds,
             "max_sound_seconds": limits.sound_seconds,
             "max_samples": limits.samples,
