@@ -76,7 +76,7 @@ def test_a_folder_of_midi_is_a_corpus(capsys: pytest.CaptureFixture[str], tmp_pa
     assert ok(capsys, tmp_path / "midi", "-o", out, "--takes", "2", "--valid", "0.4")["files"] == 8
     assert sum(path.stat().st_mtime_ns != then for path, then in before.items()) == 1
     assert script.main([str(tmp_path / "midi"), "-o", str(out), "--gain", "1"]) == 2
-    assert "has gain 0.6, not 1.0" in capsys.readouterr().err
+    assert "has gain 1.5, not 1.0" in capsys.readouterr().err
 
 
 @needs_fluidsynth
