@@ -238,10 +238,10 @@ class Workshop:
 
     def save(self, part: nn.Module, step: str) -> str:
         """Keep a network as a bundle will, so that what is trained next hears exactly what will be shipped."""
+        if self.fabric.global_rank:
+            return ""  # the first process's result is the step's; no waiting here: not every step is everybody's
         path = self.out / step / f"{step}.safetensors"
-        if self.fabric.global_rank == 0:
-            save_tensors(path, bundle.packed(part, torch.bfloat16))
-        self.fabric.barrier()
+        save_tensors(path, bundle.packed(part, torch.bfloat16))
         return file_hash(path)
 
     def codec(self) -> Codec:
