@@ -15,7 +15,20 @@ from audiolm.continuations import PROMPT, continuation_figures, continuations
 from audiolm.data import Recording
 from audiolm.errors import InputError
 from audiolm.figures.bench import by_speaker, tokenized
-from audiolm.metrics import bootstrap, entropy, histogram, mean, mel_distance, pesq_wb, ratio, si_sdr, stoi, unit_errors
+from audiolm.metrics import (
+    bootstrap,
+    entropy,
+    frechet,
+    histogram,
+    mean,
+    mel_distance,
+    pesq_wb,
+    ratio,
+    si_sdr,
+    stoi,
+    unit_errors,
+    visqol,
+)
 from audiolm.model import AudioLM
 from audiolm.phonetics import unit_phone_measures
 from audiolm.scoring import crop_nats, nats_of
@@ -56,6 +69,36 @@ def test_more_noise_is_worse(female: Waveform) -> None:
     assert pesq_wb(sound, little) > pesq_wb(sound, much)
     assert stoi(sound, little, 16_000) > stoi(sound, much, 16_000)
     assert mel_distance(sound, little, 16_000) < mel_distance(sound, much, 16_000)
+
+
+def test_visqol_of_a_sound_itself_and_of_noise(female: Waveform) -> None:
+    sound = female.samples[0]
+    same, little, much = (visqol(sound, sound + level * noise(sound)) for level in (0.0, 0.02, 0.5))
+    assert (same.similarity, same.fit) == pytest.approx((1, 5))
+    assert same.fit > little.fit > much.fit
+    assert same.lattice > little.lattice > much.lattice > 1 - 1e-6
+    assert visqol(sound, noise(sound)).fit == 1
+    assert math.isnan(visqol(torch.zeros_like(sound), sound).fit)
+    assert math.isnan(visqol(sound[:3000], sound[:3000]).fit)
+
+
+def test_frechet_distance_by_hand() -> None:
+    sample = torch.randn(500, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert frechet(sample, sample) == pytest.approx(0, abs=1e-9)
+    assert frechet(sample, sample + torch.tensor([3.0, 0.0, 4.0])) == pytest.approx(25)
+    # Of one dimension: the squared difference of the means and that of the deviations.
+    one, two = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [5.0], [11.0]])
+    assert frechet(one, two) == pytest.approx((1 - 7) ** 2 + (2**0.5 - 12**0.5) ** 2)
+    assert math.isnan(frechet(sample[:1], sample))
+
+
+def test_frechet_distance_is_that_of_scipy() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = (torch.randn(40, 5, generator=generator, dtype=torch.float64) @ torch.rand(5, 5).double() for _ in range(2))
+    one, two = ours.T.cov().numpy(), theirs.T.cov().numpy()
+    mean_gap = float((ours.mean(0) - theirs.mean(0)).square().sum())
+    assert frechet(ours, theirs) == pytest.approx(mean_gap + (one + two - 2 * linalg.sqrtm(one @ two).real).trace())
 
 
 def test_si_sdr_knows_the_noise_and_not_the_scale() -> None:
@@ -338,7 +381,9 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
         (data / recording.name).write_bytes(recording.path.read_bytes())
     (data / "noise.wav").write_text("no sound")
     bundle.save(tiny_model, tmp_path / "model", "")
-    report = evaluation.evaluate_folder(tmp_path / "model", data, tmp_path / "out", split="all", seconds=1, parts=("stages",), listening_test=2)
+    report = evaluation.evaluate_folder(
+        tmp_path / "model", data, tmp_path / "out", split="all", seconds=1, parts=("stages",), listening_test=2
+    )
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     assert (tmp_path / "out" / "report.md").read_text() == evaluation.markdown(report)
     assert (tmp_path / "out" / "report.html").read_text().count("<audio") > 10

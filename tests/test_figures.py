@@ -1,0 +1,325 @@
+"""The tables' parts: each on a tiny bundle or a case whose answer is known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from audiolm import stages
+from audiolm.audio import Waveform
+from audiolm.bundle import language_model
+from audiolm.continuations import acoustic_chain, continuation_figures, continuations
+from audiolm.data import Recording
+from audiolm.evaluation import PARTS, evaluate
+from audiolm.figures import voices, words
+from audiolm.figures.bench import Bench, Clip, Missing, in_turn, tokenized
+from audiolm.figures.stages import oracle_figures, pair_figures, stage_figures
+from audiolm.figures.units import abx_figures, layer_figures
+from audiolm.figures.words import word_figures
+from audiolm.metrics import Measure
+from audiolm.model import AudioLM, AudioTokens
+from audiolm.parallel import mask
+from audiolm.report import markdown
+from audiolm.scoring import masked_nats
+from audiolm.tokens import Tokens, TokenSpec
+from audiolm.transformer import TransformerConfig
+
+SAID = {
+    "female": "so i shall not tell you the rest until next saturday you see",
+    "male": "and there was a fumbling at the handle",
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_model: AudioLM, female_path: Path, male_path: Path) -> list[Clip]:
+    paths = {"female": female_path, "male": male_path}
+    recordings = [Recording(path, path.name, who, "test", 4.4, {"transcript": SAID[who]}) for who, path in paths.items()]
+    return tokenized(tiny_model, recordings, lambda *_: None)[0]
+
+
+@pytest.fixture(scope="module")
+def parallel_model(tiny_model: AudioLM) -> AudioLM:
+    """With a parallel stage beside the paper's."""
+    torch.manual_seed(1)
+    stage = replace(stages.parallel(tiny_model.semantic.spec, tiny_model.codec.spec), crop=4.0, overlap=1.0)
+    network = language_model(stage, TransformerConfig(layers=1, heads=2, width=32, ffn=32, dropout=0))
+    return replace(tiny_model, stages={**tiny_model.stages, "parallel": (stage, network)}, sampling={})
+
+
+def value(figure: Any) -> float:
+    assert isinstance(figure, Measure)
+    return figure.value
+
+
+# What a parallel stage foretells
+
+
+def test_a_parallel_stage_that_knows_nothing_needs_all_bits(parallel_model: AudioLM, clips: list[Clip]) -> None:
+    bench = Bench(parallel_model, clips)
+    stage, network = parallel_model.stages["parallel"]
+    heads = network.heads.detach().clone()
+    try:
+        network.heads.data.zero_()
+        figures = stage_figures(bench)
+    finally:
+        network.heads.data.copy_(heads)
+    assert [value(figures[f"stage.parallel.{level}.bits"]) for level in range(1, 7)] == pytest.approx([5.0] * 6)
+    assert stage.predict.levels == 6
+
+
+def test_a_level_is_foretold_from_those_below_it_alone(parallel_model: AudioLM, clips: list[Clip]) -> None:
+    """Other codes above a level change nothing; one code below it does."""
+    stage, network = parallel_model.stages["parallel"]
+    given, codes = [clips[0].tokens.semantic.codes[:, :20]], clips[0].tokens.acoustic.codes[:, :40]
+    whole = masked_nats(network, stage, [(given, codes)]).nats
+    above, below = codes.clone(), codes.clone()
+    above[3:] = (above[3:] + 1) % 32
+    below[0] = (below[0] + 1) % 32
+    assert masked_nats(network, stage, [(given, above)]).nats[:3].tolist() == pytest.approx(whole[:3].tolist(), abs=1e-4)
+    assert abs(float(masked_nats(network, stage, [(given, below)]).nats[1] - whole[1])) > 1e-3
+    apart = masked_nats(network, stage, [(given, codes), ([given[0][:, :5]], codes[:, :10])])
+    alone = masked_nats(network, stage, [([given[0][:, :5]], codes[:, :10])])
+    assert apart.nats.tolist() == pytest.approx((whole + alone.nats).tolist(), abs=1e-3)
+    assert apart.counts.tolist() == [50] * 6
+
+
+# Does it listen?
+
+
+def listening(steps: int) -> tuple[AudioLM, list[Clip]]:
+    """A stage whose codes are the semantic ones, and a network trained on that for so many steps."""
+    semantic, acoustic = TokenSpec("semantic", 8, 1, 25.0), TokenSpec("acoustic", 8, 1, 25.0)
+    stage = stages.parallel(semantic, acoustic)
+    torch.manual_seed(0)
+    network = language_model(stage, TransformerConfig(layers=1, heads=2, width=32, ffn=32, dropout=0))
+    optimizer = torch.optim.Adam(network.parameters(), 0.02)
+    for step in range(steps):
+        codes = torch.randint(8, (16, 1, 30))
+        nats, counts = network(*mask(stage, [{"given": [each], "predicted": each} for each in codes], step))
+        optimizer.zero_grad()
+        (nats.sum() / counts.sum()).backward()
+        optimizer.step()
+    made = []
+    for number in range(6):
+        codes = torch.randint(8, (1, 60), generator=torch.Generator().manual_seed(number))
+        tokens = AudioTokens(Tokens(codes, semantic), Tokens(codes, acoustic))
+        made.append(Clip(Recording(Path(), str(number), "me", "test", 2.4), 16_000, tokens))
+    model: Any = SimpleNamespace(stages={"parallel": (stage, network.eval())})
+    return model, made
+
+
+def test_the_oracle_tells_a_stage_that_listens_from_one_that_does_not() -> None:
+    figures = oracle_figures(Bench(*listening(80)))
+    assert value(figures["oracle.parallel.true"]) < 0.5
+    for way in ("shuffled", "other"):
+        gain = figures[f"oracle.parallel.{way}_gain"]
+        assert isinstance(gain, Measure)
+        assert gain.low > 1
+        assert gain.value == pytest.approx(value(figures[f"oracle.parallel.{way}"]) - value(figures["oracle.parallel.true"]))
+    model, clips = listening(0)
+    figures = oracle_figures(Bench(model, clips))
+    assert abs(value(figures["oracle.parallel.shuffled_gain"])) < 0.3
+    model.stages = {}
+    with pytest.raises(Missing, match="no stage"):
+        oracle_figures(Bench(model, clips))
+
+
+def test_the_oracle_asks_every_stage_that_is_given_semantic_tokens(parallel_model: AudioLM, clips: list[Clip]) -> None:
+    figures = oracle_figures(Bench(parallel_model, clips))
+    assert {name.split(".")[1] for name in figures} == {"coarse", "parallel"}
+
+
+# Continuations by other stages
+
+
+def test_models_with_a_parallel_stage_are_continued(parallel_model: AudioLM, female: Waveform) -> None:
+    both = continuations(parallel_model, [("f", female)], 1.0, seed=0, ways=("full", "parallel", "revoiced"))[0]
+    assert set(both.sounds) == {"real", "codec", "full", "parallel", "revoiced"}
+    assert both.asked["parallel"].equal(both.asked["full"])
+    assert not torch.allclose(both.sounds["parallel"].samples, both.sounds["full"].samples)
+    assert value(continuation_figures(parallel_model, [both])["continuation.parallel.unit_errors"]) > 0
+    alone = replace(parallel_model, stages={name: parallel_model.stages[name] for name in ("semantic", "parallel")})
+    assert acoustic_chain(alone) == ["parallel"]
+    only = continuations(alone, [("f", female)], 1.0, seed=0)[0]
+    assert set(only.sounds) == {"real", "codec", "resaid", "full", "shuffled"}
+    assert torch.allclose(only.sounds["full"].samples, both.sounds["parallel"].samples, atol=1e-5)
+
+
+# Phones
+
+
+def test_abx_and_layers_by_an_item_file(tiny_model: AudioLM, clips: list[Clip], tmp_path: Path) -> None:
+    items = tmp_path / "few.item"
+    rows = ["#file onset offset #phone prev-phone next-phone speaker"]
+    for file in ("prompt-female", "prompt-male"):
+        rows += [f"{file} {0.5 + n / 2} {0.8 + n / 2} {'AE' if n % 2 else 'IH'} B T {file}" for n in range(6)]
+    items.write_text("\n".join(rows))
+    bench = Bench(tiny_model, clips, items=items, levels=(2, 6))
+    figures = abx_figures(bench)
+    for kind in ("units", "features", "mfcc", "codec2", "codec6"):
+        assert all(0 <= value(figures[f"abx.{kind}.{mode}"]) <= 1 for mode in ("within", "across"))
+    # Three of each phone, of which two are A and X and each other phone's is B; across, X is one of the other speaker's three.
+    assert figures["abx.within_triplets"] == 2 * 2 * 3 * 2 * 3
+    assert figures["abx.across_triplets"] == 2 * 2 * 3 * 3 * 3
+    found = layer_figures(bench)
+    assert {f"layer.{n}.pnmi" for n in (1, 2)} | {"layer.2.across", "size.8.pnmi", "size.32.pnmi_corrected"} <= set(found)
+    assert value(found["size.4.pnmi"]) < value(found["size.32.pnmi"])
+
+
+# Words
+
+
+def test_every_way_of_saying_the_words_is_heard(
+    parallel_model: AudioLM, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+
+    class Deaf:
+        def __call__(self, audio: torch.Tensor) -> str:
+            heard.append(round(audio.shape[-1] / 16_000, 1))
+            return "you see"
+
+    monkeypatch.setattr(words, "Recogniser", Deaf)
+    figures = word_figures(Bench(parallel_model, clips[:1]))
+    ways = {("whole", way) for way in ("real", "codec", "revoiced", "revoiced_parallel")}
+    ways |= {("after", way) for way in ("real", "codec", "resaid", "resaid_parallel")}
+    assert {tuple(name.split(".")[1:3]) for name in figures if name.endswith(".wer")} == ways
+    assert all(value(figures[f"words.{part}.{way}.wer"]) == (11 / 13 if part == "whole" else 0) for part, way in ways)
+    assert sorted(heard) == [1.4] * 4 + [4.4] * 4
+    silent = [replace(clip, recording=replace(clip.recording, columns={})) for clip in clips]
+    with pytest.raises(Missing, match="transcript"):
+        word_figures(Bench(parallel_model, silent))
+
+
+# Speakers
+
+
+def test_the_classifier_learns_two_voices(female: Waveform, male: Waveform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voices, "STEPS", 40)
+    monkeypatch.setattr(voices, "BATCH", 16)
+    both = (female, male)
+    network = voices.train_speakers([[sound.trim(2.8).samples[0]] for sound in both], seed=0)
+    for number, sound in enumerate(both):
+        guesses = voices.crop_logits(network, sound.trim(start=2.8)).log_softmax(1).mean(0)
+        assert int(guesses.argmax()) == number
+    again = voices.train_speakers([[sound.trim(2.8).samples[0]] for sound in both], seed=0)
+    assert torch.equal(network.head.weight, again.head.weight)
+
+
+def test_table_iii(tiny_model: AudioLM, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(voices, "STEPS", 3)
+    few = Bench(tiny_model, clips, limit=2, seconds=1.0)
+    with pytest.raises(Missing, match="6 recordings each"):
+        voices.speaker_figures(few)
+    # The woman is measured, and so unheard; the man is of the training's voices.
+    others = [replace(clips[0].recording, name=f"f{n}") for n in range(6)]
+    others += [replace(clips[1].recording, name=f"m{n}", split="train") for n in range(7)]
+    figures = voices.speaker_figures(Bench(tiny_model, clips[:1], others, limit=2, seconds=1.0))
+    assert (figures["speakers.speakers"], figures["speakers.unheard_speakers"], figures["speakers.clips"]) == (2, 1, 2)
+    for way in ("real", "codec", "resaid", "revoiced", "full", "acoustic"):
+        assert value(figures[f"speakers.{way}.unheard_accuracy"]) in (0, 1)
+
+
+def test_held_out_recordings_are_not_learnt_from() -> None:
+    recordings = [
+        Recording(Path(), f"{who}{n}", who, "test", 1.0 if n < 5 else 9.0)
+        for who, count in (("a", 25), ("b", 3))
+        for n in range(count)
+    ]
+    learnt, held = voices.held_out(recordings, seed=0)
+    assert set(learnt) == {"a"}
+    assert len(held) == 2
+    assert all(each.seconds == 9.0 for each in held)  # what could not be continued is not held out
+    assert not {each.name for each in held} & {each.name for each in learnt["a"]}
+
+
+def test_in_turn() -> None:
+    speakers = ["a", "a", "a", "b", "c", "c"]
+    order = in_turn(speakers, 3)
+    assert sorted(order) == list(range(6))
+    assert {speakers[number] for number in order[:3]} == {"a", "b", "c"}
+    assert {speakers[number] for number in order[3:5]} == {"a", "c"}
+
+
+# Pairs
+
+
+def test_the_likelier_of_two_is_found(tiny_model: AudioLM, female: Waveform, male: Waveform, tmp_path: Path) -> None:
+    with pytest.raises(Missing, match="sLM21-dataset"):
+        pair_figures(Bench(tiny_model, []))
+    with pytest.raises(Missing, match=r"neither lexical/dev/gold\.csv"):
+        pair_figures(Bench(tiny_model, [], pairs=tmp_path))
+    place = tmp_path / "syntactic" / "dev"
+    place.mkdir(parents=True)
+    for name, sound in (("a", female), ("b", male)):
+        sound.trim(1.0).write(place / f"{name}.wav")
+    header = "id,filename,voice,type,subtype,transcription,correct\n"
+    found = []
+    for right, wrong in ("ab", "ba", "aa"):
+        (place / "gold.csv").write_text(f"{header}1,{right},v,t,s,x,1\n1,{wrong},v,t,s,y,0\n")
+        found.append(value(pair_figures(Bench(tiny_model, [], pairs=tmp_path))["pairs.syntactic.score"]))
+    assert sorted(found[:2]) == [0, 1]
+    assert found[2] == 0.5
+
+
+# The whole
+
+
+def test_what_is_missing_is_told(tiny_model: AudioLM, clips: list[Clip]) -> None:
+    recordings = [replace(clip.recording, columns={}) for clip in clips]
+    report = evaluate(tiny_model, recordings, parts=("abx", "words", "speakers", "pairs"), seconds=1.0)
+    card = markdown(report)
+    for part, wanted in (
+        ("abx", "more recordings"),
+        ("words", "transcript"),
+        ("speakers", "6 recordings"),
+        ("pairs", "zrc datasets"),
+    ):
+        assert wanted in report[f"missing.{part}"]
+        assert f"- {part}: " in card.split("### Not measured")[1]
+
+
+def test_each_part_and_its_cost_stand_in_the_help() -> None:
+    from audiolm.commands.measuring import evaluate as verb
+
+    assert verb.__doc__
+    assert all(f"{part} (" in verb.__doc__ for part in PARTS)
+
+
+def test_all_tables_are_written() -> None:
+    """Every figure that a part makes has its row: a made-up report of all of them."""
+    one = {"recordings.clips": 3, "recordings.speakers": 2, "recordings.seconds": 9.0, "recordings.left_out": [], "seed": 0}
+    made = {
+        **{f"abx.{kind}.{mode}": 0.1 for kind in ("units", "codec4") for mode in ("within", "across")},
+        **{"abx.from_items": 0.0, "abx.within_triplets": 8.0, "abx.across_triplets": 9.0},
+        **{"layer.1.pnmi": 0.3, "layer.1.within": 0.2, "layers.own": 1.0, "layers.fitted_on": 4.0, "layers.elsewhere": 1.0},
+        **{"size.16.pnmi": 0.25, "size.16.pnmi_corrected": 0.2},
+        **{"oracle.coarse.true": 7.0, "oracle.coarse.shuffled": 7.0, "oracle.coarse.shuffled_gain": 0.001},
+        **{"oracle.coarse.shuffled_gain.low": -0.01, "oracle.coarse.shuffled_gain.high": 0.01},
+        **{"words.whole.clips": 3.0, "words.after.clips": 2.0, "words.whole.real.wer": 0.28, "words.after.resaid.cer": 0.9},
+        **{"words.after.resaid.wer": 0.95},
+        **{"speakers.speakers": 9.0, "speakers.unheard_speakers": 3.0, "speakers.clips": 4.0, "speakers.chance": 1 / 9},
+        **{"speakers.full.accuracy": 0.5, "speakers.full.unheard_accuracy": math.nan},
+        **{"pairs.lexical.score": 0.55, "pairs.lexical.pairs": 40.0, "distance.real": 0.1, "distance.full": 0.4},
+        **{"distance.parts": 30.0, "distance.reference_parts": 300.0, "missing.visqol": "an example"},
+    }
+    card = markdown({**one, **{name: None if figure != figure else figure for name, figure in made.items()}})
+    for row in (
+        "| semantic tokens | 0.100 | 0.100 |",
+        "| acoustic tokens, 4 levels |",
+        "| **1** | 0.200 | - | 0.300 | - |",
+        "| 16 | 0.250 | 0.200 |",
+        "| coarse | its own, shuffled | 7.000 | 0.001 (-0.010 to 0.010) |",
+        "- The coarse stage does not listen to its semantic tokens",
+        "| whole clips | the recording | 0.280 | - |",
+        "| after a prompt of 3 s | continuation: its units, in the prompt's voice | 0.950 | 0.900 |",
+        "| **continuation** | 50.0 | - | 92.6 |",
+        "| sWUGGY | 40 | 55.0 | - | - | 71.5 (83.7 of known words) |",
+        "| **continuation** | 0.4000 |",
+        "- visqol: an example",
+    ):
+        assert row in card, row
