@@ -141,6 +141,17 @@ def test_it_learns(tmp_path, crops):
     assert lines[-1]["valid_loss"] < losses[0]
 
 
+@pytest.mark.slow
+def test_compiled_learns_as_eager_does(tmp_path, crops):
+    losses = []
+    for compiled in (False, True):
+        wanted = config(4, compile=compiled)
+        train(tmp_path / str(compiled), wanted, crops)
+        losses.append([line["loss"] for line in Run(tmp_path / str(compiled), wanted).metrics()])
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.2)  # compiled dropout draws its own numbers
+    assert len(losses[1]) == 4
+
+
 def test_a_second_pass_predicts_the_units_of_the_first_and_keeps_its_statistics(tmp_path, crops):
     first = train(tmp_path / "1", config(3), crops)
     before = {name: value.clone() for name, value in first.state_dict().items()}

@@ -184,6 +184,17 @@ def newest(folder: Path) -> int:
     return max((int(path.name.split("-")[1][:8]) for path in folder.glob("*step-*")), default=0)
 
 
+@pytest.mark.slow
+def test_compiled_learns_as_eager_does(tmp_path: Path) -> None:
+    stage = semantic(S)
+    losses = []
+    for compiled in (False, True):
+        config = config_of(steps=6, compile=compiled, dropout=0.0, log_every=1)
+        _, run = train(tmp_path / str(compiled), stage, config, Walks(stage), Walks(stage, seed=1))
+        losses.append([line["bits"] for line in run.metrics() if "bits" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
 class Counted(Walks):
     """Walks that are killed at the n-th batch of training, after the unigram's."""
 
