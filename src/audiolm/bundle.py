@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from audiolm.codec import Codec, CodecConfig
 from audiolm.conformer import Conformer, ConformerConfig
@@ -92,16 +93,17 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     """Read a bundle. InputError where it is none, damaged, or of a newer format."""
     config = read_config(folder)
     try:
-        codec = Codec(CodecConfig(**config["codec"]))
-        encoder = Conformer(ConformerConfig(**config["semantic"]["encoder"]))
-        units = KMeans(config["semantic"]["units"], encoder.config.width)
-        stages: dict[str, tuple[Stage, LanguageModel]] = {}
-        sampling: dict[str, Sampling] = {}
-        for name, values in config["stages"].items():
-            stage = Stage.from_dict(values["stage"])
-            stages[name] = stage, language_model(stage, TransformerConfig(**values["network"]))
-            sampling[name] = Sampling(**values["sampling"])
-        semantic = SemanticTokenizer(encoder, units, config["semantic"]["layer"])
+        with _Unfilled():
+            codec = Codec(CodecConfig(**config["codec"]))
+            encoder = Conformer(ConformerConfig(**config["semantic"]["encoder"]))
+            units = KMeans(config["semantic"]["units"], encoder.config.width)
+            stages: dict[str, tuple[Stage, LanguageModel]] = {}
+            sampling: dict[str, Sampling] = {}
+            for name, values in config["stages"].items():
+                stage = Stage.from_dict(values["stage"])
+                stages[name] = stage, language_model(stage, TransformerConfig(**values["network"]))
+                sampling[name] = Sampling(**values["sampling"])
+            semantic = SemanticTokenizer(encoder, units, config["semantic"]["layer"])
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error
@@ -109,6 +111,15 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     for name, part in parts(model).items():
         unpack(part, folder / f"{name}.safetensors")
     return model.to(device)
+
+
+class _Unfilled(TorchFunctionMode):
+    """New networks stay as memory came: drawing random weights took half of the time of loading, which replaces them all."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return (*args, *(kwargs or {}).values())[0]
+        return func(*args, **(kwargs or {}))
 
 
 def describe(model: AudioLM) -> dict[str, Any]:
@@ -158,7 +169,7 @@ def unpack(part: nn.Module, path: Path) -> None:
         raise InputError(f"{path}: weights do not fit config.json ({wrong[0]}); copy the bundle again")
     full = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     full |= {name: full[name] * scale for name, scale in scales.items()}
-    part.load_state_dict(full, strict=False)
+    part.load_state_dict(full, strict=False, assign=True)  # in place of the network's own: nothing is copied twice
 
 
 def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:
