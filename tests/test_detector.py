@@ -10,6 +10,7 @@ from audiolm import bundle, detector
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, concatenate, read
 from audiolm.classifier import CHANNELS, CropClassifier, crop_logits, crops_of
+from audiolm.cli import run
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
@@ -165,8 +166,34 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     made = detector.of_bundle(model)
     assert made is not None
     assert made.about["model"] is None
+    assert made.about["weights"] == detector.identity(bundle.read_config(model))
     both = made(concatenate([real, real])), made(read(tmp_path / "one" / "sounds" / sounds[1]))
     assert None not in both
+
+
+def test_detect_says_what_it_hears(
+    corpus: Path, model: Path, tmp_path: Path, network: CropClassifier, female_path: Path, capsys
+) -> None:
+    arguments = ["detect", str(female_path), "-m", str(model), "--json"]
+    Detector(network, 2.0, 1.0, {"weights": detector.identity(bundle.read_config(model))}).save(model / detector.FILE)
+    told, verdict = _told(capsys, arguments), detector.load(model / detector.FILE)(read(female_path))
+    assert verdict is not None
+    assert told["synthetic_probability"] == pytest.approx(verdict.probability, abs=1e-4)
+    assert told["synthetic_share"] == pytest.approx(verdict.share, abs=1e-3)
+    assert "note" not in told
+    assert run(arguments[:-1]) == 0
+    assert f"{100 * told['synthetic_probability']:.1f} %" in capsys.readouterr().out
+    read(female_path).trim(0.5).write(tmp_path / "short.wav")
+    assert "too short" in _told(capsys, ["detect", str(tmp_path / "short.wav"), "-m", str(model), "--json"])["note"]
+    Detector(network, about={"weights": "others"}).save(model / detector.FILE)
+    assert "trained again" in _told(capsys, arguments)["note"]
+    (model / detector.FILE).unlink()
+    assert _told(capsys, arguments)["synthetic_probability"] is None
+
+
+def _told(capsys, arguments: list[str]) -> dict:
+    assert run(arguments) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_mistakes(corpus: Path, model: Path, tmp_path: Path, female: Waveform) -> None:

@@ -8,7 +8,7 @@ real ones. How it is trained and what it reaches: audiolm.train_detector, docs/p
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from audiolm.audio import Waveform
 from audiolm.classifier import CHANNELS, CropClassifier, crop_logits
+from audiolm.config import digest
 from audiolm.errors import InputError
 from audiolm.files import load_tensors, save_tensors
 
@@ -83,6 +84,11 @@ def load(path: str | os.PathLike[str]) -> Detector:
 def of_bundle(folder: Path) -> Detector | None:
     """The detector that a bundle has; None where it has none."""
     return load(folder / FILE) if (folder / FILE).is_file() else None
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Of a bundle's config.json: 16 hex digits that change with its weights."""
+    return digest(config["weights"])
 
 
 def file_score(logits: Tensor) -> float:

@@ -27,7 +27,7 @@ from audiolm import bundle, detector
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, blocks, read
 from audiolm.classifier import CROP, SAMPLE_RATE, CropClassifier, crop_logits
-from audiolm.config import Config, digest
+from audiolm.config import Config
 from audiolm.data import Recording, by_speaker, scan
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
@@ -94,7 +94,7 @@ def train_detector(
     config, out = config or DetectorTrainConfig(), Path(out)
     folder = bundle.folder_of(model)
     about = bundle.read_config(folder)
-    identity = digest(about["weights"])
+    identity = detector.identity(about)
     plans = plan(scan(data), config, tuple(about["stages"]))
     try:
         (out / "sounds").mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,9 @@ def detect(
 
     if not files:
         raise InputError("detect: name one or more recordings")
-    listen = detector.of_bundle(bundle.folder_of(model))
+    folder = bundle.folder_of(model)
+    listen = detector.of_bundle(folder)
+    stale = listen is not None and listen.about.get("weights") != detector.identity(bundle.read_config(folder))
     found = []
     for file in files:
         sound = read(file)
@@ -113,6 +115,8 @@ def detect(
             entry["note"] = f"{model} has no detector of its voice (audiolm train-detector makes one)"
         elif verdict is None:
             entry["note"] = f"too short to be judged by ear; at least {detector.SHORTEST:g} s"
+        elif stale:
+            entry["note"] = f"{model} has been trained again since its detector was; audiolm train-detector makes a new one"
         found.append(entry)
     if json:
         making.show(found[0] if len(found) == 1 else found, True)
