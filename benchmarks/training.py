@@ -142,6 +142,9 @@ def parameters(*modules: torch.nn.Module) -> int:
 class MelSpectrogram(torch.nn.Module):
     """Stands in for torchaudio's: the same products, random filters."""
 
+    filters: torch.Tensor
+    window: torch.Tensor
+
     def __init__(self, n_fft: int, win_length: int, hop_length: int, n_mels: int, **_: Any) -> None:
         super().__init__()
         self.n_fft, self.win, self.hop = n_fft, win_length, hop_length

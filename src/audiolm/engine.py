@@ -13,8 +13,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -63,7 +65,8 @@ def sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for blocks in [each for each in module.modules() if isinstance(each, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh["data_parallel"])
-    return fully_shard(module, mesh=mesh["data_parallel"])
+    fully_shard(module, mesh=mesh["data_parallel"])
+    return module
 
 
 def placed(module: nn.Module, fabric: Fabric) -> Any:

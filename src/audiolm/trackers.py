@@ -63,7 +63,7 @@ class WeightsAndBiases:
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         try:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise InputError("tracker=wandb needs wandb; run: pip install 'audiolm[wandb]'") from error
         self.wandb = wandb

@@ -6,6 +6,7 @@ half the speed and buy nothing before the reconstruction is good.
 """
 
 import time
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -56,7 +57,6 @@ class CodecTrainConfig(Config):
     discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
     train_encoder: bool = True  # False: the codes of the started codec are final and only the decoder learns
     start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
-    refine: int = Field(default=0, ge=0)  # passes after the start in which the levels' codes are fitted to each other
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=1000, ge=1)
     valid_batches: int = Field(default=8, ge=1)
@@ -76,18 +76,18 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
     if not config.train_encoder:
         codec.freeze_encoder()
     if not run.steps():
-        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed, config.refine)
+        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
     model, critic_model = fabric.setup_module(codec), fabric.setup_module(critics)
     average.load_state_dict(codec.state_dict())
     trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
-    critic_optimizer = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
+    optimizer: Any = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
+    critic_optimizer: Any = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
     state = {
         "codec": codec, "average": average, "critics": critics,
         "optimizer": optimizer, "critic_optimizer": critic_optimizer,
     }  # fmt: skip
     start = run.resume(state)
-    optimizer, critic_optimizer = fabric.setup_optimizers(optimizer, critic_optimizer)
+    optimizer, critic_optimizer = (fabric.setup_optimizers(each) for each in (optimizer, critic_optimizer))
     critic_from, few = int(config.adversarial_from * config.steps), slice(0, config.discriminator_batch)
     hours_a_step = fabric.world_size * config.accumulate * config.batch_size * config.seconds / 3600
     line_began, line_from = time.monotonic(), start
@@ -97,6 +97,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
             for group in optimizer.param_groups:
                 group["lr"] = rate
             heard: list[tuple[Tensor, Tensor]] = []  # what the critics are to tell apart
+            losses, total = dict[str, Tensor](), torch.zeros(())
             for part in range(config.accumulate):
                 # Every process has its own batches, and what is random in one depends on nothing but its number.
                 index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank

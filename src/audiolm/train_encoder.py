@@ -9,7 +9,7 @@ Batches, masks and augmentation are functions of (seed, step), so that a resumed
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from lightning.fabric import Fabric
@@ -172,7 +172,7 @@ def train_encoder(
             block.compile()
     model = fabric.setup_module(pretraining.to(fabric.device))
     parameters = [parameter for parameter in pretraining.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer: Any = torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     state = {"conformer": conformer, "objective": objective, "optimizer": optimizer}
     start = run.resume(state)
     optimizer = fabric.setup_optimizers(optimizer)
@@ -184,6 +184,7 @@ def train_encoder(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             model.train()
+            result: dict[str, Tensor] = {}
             for part in range(config.accumulate):
                 # Every process has its own batches, and what is random in one depends on nothing but its number.
                 index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank

@@ -77,7 +77,7 @@ def train_lm(
     if config.compile:
         network.transformer.compile()
     model = fabric.setup_module(network)
-    optimizer = optimizer_of(network, config)
+    optimizer: Any = optimizer_of(network, config)
     told = torch.zeros(2, stage.predict.levels)  # nats and counts of each level since the last line of metrics
     state: dict[str, Any] = {"model": network, "optimizer": optimizer, "seconds": 0.0, "told": told, "hours": 0.0}
     if config.ema:
