@@ -51,7 +51,7 @@ def test_continue_is_the_librarys(client: TestClient, tiny_model: AudioLM, femal
     assert b'"generated": true' in form.content  # its tags
     body = client.post(f"/v1/continue?{query}", content=flac, headers={"Content-Type": "audio/flac"})
     fields = {"seconds": "0.7", "seed": "5", "prompt_seconds": "1"}
-    fields = client.post("/v1/continue?seed=9", data=fields, files={"audio": flac})
+    fields = client.post("/v1/continue", data=fields, files={"audio": flac})
     assert body.content == fields.content == form.content
     new = client.post(f"/v1/continue?{query}&only_new=true", files={"audio": flac})
     assert new.headers["x-audiolm-prompt-seconds"] == "0.000000"
@@ -118,7 +118,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
     [
         ("continue?secnds=1", b"flac", 422, "unknown key 'secnds'; did you mean 'seconds'?"),
         ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server makes at once; ask for 5 s"),
-        ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than 0"),
+        ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than or equal to 0.1"),
         ("continue?seconds=nan", b"flac", 422, "seconds"),
         ("continue?temperature=1,2", b"flac", 422, "temperature"),
         ("continue?seed=-1", b"flac", 422, "seed"),
@@ -160,6 +160,10 @@ def test_wrong_kinds_of_bodies(client: TestClient, flac: bytes) -> None:
     assert broken.status_code == 400
     assert client.post("/v1/detect", data={"audio": "words"}).json()["detail"].startswith("audio: a text")
     assert client.post("/v1/generate", files={"audio": flac}).status_code == 422
+    twice = [client.post("/v1/generate?seed=1", data={"seed": "2"}), client.post("/v1/generate?seed=1&seed=2")]
+    twice.append(client.post("/v1/detect", files=[("audio", flac), ("audio", flac)]))
+    for answer in twice:
+        assert (answer.status_code, "twice" in answer.json()["detail"]) == (422, True)
     wrong = client.get("/v1/detect")
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 

@@ -51,7 +51,7 @@ class Making(Sound):
 class Generate(Making):
     """New sound from nothing."""
 
-    seconds: float = Field(default=7.0, gt=0, description="How much new sound.")
+    seconds: float = Field(default=7.0, ge=SHORTEST, description="How much new sound.")
 
 
 class Continue(Generate):

@@ -4,6 +4,7 @@ The header is asked first; then the file is decoded block by block, mixed down a
 whatever its header says: ten hours of silence are a few kilobytes of flac.
 """
 
+import logging
 import math
 import shutil
 import time
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from audiolm.audio import Waveform, blocks, concatenate, probe
 from audiolm.errors import InputError
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a stranger's damaged form is no news for the log
 RATES = (4_000, 192_000)  # Hz
 SHORTEST = 0.1  # seconds
 DECODING = 10.0  # seconds that a file may take
@@ -46,15 +48,21 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
     HTTPException 415 for any other kind of body, 400 for a form that is none; InputError for a part that is unknown.
     """
     sent = Sent(dict(request.query_params))
+    if len(sent.fields) < len(request.query_params.multi_items()):
+        raise InputError("parameters: one is said twice in the address; say it once")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             form = await request.form(max_files=len(names) + 1, max_fields=FIELDS, max_part_size=FIELD_BYTES)
             for name, value in form.multi_items():
+                if name in sent.files:
+                    raise InputError(f"{name}: sent twice; send one recording")
                 if isinstance(value, UploadFile):
                     sent.files[name] = value.file
                 elif name in names:
                     raise InputError(f"{name}: a text; send the recording itself, as a file of the form")
+                elif name in sent.fields:
+                    raise InputError(f"{name}: said twice; say it once, in the address or in the form")
                 else:
                     sent.fields[name] = value
         elif kind.startswith(ANY) and names:
