@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not
     from audiolm.model import AudioLM, Sampling
 
 Decoder = Literal["parallel", "autoregressive"]
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
 
 @Parameter(name="*")
@@ -46,6 +47,8 @@ class Common:
     "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
+    precision: Precision = "auto"
+    "In how many bits a processor works: fewer are faster, and heard later (docs/performance.md)."
     threads: int | None = None
     "Processor threads; default: one per core."
     json: Annotated[bool, Parameter(negative="")] = False
@@ -122,23 +125,54 @@ def load(common: Common) -> "AudioLM":
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
-    return bundle.load(common.model, common.device)
+    return bundle.load(common.model, common.device, common.precision)
 
 
 def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
     """The same sound as a WAV on standard output, each block as soon as it is made."""
-    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
-        raise InputError(
-            "--stream: one sound goes to standard output and nothing else; leave --samples, --plot, --sidecar and --json out"
-        )
+    _alone(common, "--stream", "goes to standard output")
     if sys.stdout.isatty():
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
 
+    blocks, samples, rate = _blocks(common, prompt, seconds, only_new, chain)
+    for part in wav(blocks, samples, rate):
+        sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+
+
+def play(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+    """The same sound on the loudspeaker, each block as soon as it is made."""
+    _alone(common, "--play", "is played")
+    try:
+        import sounddevice
+    except ImportError:
+        raise InputError("--play needs sounddevice; install it: pip install 'audiolm[play]'") from None
+    except OSError:  # its wheels for Linux leave PortAudio to the system
+        raise InputError("--play needs the PortAudio library; install it: apt install libportaudio2") from None
+    try:
+        sounddevice.check_output_settings(channels=1)
+    except (sounddevice.PortAudioError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--play: no loudspeaker here ({reason}); write a file, or pipe --stream to another machine") from None
+    blocks, _, rate = _blocks(common, prompt, seconds, only_new, chain)
+    with sounddevice.OutputStream(rate, channels=1, dtype="float32", latency="high") as speaker:
+        for block in blocks:
+            speaker.write(block.samples[0].numpy())
+
+
+def _alone(common: Common, option: str, does: str) -> None:
+    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
+        raise InputError(f"{option}: one sound {does} and nothing else; leave --samples, --plot, --sidecar and --json out")
+
+
+def _blocks(
+    common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain
+) -> tuple[Iterator["Waveform"], int, int]:
+    """Blocks of sound while they are made, how many samples they will have together, and their rate."""
     model = load(common)
-    settings, rate = sampling_of(model, common), model.sample_rate
+    rate = model.sample_rate
     prompt = None if prompt is None else prompt.mono().resample(rate)
-    samples = round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1])
     blocks = model.stream(
         prompt,
         seconds,
@@ -146,12 +180,10 @@ def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: 
         only_new=only_new,
         chain=chain,
         decoder=common.decoder,
-        sampling=settings,
+        sampling=sampling_of(model, common),
         watermark=common.watermark,
     )
-    for part in wav(blocks, samples, rate):
-        sys.stdout.buffer.write(part)
-        sys.stdout.buffer.flush()
+    return blocks, round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
 
 
 def sampling_of(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:

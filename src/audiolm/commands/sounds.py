@@ -22,6 +22,7 @@ def continue_(
     prompt_seconds: float | None = None,
     only_new: Annotated[bool, Parameter(negative="")] = False,
     stream: Annotated[bool, Parameter(negative="")] = False,
+    play: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
     common: Common = COMMON,
 ) -> None:
@@ -41,6 +42,8 @@ def continue_(
         Leave the prompt out of the output.
     stream
         Write no file but a WAV to standard output while it is made.
+    play
+        Write no file but play it while it is made (pip install 'audiolm[play]').
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
@@ -51,8 +54,9 @@ def continue_(
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
-    if stream:
-        return making.stream(common, sound, seconds, only_new, chain)
+    if stream or play:
+        live = making.stream if stream else making.play
+        return live(common, sound, seconds, only_new, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
@@ -69,6 +73,7 @@ def generate(
     *,
     seconds: float = 7.0,
     stream: Annotated[bool, Parameter(negative="")] = False,
+    play: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
     common: Common = COMMON,
 ) -> None:
@@ -82,14 +87,17 @@ def generate(
         How much.
     stream
         Write no file but a WAV to standard output while it is made.
+    play
+        Write no file but play it while it is made (pip install 'audiolm[play]').
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
     from audiolm.model import Request
 
     making.check_length(seconds, "--seconds")
-    if stream:
-        return making.stream(common, None, seconds, False, chain)
+    if stream or play:
+        live = making.stream if stream else making.play
+        return live(common, None, seconds, False, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
