@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
-    errors kernels files storage tokens config plots audio
+    errors kernels files storage tokens config containers plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining phonetics metrics speaker classifier zerospeech tables sampling parallel adapters
     tokenizers scoring generation detector abx recognition tables_of_paper
@@ -26,7 +26,8 @@ ROWS = """
 # Two files of one subject, and what stands below the rest of row 0. Anything else on one row knows nothing of its neighbours.
 BESIDE = {
     *(("kernels", "errors"), ("files", "errors"), ("tokens", "errors"), ("config", "errors")),
-    *(("audio", "errors"), ("audio", "files"), ("audio", "plots")),
+    *(("audio", "errors"), ("audio", "files"), ("audio", "plots"), ("audio", "containers")),
+    *(("tokens", "plots"), ("containers", "errors")),
     *(("codec", "quantizer"), ("codec", "bodies")),
     ("parallel", "sampling"),
     ("bundle", "model"),

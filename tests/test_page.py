@@ -1,197 +1,364 @@
-"""The page of a report and the listening test: whole, without network, true to their sounds; ratings counted as in the paper."""
+"""The page in a real browser: headless Chromium, as Debian's `chromium` and `chromium-driver` bring it."""
 
-import base64
 import json
-import re
-import zlib
-from html.parser import HTMLParser
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-import soundfile
 import torch
 
-from audiolm import provenance
+from audiolm import process
 from audiolm.audio import Waveform, read
-from audiolm.blindtest import count_ratings, outcome, write_test
-from audiolm.cli import run
-from audiolm.data import scan
-from audiolm.errors import InputError
+from audiolm.limits import Limits
 from audiolm.model import AudioLM
-from audiolm.page import Example, Section, page, rendered, sections, spectrogram, write_page
+from audiolm.provenance import detect
+from audiolm.server import create_app
 
-REPORT = {"model": "<b>speech", "command": "audiolm evaluate a", "seed": 3, "versions": "audiolm 1", "recordings.speakers": 2}
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the extra dev")
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no browser: apt-get install chromium chromium-driver")
 
-class Outline(HTMLParser):
-    """Tags with their attributes, and which were left open."""
-
-    VOID = ("meta", "img", "br", "input")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
-
-
-def sound_of(source: str | None, path: Path) -> Waveform:
-    kind, _, content = str(source).partition(";base64,")
-    assert kind == "data:audio/mpeg"
-    path.write_bytes(base64.b64decode(content))
-    return read(path)
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--window-size=1320,1000"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what the page asks of others comes to nothing, and to light
+)
+LIMITS = Limits(rate=0, samples=3)
+# What is handed to the speakers, and when: (time, samples) of each piece.
+LISTEN = """
+window.heard = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (when) {
+  window.heard.push([when, this.buffer.length]);
+  start.call(this, when);
+};
+"""
 
 
-def test_a_page_is_whole_and_asks_the_network_for_nothing(tiny_model: AudioLM, female: Waveform, tmp_path: Path) -> None:
-    parts = sections(tiny_model, [female], 1.0, 0)
-    assert [part.title for part in parts] == [
-        "Continuation",
-        "Acoustic generation",
-        "Unconditional",
-        "Acoustic tokens alone",
-        "Codec",
-    ]
-    text = page(parts, REPORT, "### Codec\n\n| a | b |\n|---|---|\n| 1 | <i>2 |\n")
-    outline = Outline(text)
-    assert outline.open in ([], ["html", "body"][:0], ["html"], ["html", "body"])
-    addresses = [each.get("src") or each.get("href") for _, each in outline.tags if each.get("src") or each.get("href")]
-    assert all(re.match(r"data:|#|report\.json$|https://arxiv\.org/", str(each)) for each in addresses)
-    assert not [each for _, each in outline.tags if "http" in str(each.get("src"))]
-    assert "&lt;b&gt;speech" in text
-    assert "&lt;i&gt;2" in text
-    assert {"audiolm evaluate a", "audiolm 1"} <= {piece.strip() for piece in re.split("[<>·]", text)}
-    links = [str(each["href"])[1:] for each in outline.all("a") if str(each.get("href")).startswith("#")]
-    assert {each["id"] for each in outline.all("section")} >= set(links)
-    assert len(outline.all("audio")) == sum(len(row) for part in parts for row in part.rows) == len(outline.all("img"))
-    assert all(each["aria-label"] for each in outline.all("audio"))
-    # a continuation begins with the prompt, its line stands at 3 s of the 4, and it is marked
-    continuation = parts[0].rows[0][1]
-    ends = [each["style"] for each in outline.all("span") if each.get("class") == "end"]
-    assert ends[0] == f"left:{75 * continuation.sound.seconds / max(e.sound.seconds for e in parts[0].rows[0]):.2f}%"
-    torch.testing.assert_close(continuation.sound.samples[:, :48_000], female.samples[:, :48_000])
-    heard = sound_of(outline.all("audio")[1]["src"], tmp_path / "sound.mp3")
-    assert heard.seconds == pytest.approx(continuation.sound.seconds, abs=0.1)
-
-
-def test_what_is_generated_is_marked(tiny_model: AudioLM, female: Waveform) -> None:
-    made = [row[-1].sound for part in sections(tiny_model, [female], 2.5, 0) for row in part.rows]
-    assert [provenance.detect(sound).payload for sound in made] == [tiny_model.payload] * len(made)
-
-
-def test_a_bundle_without_language_models_shows_its_codec(tiny_model: AudioLM, female: Waveform) -> None:
-    bare = AudioLM(tiny_model.semantic, tiny_model.codec, {})
-    assert [part.title for part in sections(bare, [female], 1.0, 0)] == ["Codec"]
-
-
-def test_a_spectrogram_shows_where_a_tone_is() -> None:
-    tone = Waveform(torch.sin(2 * torch.pi * 1000 * torch.arange(16_000) / 16_000)[None], 16_000)
-    picture = spectrogram(tone)
-    width, height = (int.from_bytes(picture[at : at + 4]) for at in (16, 20))
-    assert (width, height) == (51, 96)
-    start = picture.index(b"IDAT") + 4
-    pixels = torch.frombuffer(bytearray(zlib.decompress(picture[start:])), dtype=torch.uint8).view(height, width + 1)[:, 1:]
-    loudest = int(pixels[:, 25].argmax())
-    hertz = 700 * (10 ** ((96 - loudest) / 97 * 2840.02 / 2595) - 1)
-    assert hertz == pytest.approx(1000, rel=0.05)
-    assert int(pixels[0, 25]) == 0
-
-
-def test_tables_scroll_and_html_does_not_pass() -> None:
-    assert rendered("| a |\n|---|\n| 1 |\n").count("<div class=table") == 1
-    assert "<script>" not in rendered("<script>alert()</script>")
-
-
-def test_written_from_recordings(tiny_model: AudioLM, female: Waveform, tmp_path: Path) -> None:
-    female.write(tmp_path / "a.flac")
-    write_page(tmp_path / "report.html", tiny_model, scan(tmp_path), REPORT, "", 1.0)
-    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    (tmp_path / "short").mkdir()
-    female.trim(3.5).write(tmp_path / "short" / "a.flac")
-    write_page(tmp_path / "short" / "report.html", tiny_model, scan(tmp_path / "short"), REPORT, "### Codec\n", 1.0)
-    text = (tmp_path / "short" / "report.html").read_text()
-    assert "<h3>Codec</h3>" in text
-    assert not Outline(text).all("audio")
-
-
-# The listening test
+@contextmanager
+def serving(model: AudioLM, keys: tuple[str, ...] = ()) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = process.server(create_app(model, LIMITS, keys), LIMITS)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(60)
 
 
 @pytest.fixture(scope="module")
-def listening(tiny_model: AudioLM, female: Waveform, male: Waveform, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("listening")
-    write_test(folder, tiny_model, [female, male, female.trim(4.2), male.trim(4.3)], seconds=7.0, seed=1)
-    return folder
+def address(tiny_model: AudioLM) -> Iterator[str]:
+    with serving(tiny_model) as address:
+        yield address
 
 
-def test_a_test_says_nothing_of_the_truth(listening: Path, tmp_path: Path) -> None:
-    text = (listening / "listening.html").read_text()
-    Outline(text)
-    data = json.loads(re.search(r"const TEST = (.*);\n", text)[1])  # type: ignore[index]
-    key = json.loads((listening / "listening-key.json").read_text())
-    assert (data["test"], [clip["id"] for clip in data["clips"]]) == (key["test"], list(key["clips"]))
-    assert sorted(key["clips"].values()) == ["generated", "generated", "real", "real"]
-    assert set(data["clips"][0]) == {"id", "sound"}
-    sounds = [sound_of(clip["sound"], tmp_path / "sound.mp3") for clip in data["clips"]]
-    assert {sound.samples.shape[1] for sound in sounds} == {sounds[0].samples.shape[1]}  # the shortest decides
-    assert sounds[0].seconds == pytest.approx(4.2, abs=0.1)
-    info = soundfile.info(tmp_path / "sound.mp3")
-    assert (info.channels, info.samplerate) == (1, 16_000)
+@pytest.fixture(scope="module")
+def tone() -> Waveform:
+    """What the microphone hears, over and over."""
+    return Waveform(0.5 * torch.sin(2 * torch.pi * 440 * torch.arange(48_000) / 48_000)[None], 48_000)
 
 
-def test_too_few(tiny_model: AudioLM, female: Waveform, tmp_path: Path) -> None:
-    for sounds in ([female], [female, female.trim(3.9)]):
-        with pytest.raises(InputError, match="two recordings"):
-            write_test(tmp_path, tiny_model, sounds)
-    assert not list(tmp_path.iterdir())
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory, tone: Waveform) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("browser")
+    tone.write(folder / "tone.wav")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}", f"--use-file-for-fake-audio-capture={folder / 'tone.wav'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(DRIVER)))
+    try:
+        browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": LISTEN})
+        yield browser
+    finally:
+        browser.quit()
 
 
-def test_the_paper_s_own_ratings() -> None:
-    paper = outcome(512, 1000)
-    assert paper.accuracy == 0.512
-    assert paper.p == pytest.approx(0.23, abs=0.005)  # AudioLM section IV-G
-    assert outcome(0, 7).p == 1
-    assert outcome(7, 7).p == 2**-7
-    assert outcome(5, 10).p > 0.5
-    with pytest.raises(InputError):
-        outcome(0, 0)
+class Page:
+    """The page in the browser, in a user's words."""
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.browser, self.address = browser, address
+        browser.get(address)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> Any:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return self.one(selector).text
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_async_script(
+            f"const done = arguments[arguments.length - 1]; (async () => {{ {script} }})().then(done, (e) => done(`${{e}}`));",
+            *arguments,
+        )
+
+    def until(self, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                if found := condition():
+                    return found
+            except (NoSuchElementException, StaleElementReferenceException):
+                pass
+            assert time.monotonic() < deadline, f"it did not come to pass; the page says {self.text('#error')!r}"
+            time.sleep(0.05)
+
+    def mode(self, name: str) -> None:
+        self.one(f"label:has([value={name}])").click()
+
+    def set(self, name: str, value: Any) -> None:
+        script = "const it = document.querySelector(`[name=${arguments[0]}]`); it.value = arguments[1];"
+        self.browser.execute_script(f"{script} it.dispatchEvent(new Event('input', {{ bubbles: true }}));", name, str(value))
+
+    def example(self, number: int = 0, into: str = "#audio") -> None:
+        self.until(lambda: len(self.all(f"{into} .examples button")) == 2)
+        self.all(f"{into} .examples button")[number].click()
+        self.until(lambda: self.text(f"{into} .length") == "4.4 s")
+
+    def make(self) -> None:
+        self.one("#go").click()
+        self.until(lambda: self.text("#status").startswith("Done"))
+        self.until(lambda: all("atermark found" in each.text for each in self.all(".take .verdict")))
+
+    def save(self, folder: Path, number: int = 0) -> Waveform:
+        """The sound, downloaded."""
+        folder.mkdir()
+        self.browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+        self.all(".take .save")[number].click()
+        return read(self.until(lambda: next(folder.glob("*.wav"), None)))
+
+    def colours(self, left: float, right: float, top: float, bottom: float) -> int:
+        """How many colours a part (shares of its width and height) of the first take's picture has."""
+        return self.browser.execute_script(
+            """
+            const [left, right, top, bottom] = arguments, picture = document.querySelector(".take canvas");
+            const { width, height } = picture;
+            const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+            copy.drawImage(picture, 0, 0);
+            const part = [left * width, top * height, (right - left) * width, (bottom - top) * height];
+            return new Set(new Uint32Array(copy.getImageData(...part).data.buffer)).size;
+            """,
+            *(left, right, top, bottom),
+        )
 
 
-def test_ratings_are_counted(capsys, listening: Path, tmp_path: Path) -> None:
-    key = listening / "listening-key.json"
-    truth = json.loads(key.read_text())
-    for name, answers in {"ann": truth["clips"], "bob": dict.fromkeys(truth["clips"], "real")}.items():
-        (tmp_path / f"{name}.json").write_text(json.dumps({"test": truth["test"], "rater": name, "ratings": answers}))
-    files = [tmp_path / "ann.json", tmp_path / "bob.json"]
-    found = count_ratings(files, key)
-    assert {name: (each.right, each.ratings) for name, each in found.items()} == {"ann": (4, 4), "bob": (2, 4), "all": (6, 8)}
-    assert found["all"].p == pytest.approx(37 / 256)
-    assert run(["ratings", *map(str, files), "--key", str(key), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["ann"] == {"ratings": 4, "right": 4, "p": 1 / 16}
-    (tmp_path / "other.json").write_text(json.dumps({"test": "x", "ratings": {}}))
-    for wrong, reason in (
-        ([*files, files[0]], "second file"),
-        ([tmp_path / "other.json"], "its own key"),
-        ([key], "no ratings"),
-        ([tmp_path / "none.json"], "cannot be read"),
-        ([], "one or more"),
-    ):
-        assert run(["ratings", *map(str, wrong), "--key", str(key)]) == 2
-        assert reason in capsys.readouterr().err
+@pytest.fixture
+def page(browser: Any, address: str) -> Iterator[Page]:
+    """A page just opened. In the end: nothing went wrong in the console, and nobody else was asked for anything."""
+    browser.get_log("browser"), browser.get_log("performance")
+    yield Page(browser, address)
+    browser.get("about:blank")
+    assert complaints(browser) == []
+    assert [url for url in requests(browser) if not url.startswith((f"{address}/", f"blob:{address}", "data:", "about:"))] == []
 
 
-def test_examples_are_shown_as_they_are(female: Waveform) -> None:
-    long, short = Example("Long", female, 3.0), Example("Short & sweet", female.trim(1.1))
-    text = page([Section("Two", "of them", ((long, short),))], {}, "")
-    assert f"width:{100 * 1.1 / female.seconds:.2f}%" in text
-    assert "Short &amp; sweet" in text
+def complaints(browser: Any) -> list[str]:
+    return [each["message"] for each in browser.get_log("browser") if each["level"] in ("SEVERE", "WARNING")]
+
+
+def requests(browser: Any) -> list[str]:
+    events = [json.loads(each["message"])["message"] for each in browser.get_log("performance")]
+    return [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+
+
+def test_an_example_goes_on(page: Page, tiny_model: AudioLM, female: Waveform, tmp_path: Path) -> None:
+    page.example()
+    page.set("seconds", 2.5)
+    page.set("seed", 3)
+    page.one("#go").click()
+    page.until(lambda: page.browser.execute_script("return window.heard.length"))  # it sounds before it is done
+    page.until(lambda: page.text("#status") == "Done: one sound.")
+    assert page.text(".take h2") == "Continuation"
+    assert page.text(".take .title p") == "of female, seed 3 · 6.9 s"
+    page.until(lambda: page.text(".take .verdict").startswith("Watermark found: generated by this model"))
+    page.until(lambda: "playing" not in page.one(".take .play").get_attribute("class"))
+    pieces = page.browser.execute_script("return window.heard")
+    assert sum(length for _, length in pieces) == round(6.9 * 16_000)
+    for (when, length), (following, _) in pairwise(pieces):
+        assert following > when + length / 16_000 - 1e-6  # a browser as slow as its machine may pause, but never overlaps
+
+    expected = tiny_model.generate(female, seconds=2.5, seed=3)
+    saved = page.save(tmp_path / "saved")
+    assert (saved.samples - expected.samples).abs().max() <= 1 / 32768
+    assert saved.trim(start=4.4).samples.abs().max() > 0.01
+    assert detect(saved).found
+    element = "const it = new Audio(document.querySelector('.save').href); await new Promise((f) => (it.oncanplaythrough = f));"
+    assert page.run(f"{element} return it.duration;") == pytest.approx(6.9)
+
+    assert page.colours(0.2, 0.9, 0.3, 0.55) > 100  # spectrogram
+    assert page.colours(0.2, 0.9, 0.64, 0.69) >= 5  # semantic tokens
+    assert page.colours(0.2, 0.9, 0.8, 0.9) >= 5  # fine ones
+
+
+def test_pieces_follow_each_other_to_the_sample(page: Page) -> None:
+    page.one("h1").click()  # without a click or a key a page is not allowed to sound
+    heard, moved = page.run("""
+        const { Sound, Player } = await import("/sound.js");
+        const sound = new Sound(16000, 16000), player = new Player(() => {});
+        sound.have = 6000;
+        player.play(sound);
+        for (const have of [9001, 12345, 16000]) { sound.have = have; player.feed(); }
+        const before = player.position;
+        await new Promise((go) => setTimeout(go, 400));
+        const moved = player.position - before;
+        player.stop();
+        return [window.heard, moved];
+    """)
+    assert [length for _, length in heard] == [6000, 3001, 3344, 3655]
+    for (when, length), (following, _) in pairwise(heard):
+        assert following == pytest.approx(when + length / 16_000, abs=1e-9)
+        assert following * 16_000 == pytest.approx(round(following * 16_000), abs=1e-4)
+    assert moved > 0
+
+
+def test_takes_side_by_side(page: Page, tiny_model: AudioLM, male: Waveform, tmp_path: Path) -> None:
+    page.example(1)
+    page.set("seconds", 2)
+    page.set("samples", 3)
+    page.make()
+    assert [each.text for each in page.all(".take .details")] == [f"of male, seed {seed} ·" for seed in range(3)]
+    tops = {each.location["y"] for each in page.all(".take")}
+    assert len(tops) == 2  # two of them beside each other
+    expected = tiny_model.generate(male, seconds=2, seed=2)
+    assert (page.save(tmp_path / "third", 2).samples - expected.samples).abs().max() <= 1 / 32768
+    page.all(".take .clear")[1].click()
+    assert [each.text for each in page.all(".take .details")] == [f"of male, seed {seed} ·" for seed in (0, 2)]
+
+
+def test_a_file_revoiced_reconstructed_and_a_voice_from_nothing(page: Page, male_path: Path, tiny_model: AudioLM) -> None:
+    page.one("#audio input[type=file]").send_keys(str(male_path))
+    page.until(lambda: page.text("#audio strong") == "prompt-male.flac")
+    page.mode("reconstruct")
+    page.set("codebooks", 2)
+    page.make()
+    assert page.text(".take .title p") == "of prompt-male.flac, levels 2 · 4.4 s"
+    page.mode("revoice")
+    page.example(0, "#voice")
+    page.make()
+    assert page.text(".take h2") == "Revoiced"
+    page.mode("generate")
+    page.set("seconds", 2)
+    page.make()
+    assert page.text(".take .title p") == "seed 0 · 2.0 s"
+    assert len(page.all(".take")) == 3
+
+
+def test_the_microphone(page: Page) -> None:
+    page.one("#audio .record").click()
+    page.until(lambda: page.text("#audio .record") >= "Stop, 1.0 s")
+    page.one("#audio .record").click()
+    page.until(lambda: page.text("#audio .length").endswith(" s"))
+    assert float(page.text("#audio .length").split()[0]) >= 1.0
+    page.set("seconds", 2)
+    page.make()
+    assert page.text(".take .details").startswith("of recording, seed 0")
+    page.one("#audio .check").click()
+    page.until(lambda: page.text("#audio .verdict").startswith("No watermark found"))
+
+
+def test_keys_move_and_play(page: Page) -> None:
+    page.example()
+    place = page.one("#audio .picture")
+    place.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert place.get_attribute("aria-valuetext") == "2.0 of 4.4 seconds"
+    place.send_keys(Keys.SPACE)
+    page.until(lambda: float(place.get_attribute("aria-valuenow")) > 2.0)
+    assert page.one("#audio .play").get_attribute("aria-label") == "Pause: the recording"
+    place.send_keys(Keys.SPACE)
+    assert page.one("#audio .play").get_attribute("aria-label") == "Play: the recording"
+
+
+def test_a_stop_keeps_what_is_there(page: Page) -> None:
+    page.example()
+    page.set("seconds", 30)
+    page.one("#go").click()
+    page.until(lambda: " of 34.4 s" in page.text(".take .length"))
+    page.one("#stop").click()
+    page.until(lambda: page.text("#status") == "Stopped.")
+    assert page.text(".take .length").endswith("s, stopped")
+    assert page.one(".take .save").is_displayed()
+    assert page.text("#error") == ""
+
+
+def test_everything_has_a_name(page: Page) -> None:
+    page.example()
+    page.set("seconds", 2)
+    page.make()
+    for mode in ("continue", "generate", "revoice", "reconstruct"):
+        page.mode(mode)
+        nodes = page.browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        roles = ("button", "slider", "textbox", "spinbutton", "combobox", "checkbox", "radio", "link", "article", "main")
+        found = [(each["role"]["value"], each["name"]["value"]) for each in nodes if each.get("role", {}).get("value") in roles]
+        assert len(found) > 15
+        assert [role for role, name in found if not name.strip()] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(page: Page, scheme: str) -> None:
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    emulated = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", emulated)
+    try:
+        page.example()
+        page.set("seconds", 1)
+        page.make()
+        for mode in ("continue", "generate", "revoice", "reconstruct"):
+            page.mode(mode)
+            assert page.browser.execute_script("return document.scrollingElement.scrollWidth") == 360
+        dark = page.browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert dark == ("rgb(247, 245, 240)" if scheme == "light" else "rgb(20, 22, 26)")
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_mistakes_in_the_servers_words(browser: Any, address: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no sound at all")
+    page = Page(browser, address)
+    page.one("#go").click()
+    assert page.text("#error") == "First record something, choose a file, or take an example."
+    page.one("#audio input[type=file]").send_keys(str(tmp_path / "notes.txt"))
+    page.until(lambda: "cannot be shown" in page.text("#audio .length"))
+    page.one("#go").click()
+    page.until(lambda: page.text("#error").startswith("Audio: not a sound file that can be read"))
+    assert page.all(".take") == []
+    assert page.text("#error").endswith("convert it to wav, flac, mp3, ogg or opus")
+    page.example()
+    page.one("summary").click()
+    page.one("#temperature").send_keys("hot")
+    page.one("#go").click()
+    page.until(lambda: "temperature" in page.text("#error"))
+
+
+def test_a_server_that_asks_for_a_key(browser: Any, tiny_model: AudioLM) -> None:
+    with serving(tiny_model, ("sesame",)) as address:
+        page = Page(browser, address)
+        page.until(lambda: page.text("#error").startswith("An API key is needed"))
+        page.one("#key").send_keys("sesame")
+        page.one("#unlock").click()
+        page.example()
+        assert page.text("#error") == ""
+        assert not page.one("#locked").is_displayed()
+        browser.execute_script("sessionStorage.clear()")
+        browser.get("about:blank")

@@ -20,7 +20,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from audiolm import plots
+from audiolm import containers, plots
 from audiolm.errors import InputError
 from audiolm.files import whole_file
 
@@ -160,7 +160,7 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
     if path.is_dir():
         raise InputError(f"{path}: a folder; name one sound file in it")
     if path.suffix.lower() in BY_AV:
-        with _open_av(path) as container:
+        with containers.open_audio(path) as container:
             stream = container.streams.audio[0]
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
@@ -274,7 +274,7 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """A file's samples as (T, C) float32 chunks, each of them checked."""
     empty = True
-    for chunk in _decode_av(path) if path.suffix.lower() in BY_AV else _decode_sndfile(path):
+    for chunk in containers.decode(path, CHUNK) if path.suffix.lower() in BY_AV else _decode_sndfile(path):
         empty = False
         peak = np.abs(chunk).max()
         if not np.isfinite(peak):
@@ -315,48 +315,6 @@ def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
             if not len(chunk):
                 return
             yield chunk
-
-
-def _open_av(path: Path):
-    try:
-        import av
-        import av.error
-    except ImportError as error:
-        raise InputError(f"{path}: reading {path.suffix} needs PyAV; run: pip install audiolm[m4a]") from error
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError) as error:
-        raise InputError(f"{path}: not a sound file that can be read; convert it to wav, flac, mp3, ogg or opus") from error
-    if not container.streams.audio:
-        container.close()
-        raise InputError(f"{path}: holds no sound track; give a recording")
-    return container
-
-
-def _decode_av(path: Path) -> Iterator[np.ndarray]:
-    with _open_av(path) as container:
-        import av
-        import av.error
-
-        stream = container.streams.audio[0]
-        to_float = av.AudioResampler(format="fltp", layout=stream.codec_context.layout, rate=stream.codec_context.sample_rate)
-        left = 1 << 62
-        if "mp4" in container.format.name and stream.duration is not None and stream.time_base is not None:
-            # The last AAC packet is padded with silence; only the container knows where the recording ends.
-            left = round(stream.duration * stream.time_base * stream.codec_context.sample_rate)
-        held: list[np.ndarray] = []
-        try:
-            for packet in container.decode(stream):
-                for frame in to_float.resample(packet):
-                    held.append(frame.to_ndarray().T[: max(0, left)])
-                    left -= len(held[-1])
-                if sum(map(len, held)) >= CHUNK:
-                    yield np.concatenate(held)
-                    held = []
-        except av.error.FFmpegError as error:
-            raise InputError(f"{path}: damaged; copy or record it again") from error
-        if sum(map(len, held)):
-            yield np.concatenate(held)
 
 
 def _kind(suffix: str, name: str) -> _Kind:

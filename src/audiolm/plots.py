@@ -43,6 +43,29 @@ def picture(
     return buffer.getvalue()
 
 
+def codes_picture(codes: Tensor, seconds: float) -> bytes:
+    """Draw codes (Q, F) as a png: a row for each level, the first one on top, and a colour for each code.
+
+    ImportError where matplotlib is missing.
+    """
+    from matplotlib.figure import Figure
+
+    levels = len(codes)
+    figure = Figure(figsize=(10, 0.7 + 0.12 * max(2, levels)), dpi=72, layout="constrained")
+    axes = figure.subplots()
+    # Neighbouring numbers mean nothing to each other: the golden ratio gives them distant colours.
+    colours = (codes.double() * 0.618034 + torch.arange(levels)[:, None] * 0.13) % 1
+    axes.imshow(
+        colours.numpy(), aspect="auto", interpolation="none", cmap="twilight", vmin=0, vmax=1, extent=(0, seconds, levels, 0)
+    )
+    axes.set(xlabel="seconds", ylabel="level", yticks=[0.5, levels - 0.5] if levels > 1 else [0.5])
+    axes.set_yticklabels(["1", str(levels)] if levels > 1 else ["1"])
+    axes.spines[:].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def _draw_wave(axes: "Axes", samples: Tensor, length: float) -> float:
     """The extremes of each column; returns the height of the axes, which leaves room for the labels."""
     step = -(-len(samples) // COLUMNS)

@@ -6,10 +6,13 @@ Codes are (B, Q, F) int64 inside networks and (Q, F) in `Tokens`; audio is (B, C
 What a user says or sees is in seconds and Hz, never in samples.
 """
 
+import base64
+import html
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from audiolm import plots
 from audiolm.errors import InputError
 
 
@@ -49,3 +52,17 @@ class Tokens:
     def seconds(self) -> float:
         """Length in seconds."""
         return self.codes.shape[-1] / self.spec.frame_rate
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: what they are, and a picture where matplotlib is installed."""
+        levels, frames = self.codes.shape
+        name = html.escape(self.spec.name, quote=True)
+        what = f"{name} tokens: {levels} x {frames} of {self.spec.codebook_size}, {self.seconds:.2f} s"
+        text = f"<p>{what} at {self.spec.frame_rate:g} Hz</p>"
+        if not self.codes.numel():
+            return text
+        try:
+            picture = base64.b64encode(plots.codes_picture(self.codes.detach().cpu(), self.seconds)).decode()
+        except ImportError:
+            return text
+        return f'{text}<img alt="{what}" src="data:image/png;base64,{picture}">'

@@ -62,7 +62,7 @@ function theme() {
     const low = Math.min(Math.floor(at), stops.length - 2);
     return stops[low].map((value, c) => value + (at - low) * (stops[low + 1][c] - value));
   });
-  return { map, dark: get("scheme") === "dark", ...Object.fromEntries(["ink", "muted", "wave", "line", "rule"].map((n) => [n, get(n)])) };
+  return { map, dark: get("scheme") === "dark", ...Object.fromEntries(["muted", "wave", "line", "rule", "soft"].map((n) => [n, get(n)])) };
 }
 
 /** A picture in `canvas`. Give it more of the sound, its tokens, or another size, and call `draw` again. */
@@ -160,7 +160,7 @@ export class Picture {
 
   #spectrogram(top, height) {
     const { paint, sound, colours } = this;
-    const count = Math.round(Math.min(900, this.width));
+    const count = Math.round(Math.min(1000, 2 * this.width));
     const step = sound.samples.length / count;
     const kept = this.columns;
     if (kept.step !== step || kept.sound !== sound) this.columns = Object.assign([], { step, sound });
@@ -206,7 +206,7 @@ export class Picture {
     for (const [name, kind, first, last, row, [from, to, saturation]] of parts) {
       if (last <= first) continue;
       this.#label(name, y + ((last - first) * row) / 2);
-      paint.fillStyle = colours.rule;
+      paint.fillStyle = colours.soft;
       if (!kind) paint.fillRect(this.gutter, y, this.width, (last - first) * row);
       for (let level = first; kind && level < last; level++, y += row) {
         const codes = kind.codes[level];

@@ -203,7 +203,7 @@ export class Player {
   }
 }
 
-/** Record from the microphone until `stop()`, which gives a WAV Blob; `heard(level)` is told the loudest sample of each moment. */
+/** Record from the microphone until `stop()`, which gives a WAV Blob; `heard(level, seconds)` is told the loudest sample of each moment. */
 export async function record(heard) {
   const plain = { echoCancellation: false, noiseSuppression: false, channelCount: 1 };
   const media = await navigator.mediaDevices.getUserMedia({ audio: plain });
@@ -211,9 +211,11 @@ export async function record(heard) {
   await context.audioWorklet.addModule("recorder.js");
   const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   const parts = [];
+  let length = 0;
   node.port.onmessage = ({ data }) => {
     parts.push(data);
-    heard(data.reduce((most, value) => Math.max(most, Math.abs(value)), 0));
+    length += data.length;
+    heard(data.reduce((most, value) => Math.max(most, Math.abs(value)), 0), length / context.sampleRate);
   };
   context.createMediaStreamSource(media).connect(node);
   await context.resume();
@@ -221,7 +223,7 @@ export async function record(heard) {
     for (const track of media.getTracks()) track.stop();
     const rate = context.sampleRate;
     await context.close();
-    const samples = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+    const samples = new Float32Array(length);
     parts.reduce((at, part) => (samples.set(part, at), at + part.length), 0);
     return new Blob([encode(samples, rate)], { type: "audio/wav" });
   };

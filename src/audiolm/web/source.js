@@ -38,7 +38,7 @@ export class Source {
   offer(examples) {
     const line = $(".examples", this.root);
     line.hidden = !examples.length;
-    line.replaceChildren("Examples:");
+    line.replaceChildren("Drop one here, or try");
     for (const example of examples) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: example.name });
       button.title = seconds(example.seconds);
@@ -81,13 +81,11 @@ export class Source {
     if (this.stop) return this.stop();
     complain(null);
     player.stop();
-    const began = performance.now();
     button.disabled = true;
     let finish;
     try {
       if (!navigator.mediaDevices) throw new Error("Recording needs https, or this machine's own address (localhost).");
-      finish = await record((level) => {
-        const passed = (performance.now() - began) / 1000;
+      finish = await record((level, passed) => {
         meter.value = Math.sqrt(level);
         $("span", button).textContent = `Stop, ${seconds(passed)}`;
         if (passed > server.max_sound_seconds - 1) this.stop?.();

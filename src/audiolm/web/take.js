@@ -11,8 +11,8 @@ export class Take {
     this.file = file; // its name, once it is downloaded
     this.root = $("#take").content.cloneNode(true).firstElementChild;
     this.root.setAttribute("aria-label", this.name);
-    const small = Object.assign(document.createElement("small"), { textContent: details });
-    $("h2", this.root).append(title, " ", small);
+    $("h2", this.root).textContent = title;
+    $(".details", this.root).textContent = `${details} · `;
     this.clear = $(".clear", this.root);
     this.clear.setAttribute("aria-label", `Remove: ${this.name}`);
     this.clear.addEventListener("click", () => {
