@@ -173,6 +173,24 @@ def test_an_object_store_gives_and_takes_the_same(bucket: str, whole: TokenStore
         verify("memory://tokens")
 
 
+def test_what_others_wrote_meanwhile_is_seen(bucket: str, whole: TokenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's file systems of object stores keep listings; this one does as s3fs does."""
+    memory = type(UPath("memory://x").fs)
+    kept: dict[str, list[str]] = {}
+    original = memory.glob
+
+    def glob(self: object, path: str, **options: object) -> list[str]:
+        return kept.setdefault(path, original(self, path, **options))
+
+    monkeypatch.setattr(memory, "glob", glob)
+    monkeypatch.setattr(memory, "invalidate_cache", lambda self, path=None: kept.clear())
+    store = TokenStore.create("memory://shared", whole.key)
+    with store.writer() as writer:
+        writer.add("a", {name: whole.read(0, name) for name in whole.specs}, seconds=1.0)
+    assert len(store) == 1
+    assert verify("memory://shared") == 1
+
+
 def test_an_unknown_store_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nosuch://a/b: cannot be reached"):
         place("nosuch://a/b")

@@ -40,6 +40,13 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What is in a folder now, others' work included: fsspec remembers a remote folder as it was when it first looked."""
+    if is_remote(folder):
+        cast(Any, folder).fs.invalidate_cache()
+    return sorted(folder.glob(pattern))
+
+
 @contextmanager
 def fetched(path: Path) -> Iterator[Path]:
     """A local file with what `path` holds: itself, or a copy for as long as the block lasts. Errors name `path`."""

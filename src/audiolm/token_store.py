@@ -33,7 +33,7 @@ from audiolm.data import Placement, read_header, write_header
 from audiolm.errors import InputError
 from audiolm.files import save_tensors
 from audiolm.stages import Stage
-from audiolm.storage import fetched, is_remote, place, stored
+from audiolm.storage import fetched, is_remote, listed, place, stored
 from audiolm.token_index import TokenEntries, parquet, read_index, schema_of, write_index
 from audiolm.tokens import Tokens, TokenSpec
 
@@ -110,7 +110,7 @@ class TokenStore:
 
     def indexes(self) -> list[Path]:
         """The index files of all shards, in order."""
-        return sorted(self.folder.glob("[0-9]*.parquet"), key=lambda path: int(path.stem))
+        return sorted(listed(self.folder, "[0-9]*.parquet"), key=lambda path: int(path.stem))
 
     def unused(self) -> Iterator[int]:
         """Numbers of shards that are not there yet, ascending, without end."""
@@ -174,7 +174,7 @@ def verify(folder: str | os.PathLike[str]) -> int:
     """
     where, damaged = place(folder), {}
     streams = list(specs_of(read_header(where, "token store")["key"]))
-    indexes = sorted(where.glob("[0-9]*.parquet"))
+    indexes = listed(where, "[0-9]*.parquet")
     for index in indexes:
         try:
             entries = TokenEntries(read_index(index, streams)[0], streams)
