@@ -123,7 +123,7 @@ MARK = {
                 "confidence": {"type": "number"},
             },
         },
-        "note": {"type": "string"},
+        "synthetic_share": {"type": ["number", "null"]},
     },
 }
 METRICS: dict[int | str, Any] = {200: {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}}}
@@ -185,7 +185,7 @@ def page(document: Mapping[str, Any]) -> str:
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>AudioLM: HTTP API</title>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        "<link rel=stylesheet href=style.css></head><body><main>",
+        "<link rel=icon href=icon.svg><link rel=stylesheet href=style.css></head><body><main>",
         "<h1>AudioLM: HTTP API</h1><p>For machines: <a href=openapi.json>openapi.json</a>. ",
         "Parameters stand in the address or in the form; a recording may also be the body itself, with its audio/* type. ",
         "Errors are application/problem+json: <code>detail</code> says what to do.</p>",

@@ -30,6 +30,7 @@ from audiolm.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstr
 from audiolm.audio import Waveform, probe
 from audiolm.batching import Busy, Way, Worker
 from audiolm.config import Config, parse_config
+from audiolm.detector import Detector
 from audiolm.errors import InputError
 from audiolm.limits import Guard, Limits, problem
 from audiolm.model import AudioLM, Sampling
@@ -47,10 +48,17 @@ EXAMPLES = next((each for each in (WEB / "examples", Path(__file__).parents[2] /
 
 
 def create_app(
-    model: AudioLM, limits: Limits | None = None, keys: Collection[str] = (), hosts: Collection[str] | None = None
+    model: AudioLM,
+    limits: Limits | None = None,
+    keys: Collection[str] = (),
+    hosts: Collection[str] | None = None,
+    detector: Detector | None = None,
 ) -> FastAPI:
-    """The application. keys: one of them must be shown, if there are any. hosts: names it may be called by; None: any."""
-    service = Service(model, limits or Limits())
+    """The application. keys: one of them must be shown, if there are any. hosts: names it may be called by; None: any.
+
+    detector: of the model's own voice, for /v1/detect; without one it looks for the watermark alone.
+    """
+    service = Service(model, limits or Limits(), detector)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -98,8 +106,8 @@ def create_app(
 class Service:
     """What the application does, each operation a method. It works between `open` and `close`."""
 
-    def __init__(self, model: AudioLM, limits: Limits) -> None:
-        self.model, self.limits = model, limits
+    def __init__(self, model: AudioLM, limits: Limits, detector: Detector | None) -> None:
+        self.model, self.limits, self.detector = model, limits, detector
         self.metrics = Metrics(lambda: self.worker.waiting if self.worker else 0)
         self.worker: Worker | None = None
         self.files: ThreadPoolExecutor | None = None  # decodes and encodes
@@ -120,9 +128,7 @@ class Service:
         options, sounds = await self._take(request, Continue, "audio")
         prompt = sounds["audio"]
         shown = 0.0 if options.only_new else prompt.seconds
-        return await self._made(
-            request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new
-        )
+        return await self._made(request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new)
 
     async def generate(self, request: Request) -> Response:
         """Speech (or music) from nothing: a new voice, new words."""
@@ -155,11 +161,19 @@ class Service:
         return JSONResponse({"seconds": tokens.seconds, **kinds})
 
     async def detect(self, request: Request) -> Response:
-        """Was this made by audiolm? Looks for the watermark; 1.5 s of marked speech are enough."""
+        """Was this made by audiolm? Looks for the watermark (1.5 s are enough) and listens for the model's own voice (1 s)."""
         _, sounds = await self._take(request, Nothing, "audio")
-        mark = await self._run(request, detect, sounds["audio"])
-        note = "no detector of unmarked synthetic speech is packaged yet; a mark that is absent proves nothing"
-        return JSONResponse({"file": "audio", "synthetic_probability": None, "watermark": mark.plain(), "note": note})
+
+        def look(sound: Waveform) -> dict[str, Any]:
+            verdict = self.detector(sound) if self.detector else None
+            return {
+                "file": "audio",
+                "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
+                "synthetic_share": None if verdict is None else round(verdict.share, 3),
+                "watermark": detect(sound).plain(),
+            }
+
+        return JSONResponse(await self._run(request, look, sounds["audio"]))
 
     async def models(self) -> dict[str, list[dict[str, Any]]]:
         """The model that this server runs, and how much it may be asked for."""

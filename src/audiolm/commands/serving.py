@@ -50,7 +50,7 @@ def serve(
         raise InputError(f"--port {port}: give a number from 0 to 65535")
     import torch
 
-    from audiolm import bundle
+    from audiolm import bundle, detector
     from audiolm.server import create_app
 
     if threads is not None:
@@ -58,7 +58,8 @@ def serve(
     if host not in LOOPBACK and not keys:
         print(f"audiolm: anyone who reaches {host} may use this server; --api-key-file asks for a key", file=sys.stderr)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None
-    listen(create_app(bundle.load(model, device), taken, keys, hosts), host, port, taken)
+    loaded, voice = bundle.load(model, device), detector.of_bundle(bundle.folder_of(model))
+    listen(create_app(loaded, taken, keys, hosts, voice), host, port, taken)
 
 
 def _keys(path: Path | None) -> list[str]:
