@@ -38,7 +38,7 @@ export class Source {
   offer(examples) {
     const line = $(".examples", this.root);
     line.hidden = !examples.length;
-    line.replaceChildren("Drop one here, or try");
+    line.replaceChildren("Drop one, or try");
     for (const example of examples) {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: example.name });
       button.title = seconds(example.seconds);
