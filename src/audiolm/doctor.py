@@ -34,7 +34,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use, {_bf16()}",
-        "products": f"{_speed('cpu', torch.float32):.0f} GFLOP/s in float32, {_speed('cpu', torch.bfloat16):.0f} in bfloat16",
+        "products": f"{products('cpu', torch.float32):.0f} GFLOP/s in float32, {products('cpu', torch.bfloat16):.0f} in bfloat16",
         "memory": f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free" if total else "unknown",
         "accelerator": _accelerator(),
         "compiler": _compiler(),
@@ -72,6 +72,19 @@ def extras() -> dict[str, list[str]]:
     return found
 
 
+def products(device: str, dtype: torch.dtype, size: int = 1024) -> float:
+    """Billions of additions and multiplications a second in a product of matrices."""
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    times = []
+    for _ in range(4):  # the first one warms up
+        began = time.perf_counter()
+        torch.mm(a, a)
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / min(times) / 1e9
+
+
 def _extra(name: str, packages: list[str]) -> str:
     missing = [package for package in packages if not _installed(package)]
     use = f" ({USES[name]})" if name in USES else ""
@@ -89,7 +102,7 @@ def _accelerator() -> str:
     if torch.cuda.is_available():
         found = []
         for index in range(torch.cuda.device_count()):
-            about, speed = torch.cuda.get_device_properties(index), _speed(f"cuda:{index}", torch.bfloat16) / 1e3
+            about, speed = torch.cuda.get_device_properties(index), products(f"cuda:{index}", torch.bfloat16) / 1e3
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
             found.append(f"cuda:{index} {about.name}, {about.total_memory / 1e9:.0f} GB, {bf16}, {speed:.0f} TFLOP/s")
         return "; ".join(found)
@@ -98,19 +111,6 @@ def _accelerator() -> str:
     if torch.version.cuda is None:
         return "none (this torch is for processors only); everything runs on the processor"
     return "none; everything runs on the processor"
-
-
-def _speed(device: str, dtype: torch.dtype, size: int = 1024) -> float:
-    """Billions of additions and multiplications a second in a product of matrices."""
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    times = []
-    for _ in range(4):  # the first one warms up
-        began = time.perf_counter()
-        torch.mm(a, a)
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / min(times) / 1e9
 
 
 def _bf16() -> str:

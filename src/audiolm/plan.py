@@ -24,7 +24,7 @@ from audiolm.codec import Codec
 from audiolm.config import difference
 from audiolm.conformer import Conformer
 from audiolm.data import AudioStore, scan
-from audiolm.doctor import memory
+from audiolm.doctor import memory, products
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.recipe import RecipeConfig, Workshop, steps
@@ -33,6 +33,7 @@ from audiolm.run import progress, random_untouched
 from audiolm.tokenizers import SemanticTokenizer
 
 BASE = 0.5e9  # bytes of Python and its libraries
+PATIENCE = 20.0  # seconds; a step that would take longer is not tried, its products are counted
 SPEED = 100.0  # seconds of sound that are decoded in a second, where no recording was
 
 
@@ -158,15 +159,22 @@ def _done(shop: Workshop, step: Step) -> bool:
 
 
 def _training(name: str, loops: Sequence[Loop], shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -> Row:
+    device, precision = str(shop.fabric.device), str(shop.fabric._precision.precision)
+    speed = (
+        max(products(device, dtype) for dtype in (torch.float32, torch.bfloat16)[: 1 + ("bf16" in precision)]) if here else 1.0
+    )
     bounds, peaks, times, notes = [], [], [], []
     hours, tokens, taken = 0.0, 0, 0
     for loop in loops:
         own, count = loop.config, loop.config.steps * loop.share
-        throughout, activations = loop.holds(str(shop.fabric._precision.precision))
+        throughout, activations, work = loop.needs(precision)
         bounds.append(throughout)
         needed = BASE + throughout + activations
         fits = needed <= plan.free["memory"]
-        if here and fits:
+        if here and fits and (least := work * own.accumulate / 1e9 / speed) > PATIENCE:
+            times.append(count * least)
+            notes.append("at least: too slow here to be timed")
+        elif here and fits:
             timing = loop.rehearse(shop.fabric.device)
             needed = timing.peak or needed
             if getattr(own, "minutes", None) is not None:
@@ -201,7 +209,8 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
     if name == "bundle":
         parameters = sum(row.parameters or 0 for row in plan.rows)
         return Row(name, memory=BASE + 4 * parameters, disk=(4 if config.weights == "float32" else 2) * parameters, seconds=1.0)
-    conformer = Conformer(own.network) if here else None
+    fits = here and BASE + 4 * loops("encoder", shop)[-1].parameters() < plan.free["memory"]
+    conformer = Conformer(own.network) if fits else None
     if name == "units":
         frames = round(config.units.batches * own.batch_size * own.seconds * 25)
         layers = 1 if config.units.layer is not None else own.network.layers
@@ -209,19 +218,19 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
         row.memory = BASE + 4.0 * frames * own.network.width * (layers + 2)
         if conformer is not None:
             conformer = conformer.eval().to(device)
-            sample = torch.zeros(own.batch_size, 1, round(own.seconds * 16_000), device=device)
+            sample = torch.zeros(1, 1, 32_000, device=device)
             few = torch.randn(4 * config.units.units, own.network.width)
             each = _seconds(lambda: conformer(conformer.log_mel(sample)))
             fit = _seconds(lambda: KMeans.fit(few, config.units.units, config.units.epochs))
-            row.seconds = config.units.batches * each + (layers + (layers > 1)) * fit * frames / len(few)
+            row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit * frames / len(few)
         return row
     codes = round(corpus.seconds * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
     row = Row(name, hours, tokens=codes, memory=BASE, disk=2.0 * codes)
     if conformer is not None:
         layer = own.network.layers if config.units.layer is None else config.units.layer
         semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.width), layer).eval().to(device)
-        acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 10 * codec.sample_rate, device=device)
-        row.seconds = corpus.seconds / 10 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
+        acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
+        row.seconds = corpus.seconds / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
     return row
 
 

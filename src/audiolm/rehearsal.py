@@ -1,8 +1,8 @@
 """The training loops of a recipe, made of nothing to know their size, and rehearsed for a few steps to know their speed.
 
     for loop in loops("codec", shop):
-        throughout, activations = loop.holds("32-true")    # bytes; nothing is allocated
-        timing = loop.rehearse(shop.fabric.device)         # the real loop, a stopwatch in the place of its run folder
+        needs = loop.needs("32-true")                 # of fake tensors, which have shapes and no memory
+        timing = loop.rehearse(shop.fabric.device)    # the real loop, a stopwatch in the place of its run folder
 
 Where an earlier step's result is there the loop runs on that, else on random numbers of the same shape.
 """
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from audiolm.adversarial import Discriminators, mel_filters, mel_loss, spectral_loss
 from audiolm.bundle import language_model
@@ -34,6 +35,14 @@ from audiolm.train_encoder import train_encoder
 from audiolm.train_lm import train_lm
 
 SECONDS, STEPS = 2.0, 10  # a loop is timed for so long or so many steps, after a first one to warm up; for one step at least
+
+
+class Needs(NamedTuple):
+    """Of a batch: bytes held throughout, bytes that the forward pass keeps for the backward pass, additions and products."""
+
+    throughout: int
+    activations: int
+    products: int
 
 
 class Timing(NamedTuple):
@@ -66,8 +75,8 @@ class Loop:
         with FakeTensorMode():
             return sum(each.numel() for each in self.build()[0].parameters())
 
-    def holds(self, precision: str) -> tuple[int, int]:
-        """Bytes that training holds throughout, and those that the forward pass of a batch keeps for the backward pass."""
+    def needs(self, precision: str) -> Needs:
+        """Known without a byte being allocated."""
         kept: dict[int, Any] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -78,6 +87,7 @@ class Loop:
         with FakeTensorMode(allow_non_fake_inputs=True):
             parts = self.build()
             with (
+                FlopCounterMode(display=False) as counter,
                 torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
                 torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision),
             ):
@@ -86,7 +96,8 @@ class Loop:
             weights = [each for part in parts for each in (*part.parameters(), *part.buffers())]
         own = {each.untyped_storage()._cdata for each in weights}
         throughout = self.copies * sum(each.nbytes for each in weights)
-        return throughout, sum(storage.nbytes() for name, storage in kept.items() if name not in own)
+        activations = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
+        return Needs(throughout, activations, 3 * counter.get_total_flops())  # the backward pass has twice the forward's
 
     def rehearse(self, device: torch.device) -> "Timing":
         """Do a few steps."""
