@@ -59,8 +59,8 @@ def main() -> None:
     parser.add_argument("--address", help="of a running Ray; default: one of its own")
     options = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
-    own = {} if options.address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    ray.init(address=options.address, **own)
+    alone = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 100_000_000}
+    ray.init(address=options.address, **({} if options.address else alone))
     serve.start(http_options=HTTPOptions(host=options.host, port=options.port))
     serve.run(application(options.model, options.replicas, options.cpus), name="audiolm")
     print(f"audiolm: http://{options.host}:{options.port}, {options.replicas} copies", flush=True)

@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.config import SchemathesisConfig
+from schemathesis.core.result import Ok
 from test_server_live import connection, everything, figure, serving, wait
 
 from audiolm.audio import Waveform
@@ -243,13 +244,13 @@ def test_the_document_is_kept(tiny_model: AudioLM, mode: GenerationMode, example
         schema = schemathesis.openapi.from_url(
             f"{address}/openapi.json", config=SchemathesisConfig.from_dict({"checks": accepted})
         )
-        operations = [result.ok() for result in schema.get_all_operations()]
+        operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
         assert len(operations) == 10
         for operation in operations:
             if mode is GenerationMode.NEGATIVE and not operation.definition.raw.get("requestBody"):
                 continue  # nothing can be wrong where nothing can be said
 
-            @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+            @settings(max_examples=examples, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: schemathesis.Case) -> None:
                 case.call_and_validate()
