@@ -200,8 +200,8 @@ def test_every_way_of_saying_the_words_is_heard(
 
 def test_the_classifier_learns_two_voices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hiss and a hum, other stretches of which it then tells apart; the same seed gives the same network."""
-    monkeypatch.setattr(voices, "STEPS", 15)
-    monkeypatch.setattr(voices, "BATCH", 8)
+    monkeypatch.setattr(voices, "STEPS", 80)
+    monkeypatch.setattr(voices, "SMALL", (8, 16))
     hiss = torch.randn(48_000, generator=torch.Generator().manual_seed(0))
     hum = hiss.cumsum(0) / 100
     network, again = (voices.train_speakers([[hiss[:32_000]], [hum[:32_000]]], seed=0) for _ in range(2))

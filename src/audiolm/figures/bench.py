@@ -114,7 +114,7 @@ def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -
 
 def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
     """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
-    order = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
+    order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
     rounds: dict[str, int] = {}
     ranked = []
     for place, number in enumerate(order):

@@ -24,7 +24,7 @@ SMALL = tuple(channels // 4 for channels in CHANNELS)
 LEAST = 6  # recordings of a speaker
 HEARD = 8  # recordings of a speaker that are learnt from, at most
 SPEAKERS = 40  # at most; more would want a longer training
-STEPS, BATCH, RATE = 500, 32, 2e-3
+STEPS, BATCH, RATE = 300, 32, 2e-3
 WAYS = ("real", "codec", "resaid", "revoiced", "full", "parallel", "acoustic")
 DRAWS = 50  # of the Fréchet distance's bootstrap, which costs a decomposition each
 
