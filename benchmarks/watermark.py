@@ -12,6 +12,8 @@ import torch
 
 from audiolm.attacks import ATTACKS, noisy, opus
 from audiolm.audio import READABLE, Waveform, read
+from audiolm.errors import InputError
+from audiolm.metrics import pesq_wb, stoi, visqol
 from audiolm.provenance import detect, embed
 
 RATE, SECONDS, CROP = 16_000, 8.0, 2.0
@@ -85,16 +87,17 @@ def main() -> None:
         f"\nWithout a mark: {alarms} of {tried} looks are false alarms, highest score {highest:.2f}; "
         f"{spent / length * 10:.2f} s per 10 s"
     )
-    try:
-        from pesq import pesq
-        from pystoi import stoi
-    except ImportError:
-        print("PESQ and STOI: pip install audiolm[eval]")
-        return
-    pairs = [(sound.samples[0].numpy(), other.samples[0].numpy()) for sound, other in zip(sounds, marked, strict=True)]
-    for name, measure in {"PESQ": lambda x, y: pesq(RATE, x, y, "wb"), "STOI": lambda x, y: stoi(x, y, RATE)}.items():
-        values = torch.tensor([float(measure(*pair)) for pair in pairs])
-        print(f"{name} of marked against unmarked: mean {values.mean():.3f}, least {values.min():.3f}")
+    for name, measure in {
+        "PESQ": pesq_wb,
+        "STOI": lambda x, y: stoi(x, y, RATE),
+        "ViSQOL (5 for the sound itself)": lambda x, y: visqol(x, y).fit,
+    }.items():
+        try:
+            values = [measure(sound.samples[0], other.samples[0]) for sound, other in zip(sounds, marked, strict=True)]
+        except InputError as error:
+            print(f"{name}: {error}")
+            continue
+        print(f"{name} of marked against unmarked: mean {sum(values) / len(values):.3f}, least {min(values):.3f}")
 
 
 if __name__ == "__main__":

@@ -59,11 +59,13 @@ class Detector:
         """One safetensors file, weights in bfloat16, everything else in its metadata."""
         channels = [layer.out_channels for layer in self.network.blocks if isinstance(layer, torch.nn.Conv2d)][::2]
         metadata = {"channels": channels, "slope": self.slope, "offset": self.offset, "about": self.about}
-        tensors = {
-            name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-            for name, tensor in self.network.state_dict().items()
-        }
-        save_tensors(path, tensors, {"detector": json.dumps(metadata)})
+        save_tensors(path, packed(self.network), {"detector": json.dumps(metadata)})
+
+
+def packed(network: CropClassifier) -> dict[str, Tensor]:
+    """The weights as a file keeps them, in bfloat16."""
+    state = network.state_dict()
+    return {name: each.to(torch.bfloat16) if each.is_floating_point() else each for name, each in state.items()}
 
 
 def load(path: str | os.PathLike[str]) -> Detector:
@@ -72,9 +74,7 @@ def load(path: str | os.PathLike[str]) -> Detector:
     try:
         about = json.loads(metadata["detector"])
         network = CropClassifier(1, tuple(about["channels"]))
-        network.load_state_dict(
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-        )
+        network.load_state_dict(tensors)
         return Detector(network, float(about["slope"]), float(about["offset"]), dict(about["about"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

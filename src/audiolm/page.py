@@ -25,7 +25,7 @@ from audiolm.model import AudioLM, Request
 
 PROMPT = 3.0  # seconds, the paper's
 PROMPTS = 3  # recordings that are shown
-RATE, WINDOW, HOP, BANDS, DECIBELS = 16_000, 512, 320, 96, 70  # of the spectrograms
+RATE, WINDOW, HOP, BANDS, SHADES, DECIBELS = 16_000, 512, 320, 72, 40, 70  # of the spectrograms
 # Magma, from black to pale yellow, at even steps.
 COLOURS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 
@@ -246,12 +246,12 @@ def _anchor(title: str) -> str:
 
 
 def spectrogram(sound: Waveform) -> bytes:
-    """A PNG of 96 mel bands to 8 kHz, low ones at the bottom, a column every 20 ms, over 70 dB."""
+    """A PNG of 72 mel bands to 8 kHz, low ones at the bottom, a column every 20 ms, over 70 dB."""
     samples = sound.mono().resample(RATE).samples[0].detach().cpu()
     spectrum = torch.stft(samples, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True)
     level = 10 * (mel_filters(RATE, WINDOW, BANDS) @ spectrum.abs().square() + 1e-10).log10()
-    shades = ((level - level.max()) / DECIBELS + 1).clamp(0, 1) * 63
-    return _png(shades.round().to(torch.uint8).flip(0), _palette(64))
+    shades = ((level - level.max()) / DECIBELS + 1).clamp(0, 1) * (SHADES - 1)
+    return _png(shades.round().to(torch.uint8).flip(0), _palette(SHADES))
 
 
 def _palette(size: int) -> bytes:

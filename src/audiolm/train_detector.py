@@ -46,11 +46,11 @@ CALIBRATED_UNDER = ("none", "MP3 64 kbit/s", "Opus 24 kbit/s", "white noise 20 d
 class DetectorTrainConfig(Config):
     """What is generated, and the training."""
 
-    clips: int = Field(default=96, ge=1)  # of the train split; a third as many of valid, two thirds of test
+    clips: int = Field(default=72, ge=1)  # of the train split; a third as many of valid, two thirds of test
     seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
     channels: tuple[int, ...] = detector.SMALL
     batch_size: int = Field(default=32, ge=4)
-    steps: int = Field(default=500, ge=1)
+    steps: int = Field(default=400, ge=1)
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=30, ge=0)
@@ -101,14 +101,13 @@ def train_detector(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
-    with Run(out / "run", settings) as run:
-        make_sounds(folder, plans, out / "sounds", config.seconds, workers)
-        clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
+    run = Run(out / "run", settings)  # refuses another configuration before anything is generated
+    make_sounds(folder, plans, out / "sounds", config.seconds, workers)
+    clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
+    with run:
         network = fit(config, clips["train"], run)
     about = {"model": about["about"].get("name"), "weights": identity}
-    centre(network, clips["valid"])
-    Detector(network, about=about).save(out / detector.FILE)
-    network = detector.load(out / detector.FILE).network  # what ships, rounded, is what is measured
+    network.load_state_dict(detector.packed(network))  # what ships, rounded, is what is measured
     slope, offset = calibrate(network, clips["valid"])
     figures = measure(Detector(network, slope, offset, about), clips["test"])
     figures["clips"] = {split: len(each) for split, each in clips.items()}
@@ -285,18 +284,15 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropCla
 # Calibration and figures
 
 
-def centre(network: CropClassifier, clips: Sequence[Clip]) -> None:
-    """Move the logits so that 0 is where crops of the valid speakers are best told apart."""
-    real, generated = (torch.cat(each).tolist() for each in valid_logits(network, clips))
-    slope, offset = calibrated(real, generated)
-    with torch.no_grad():
-        network.head.bias += offset / slope
-
-
 def calibrate(network: CropClassifier, clips: Sequence[Clip]) -> tuple[float, float]:
-    """Slope and offset from whole clips of the valid speakers."""
-    real, generated = ([file_score(logits) for logits in each] for each in valid_logits(network, clips))
-    return calibrated(real, generated)
+    """From clips of the valid speakers: slope and offset for whole sounds. And logits are moved so that 0 tells crops apart."""
+    real, generated = valid_logits(network, clips)
+    slope, offset = calibrated(torch.cat(real).tolist(), torch.cat(generated).tolist())
+    old = network.head.bias.clone()
+    with torch.no_grad():
+        network.head.bias.copy_((old + offset / slope).bfloat16())  # as it will be kept
+    moved = float(network.head.bias.detach() - old.detach())
+    return calibrated(*([file_score(logits + moved) for logits in each] for each in (real, generated)))
 
 
 def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> tuple[list[Tensor], list[Tensor]]:
