@@ -99,7 +99,9 @@ def tokenize(work: Path, corpus: Path, notes: Path) -> None:
         done = count
 
     with noted(notes, lambda: float(hours[done])):
-        store = tokenize_corpus(model.semantic, model.codec, recordings, work / "tokens" / corpus.name, show)
+        shard = min(3600.0, 360 * float(hours[-1]))  # ten shards at least
+        out = work / "tokens" / corpus.name
+        store = tokenize_corpus(model.semantic, model.codec, recordings, out, show, shard_seconds=shard)
     print(f"{len(store)} recordings, {len(store.indexes())} shards", file=sys.stderr)
 
 

@@ -135,7 +135,10 @@ def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path
     summary = json.loads(shown.out)
     assert summary["recordings"] == 1
     assert summary["frames"]["acoustic"] == 2 * summary["frames"]["semantic"]
-    assert json.loads(ok(capsys, "info", store, "--json"))["recordings"] == 1
+    assert json.loads(ok(capsys, "info", store, "--verify", "--json"))["verified_shards"] == 1
+    (store / "00000.safetensors").write_bytes((store / "00000.safetensors").read_bytes()[:-9])
+    assert "1 of 1 shards damaged (shard 00000" in mistake(capsys, "info", store, "--verify")
+    assert "--engine ray" in mistake(capsys, "tokenize", tmp_path / "data", "-o", store, "--address", "auto")
 
 
 def test_a_store_of_other_tokenizers_is_refused(capsys, tmp_path: Path, model: str, tiny_model: AudioLM) -> None:

@@ -52,6 +52,8 @@ def tokenize(
 
     if not shard_seconds > 0 or (workers is not None and workers < 1):
         raise InputError(f"--shard-seconds {shard_seconds} --workers {workers}: give numbers above 0")
+    if engine == "process" and (address != "local" or workers is not None):
+        raise InputError("--address and --workers are Ray's; add --engine ray")
     skipped: Skipped = []
     recordings = scan(source, skipped=skipped)
     tokenizers = making.load(making.Common(model=model, device="cpu" if engine == "ray" else device))
