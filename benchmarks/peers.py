@@ -1,0 +1,142 @@
+"""One measurement of a peer, in an environment of its own; benchmarks/generation.py calls it. Prints one JSON object.
+
+    PYTHON benchmarks/peers.py llama 6x512 semantic 1 5       tokens a second at batch 1, threads, repeats
+    PYTHON benchmarks/peers.py audiolm-pytorch 6x512 coarse 1 5
+    PYTHON benchmarks/peers.py audiocraft 6x512 - 1 5         its own LM, four codebooks a step
+    PYTHON benchmarks/peers.py encodec|mimi|dac - - 1 5       seconds to encode and decode 10 s
+
+All weights are random, in float32, of the peers' default shapes at the given depth and width. Imports nothing of audiolm.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from unittest.mock import MagicMock
+
+import torch
+
+SHAPES = {"6x512": (6, 512, 8, 1368), "12x1024": (12, 1024, 16, 2736)}  # layers, width, heads, width of the gated part
+TOKENS = {"6x512": 200, "12x1024": 60}
+
+
+def median(run: Callable[[], object], repeats: int) -> float:
+    """Seconds, after one run that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+
+def llama(shape: str, repeats: int) -> dict[str, float]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    layers, width, heads, ffn = SHAPES[shape]
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=width, intermediate_size=ffn, num_hidden_layers=layers, num_attention_heads=heads,
+        max_position_embeddings=4096,
+    )  # fmt: skip
+    model, prompt = LlamaForCausalLM(config).eval(), torch.randint(1024, (1, 8))
+    count = TOKENS[shape]
+    settings = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": True, "top_k": 100, "pad_token_id": 0}
+    seconds = median(lambda: model.generate(prompt, **settings), repeats)
+    return {"tokens_per_second": count / seconds, "parameters": sum(each.numel() for each in model.parameters())}
+
+
+def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
+    """Without `flash_attn`, whose cached steps see the first key only (they differ from uncached ones by more than 1)."""
+    for name in (
+        *("torchaudio", "torchaudio.functional", "torchaudio.transforms", "fairseq", "wandb", "transformers", "encodec"),
+        *("accelerate", "accelerate.utils", "encodec.utils", "audiolm_pytorch.trainer", "audiolm_pytorch.data"),
+    ):
+        sys.modules.setdefault(name, MagicMock())  # what generation does not use
+    from audiolm_pytorch import audiolm_pytorch as peer
+
+    peer.get_encoded_dim = lambda name: 768
+    peer.all_rows_have_eos_id = lambda ids, eos: False  # random weights must not end early
+    peer.tqdm = lambda steps, **_: steps
+    layers, width, heads, _ = SHAPES[shape]
+    sizes, count = {"dim": width, "depth": layers, "heads": heads, "flash_attn": False}, TOKENS[shape]
+    if stage == "semantic":
+        network = peer.SemanticTransformer(num_semantic_tokens=1024, **sizes)
+        wrapped = peer.SemanticTransformerWrapper(transformer=network, unique_consecutive=False).eval()
+        run, count = lambda: wrapped.generate(max_length=count), count
+    elif stage == "coarse":
+        network = peer.CoarseTransformer(codebook_size=1024, num_coarse_quantizers=4, num_semantic_tokens=1024, **sizes)
+        wrapped = peer.CoarseTransformerWrapper(transformer=network, unique_consecutive=False).eval()
+        semantic = torch.randint(1024, (1, 150))
+        run = lambda: wrapped.generate(semantic_token_ids=semantic, max_time_steps=count // 4)  # noqa: E731
+    else:
+        network = peer.FineTransformer(codebook_size=1024, num_coarse_quantizers=4, num_fine_quantizers=8, **sizes)
+        wrapped = peer.FineTransformerWrapper(transformer=network).eval()
+        coarse = torch.randint(1024, (1, count // 8, 4))
+        run = lambda: wrapped.generate(coarse_token_ids=coarse)  # noqa: E731
+        count = count // 8 * 8
+    with torch.no_grad():
+        seconds = median(run, repeats)
+    return {"tokens_per_second": count / seconds, "parameters": sum(each.numel() for each in network.parameters())}
+
+
+def audiocraft(shape: str, repeats: int) -> dict[str, float]:
+    """MusicGen's language model, without text: a step gives a code of each of four codebooks."""
+    for name in ("xformers", "xformers.ops", "flashy", "av", "spacy", "num2words", "librosa", "torchmetrics", "demucs", "julius"):
+        sys.modules.setdefault(name, MagicMock())
+    from audiocraft.models.lm import LMModel
+    from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
+    from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider
+
+    layers, width, heads, _ = SHAPES[shape]
+    fuser = ConditionFuser({"sum": [], "cross": [], "prepend": [], "input_interpolate": []})
+    model = LMModel(
+        DelayedPatternProvider(4), ConditioningProvider({}), fuser, n_q=4, card=1024, dim=width, num_heads=heads, hidden_scale=4,
+        norm="layer_norm", norm_first=True, num_layers=layers, causal=True, bias_ff=False, bias_attn=False, bias_proj=False,
+        custom=False, memory_efficient=True, attention_as_float32=False, cross_attention=False, positional_embedding="sin",
+    ).eval()  # fmt: skip
+    count = TOKENS[shape]
+    with torch.no_grad():
+        seconds = median(lambda: model.generate(None, [], num_samples=1, max_gen_len=count, cfg_coef=1.0), repeats)
+    return {"tokens_per_second": 4 * count / seconds, "parameters": sum(each.numel() for each in model.parameters())}
+
+
+def codec(name: str, repeats: int) -> dict[str, float]:
+    import transformers
+
+    kinds = {"encodec": "Encodec", "mimi": "Mimi", "dac": "Dac"}
+    config = getattr(transformers, kinds[name] + "Config")()
+    model = getattr(transformers, kinds[name] + "Model")(config).eval()
+    sound = torch.randn(1, 1, 10 * config.sampling_rate) * 0.1
+    with torch.no_grad():
+        encoded = model.encode(sound)
+        if name == "encodec":
+            decode = lambda: model.decode(encoded.audio_codes, encoded.audio_scales)  # noqa: E731
+        else:
+            decode = lambda: model.decode(audio_codes=encoded.audio_codes)  # noqa: E731
+        return {
+            "encode": 10 / median(lambda: model.encode(sound), repeats),
+            "decode": 10 / median(decode, repeats),
+            "parameters": sum(each.numel() for each in model.parameters()),
+        }
+
+
+def main() -> None:
+    name, shape, stage, threads, repeats = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    if name == "llama":
+        result = llama(shape, repeats)
+    elif name == "audiolm-pytorch":
+        result = audiolm_pytorch(shape, stage, repeats)
+    elif name == "audiocraft":
+        result = audiocraft(shape, repeats)
+    else:
+        result = codec(name, repeats)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The benchmark of generation runs, on a tiny model: its figures mean nothing here, its tables and their rows do."""
+
+import importlib.util
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from audiolm import bundle
+from audiolm.model import AudioLM
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "generation.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generation_benchmark", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.SHAPES = {"1x32": (1, 32, 2, 48)}
+    module.bandwidth = lambda repeats: 1e10
+    return module
+
+
+@pytest.mark.parametrize(
+    ("section", "rows"),
+    [
+        ("decode", ["| 1x32 | fine | audiolm, plain torch |"]),
+        ("packaged", ["| autoregressive | 10 |", "coarse"]),
+        pytest.param("batch", ["| autoregressive | 16 |"], marks=pytest.mark.slow),
+        ("growth", ["| autoregressive | 1 |", "| autoregressive | 2 |"]),
+        ("quality", ["| fine |", "clips of examples"]),
+    ],
+)
+def test_sections_print_their_tables(
+    benchmark: ModuleType, tiny_model: AudioLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, rows: list[str]
+) -> None:
+    bundle.save(tiny_model, tmp_path, "tiny")
+    options = Namespace(repeats=1, quick=True, threads=1, peer=[], model=str(tmp_path), longest=2.0, data=benchmark.EXAMPLES)
+    benchmark.SECTIONS[section](options)
+    printed = capsys.readouterr().out
+    assert printed.startswith("\n### ")
+    for row in rows:
+        assert row in printed
+    widths = {line.count("|") for line in printed.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
