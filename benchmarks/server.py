@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import soundfile
+import torch
 
 import audiolm
 
@@ -132,8 +133,10 @@ def listen(address: str, clients: int, seconds: float, sound: float) -> list[flo
     return firsts
 
 
-def alone(model: str, seeds: set[int], sound: float) -> dict[int, bytes]:
+def alone(model: str, seeds: set[int], sound: float, threads: int | None) -> dict[int, bytes]:
     """The samples of each request as the library makes them, one after the other."""
+    if threads is not None:
+        torch.set_num_threads(threads)
     made = audiolm.load(model)
     prompts = [audiolm.read(EXAMPLES / name).trim(PROMPT_SECONDS) for name in PROMPTS]
     sounds = {seed: made.generate(prompts[seed % len(prompts)], sound, seed=seed).to_bytes() for seed in sorted(seeds)}
@@ -174,7 +177,7 @@ def main() -> None:
         time.sleep(1)
         firsts["1 listening, 16 other clients"] = listen(address, 1, options.seconds / 6, options.sound)
         crowd.join()
-    expected = alone(options.model, {seed for seen in rounds for seed in seen.answers}, options.sound)
+    expected = alone(options.model, {seed for seen in rounds for seed in seen.answers}, options.sound, options.threads)
     given = [(seed, answer) for seen in rounds for seed, answers in seen.answers.items() for answer in answers]
     wrong = [seed for seed, answer in given if answer != expected[seed]]
     print(f"\n{PROMPT_SECONDS:g} s of prompt, {options.sound:g} s of new sound, {options.seconds:g} s a round\n")

@@ -60,6 +60,32 @@ def test_ways_and_lengths_that_do_not_fit_wait_for_their_own_batch(tiny_model: A
     assert run(tiny_model, scene, batch=1)[1] == [1] * 5
 
 
+def test_a_stream_inside_a_batch_disturbs_neither(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    requests = [Request(female.trim(1.0), 2.0, seed=1), Request(male.trim(1.2), 1.5, seed=2)]
+    turns: list[bool] = []
+
+    async def scene(worker: Worker) -> tuple[list[Waveform], list[list[Waveform]]]:
+        async def listen(seed: int) -> list[Waveform]:
+            parts = []
+            async for part in worker.stream(lambda: tiny_model.stream(male.trim(0.8), 1.5, seed=seed)):
+                parts.append(part)
+                turns.append(batch.done())
+            return parts
+
+        batch = asyncio.ensure_future(worker.generate(requests, Way()))
+        await asyncio.sleep(0)
+        heard = await asyncio.gather(listen(5), listen(6))
+        return await batch, heard
+
+    (sounds, heard), _ = run(tiny_model, scene)
+    assert not all(turns)  # some of it was heard while the batch ran
+    for request, sound in zip(requests, sounds, strict=True):
+        assert torch.equal(sound.samples, tiny_model.generate(request.prompt, request.seconds, seed=request.seed).samples)
+    for seed, parts in zip((5, 6), heard, strict=True):
+        alone = list(tiny_model.stream(male.trim(0.8), 1.5, seed=seed))
+        assert torch.equal(torch.cat([each.samples for each in parts], 1), torch.cat([each.samples for each in alone], 1))
+
+
 class Stub:
     """A model whose batches last as long as the test says; progress is told every millisecond."""
 
