@@ -165,7 +165,8 @@ class Page:
 @pytest.fixture
 def page(browser: Any, address: str) -> Iterator[Page]:
     """A page just opened. In the end: nothing went wrong in the console, and nobody else was asked for anything."""
-    browser.get_log("browser"), browser.get_log("performance")
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
     yield Page(browser, address)
     browser.get("about:blank")
     assert complaints(browser) == []

@@ -214,10 +214,10 @@ export class Picture {
           let end = at + 1; // what repeats is one cell
           while (end < codes.length && codes[end] === codes[at]) end++;
           const chance = (codes[at] * 0.618034 + level * 0.13) % 1; // neighbouring numbers, distant colours
-          const light = (colours.dark ? 34 : 62) + 22 * ((codes[at] * 0.754878) % 1);
+          const light = (colours.dark ? 34 : 58) + 22 * ((codes[at] * 0.754878) % 1);
           paint.fillStyle = `hsl(${from + (to - from) * chance} ${saturation}% ${light}%)`;
           const [left, right] = [at, end].map((frame) => this.place(Math.min(frame / kind.frame_rate, sound.seconds)));
-          paint.fillRect(left, y, right - left - (name === "semantic" ? 0.6 : 0), row - (row > 4 ? 0.5 : 0));
+          paint.fillRect(left, y, right - left - (right - left > 4 ? 0.6 : 0), row - (row > 4 ? 0.5 : 0));
           at = end;
         }
       }
