@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from audiolm import abx
 from audiolm.abx import Item, abx_error, confusions, read_items, triphones, triplets, warp
 from audiolm.errors import InputError
 from audiolm.metrics import bootstrap
@@ -132,3 +133,15 @@ def test_an_item_without_a_frame_does_not_count() -> None:
     assert len(chosen)
     assert wrong.isnan().all()
     assert math.isnan(float(abx_error(chosen, wrong)(torch.zeros(1, 1, dtype=torch.int64))))
+
+
+def test_of_too_many_triplets_some_cells_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings, items = spoken(lambda speaker, phone: PHONE[phone])
+    whole = triplets(items, "across")
+    monkeypatch.setattr(abx, "MOST", 100)
+    some = triplets(items, "across")
+    assert 100 <= len(some) < 100 + 3**3 < len(whole)
+    assert len(some.group) == int(some.cell.max()) + 1
+    assert some.items.equal(triplets(items, "across").items)
+    wrong = confusions(recordings, 100.0, items, some)
+    assert bootstrap(abx_error(some, wrong), len(recordings), draws=2)[0].value == 0

@@ -26,7 +26,7 @@ from audiolm.phonetics import PHONES, Phone
 
 Mode = Literal["within", "across"]
 GROUP, OTHERS = 10, 5  # items of one phone, context and speaker, and speakers of X, at most (the scripts' limits)
-MOST = 20_000  # cells (speaker, context, two phones) that are measured; of more, as many at random
+MOST = 300_000  # triplets; of more, those of as many cells (speaker, context, two phones) at random
 BATCH = 4096  # pairs of items that are aligned at once
 
 
@@ -107,10 +107,7 @@ def triplets(items: Sequence[Item], mode: Mode, seed: int = 0) -> Triplets:
                     if other != phone:
                         cells += [((speaker, phone, other), of_a, of_b, x) for x in ([of_a] if mode == "within" else of_x)]
     cells = [each for each in cells if mode == "across" or len(each[1]) > 1]
-    if len(cells) > MOST:
-        cells = random.sample(cells, MOST)
-    groups = {name: index for index, name in enumerate(dict.fromkeys(cell[0] for cell in cells))}
-    pairs = {name: index for index, name in enumerate(dict.fromkeys(name[1:] for name in groups))}
+    random.shuffle(cells)
     found, of_cell = [], []
     for number, (_, *parts) in enumerate(cells):
         a, b = (random.sample(part, min(GROUP, len(part))) for part in parts[:2])
@@ -118,6 +115,11 @@ def triplets(items: Sequence[Item], mode: Mode, seed: int = 0) -> Triplets:
         rows = [(i, j, k) for i in a for j in b for k in x if i != k]
         found += rows
         of_cell += [number] * len(rows)
+        if len(found) >= MOST:
+            cells = cells[: number + 1]
+            break
+    groups = {name: index for index, name in enumerate(dict.fromkeys(cell[0] for cell in cells))}
+    pairs = {name: index for index, name in enumerate(dict.fromkeys(name[1:] for name in groups))}
     numbers = torch.tensor(found, dtype=torch.int64).view(-1, 3)
     return Triplets(
         numbers,

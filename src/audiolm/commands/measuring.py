@@ -28,12 +28,13 @@ def evaluate(
 ) -> None:
     """The paper's tables on recordings the model has not heard: report.md, report.json, and report.html to listen to.
 
-    Parts, and what 60 recordings and a limit of 16 cost one processor core with the packaged model, in minutes:
+    Parts, and about how many minutes of one processor core 60 recordings and a limit of 16 cost with the packaged model
+    (--limit 8 --seconds 5 take a third of what is generated):
 
     codec (1) PESQ, STOI, SI-SDR, mel distance, codebooks; visqol (1); units (1) what the semantic tokens tell of phones;
     layers (3) the same and ABX of each layer and of more and fewer units, Fig. 3; abx (2) Table I; stages (2) bits a token;
-    oracle (2) bits with true, shuffled and another recording's semantic tokens; continuation (9) likeness of the voice, unit
-    errors; distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (9) the classifier is
+    oracle (2) bits with true, shuffled and another recording's semantic tokens; continuation (8) likeness of the voice, unit
+    errors; distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (8) the classifier is
     trained, Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV.
 
     Parameters

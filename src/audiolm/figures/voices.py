@@ -6,7 +6,7 @@ on a processor: a quarter of the paper's channels.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as nnf
@@ -25,13 +25,14 @@ LEAST = 6  # recordings of a speaker
 HEARD = 8  # recordings of a speaker that are learnt from, at most
 SPEAKERS = 40  # at most; more would want a longer training
 STEPS, BATCH, RATE = 300, 32, 2e-3
-WAYS = ("real", "codec", "resaid", "revoiced", "full", "parallel", "acoustic")
+WAYS = ("real", "codec", "revoiced", "full", "parallel", "acoustic")
 DRAWS = 50  # of the Fréchet distance's bootstrap, which costs a decomposition each
 
 
 def speaker_figures(bench: Bench) -> Figures:
     """Table III: how often the classifier finds the speaker, by the way in which what follows the prompt was made."""
-    learnt, held = held_out([*(clip.recording for clip in bench.clips), *bench.others], bench.seed)
+    measured = [clip.recording for clip in bench.clips]
+    learnt, held = held_out([*measured, *bench.others], bench.seed, {each.speaker for each in measured})
     if len(learnt) < 2:
         raise Missing(f"speaker classification (Table III) needs two speakers or more with {LEAST} recordings each")
     names = sorted(learnt)
@@ -67,12 +68,19 @@ def speaker_figures(bench: Bench) -> Figures:
     return figures
 
 
-def held_out(recordings: Sequence[Recording], seed: int) -> tuple[dict[str, list[Recording]], list[Recording]]:
-    """Recordings by speaker that are learnt from, and a tenth (one at least) of each of those speakers' that are not."""
+def held_out(
+    recordings: Sequence[Recording], seed: int, first: Collection[str] = ()
+) -> tuple[dict[str, list[Recording]], list[Recording]]:
+    """Recordings by speaker that are learnt from, and a tenth (one at least) of each of those speakers' that are not.
+
+    first: speakers who are taken before all others.
+    """
     by_speaker: dict[str, list[Recording]] = defaultdict(list)
     for number in in_turn([each.speaker for each in recordings], seed):
         by_speaker[recordings[number].speaker].append(recordings[number])
-    enough = [name for name, each in by_speaker.items() if len(each) >= LEAST][:SPEAKERS]
+    enough = sorted((name for name, each in by_speaker.items() if len(each) >= LEAST), key=lambda name: name not in first)[
+        :SPEAKERS
+    ]
     learnt, held = {}, []
     for name in enough:
         # Long ones first: there must be something left after a prompt.
@@ -120,7 +128,7 @@ def distance_figures(bench: Bench) -> Figures:
     rest = [clip.sound for clip in bench.clips if all(clip is not each for each in bench.chosen)]
     theirs = torch.cat([encoder.parts(at_16k(sound)) for sound in [*rest, *(each.prompt for each in made)]])
     figures: Figures = {"distance.reference_parts": float(len(theirs))}
-    ways = [way for way in (*WAYS, "shuffled") if way in made[0].sounds]
+    ways = [way for way in (*WAYS, "resaid", "shuffled") if way in made[0].sounds]
     for number, way in enumerate(ways, 1):
         ours = [encoder.parts(at_16k(each.sounds[way])) for each in made]
         figures[f"distance.{way}"] = _distance(ours, theirs)
