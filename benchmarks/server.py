@@ -91,9 +91,11 @@ def load(address: str, clients: int, seconds: float, sound: float, kinds: int) -
 
     def client() -> None:
         with httpx2.Client(base_url=address, timeout=600) as http:
-            while time.monotonic() < began + seconds:
+            going = True
+            while going:  # once at least
                 seed = next(numbers) % kinds
                 asked = time.monotonic()
+                going = asked < began + seconds
                 try:
                     answer = http.post(query(seed, sound), files={"audio": files[seed % len(files)]})
                 except httpx2.HTTPError as error:
@@ -115,8 +117,10 @@ def listen(address: str, clients: int, seconds: float, sound: float) -> list[flo
 
     def client(number: int) -> None:
         with httpx2.Client(base_url=address, timeout=600) as http:
-            while time.monotonic() < began + seconds:
+            going = True
+            while going:
                 asked = time.monotonic()
+                going = asked < began + seconds
                 path = query(number, sound) + "&stream=true&only_new=true"
                 with http.stream("POST", path, files={"audio": content}) as answer:
                     heard = 0
