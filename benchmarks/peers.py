@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 import torch
 
 SHAPES = {"6x512": (6, 512, 8, 1368), "12x1024": (12, 1024, 16, 2736)}  # layers, width, heads, width of the gated part
+SECONDS = 10  # of sound for codecs
 TOKENS = {"6x512": 200, "12x1024": 60}
 
 
@@ -62,18 +63,21 @@ def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
     peer.tqdm = lambda steps, **_: steps
     layers, width, heads, _ = SHAPES[shape]
     sizes, count = {"dim": width, "depth": layers, "heads": heads, "flash_attn": False}, TOKENS[shape]
+    levels = peer.SoundStream.__new__(peer.SoundStream)  # of which generation asks these two figures alone
+    torch.nn.Module.__init__(levels)
+    levels.rq_groups, levels.num_quantizers = 1, 12
     if stage == "semantic":
         network = peer.SemanticTransformer(num_semantic_tokens=1024, **sizes)
         wrapped = peer.SemanticTransformerWrapper(transformer=network, unique_consecutive=False).eval()
-        run, count = lambda: wrapped.generate(max_length=count), count
+        run = lambda: wrapped.generate(max_length=TOKENS[shape])  # noqa: E731
     elif stage == "coarse":
         network = peer.CoarseTransformer(codebook_size=1024, num_coarse_quantizers=4, num_semantic_tokens=1024, **sizes)
-        wrapped = peer.CoarseTransformerWrapper(transformer=network, unique_consecutive=False).eval()
+        wrapped = peer.CoarseTransformerWrapper(transformer=network, codec=levels, unique_consecutive=False).eval()
         semantic = torch.randint(1024, (1, 150))
         run = lambda: wrapped.generate(semantic_token_ids=semantic, max_time_steps=count // 4)  # noqa: E731
     else:
         network = peer.FineTransformer(codebook_size=1024, num_coarse_quantizers=4, num_fine_quantizers=8, **sizes)
-        wrapped = peer.FineTransformerWrapper(transformer=network).eval()
+        wrapped = peer.FineTransformerWrapper(transformer=network, codec=levels).eval()
         coarse = torch.randint(1024, (1, count // 8, 4))
         run = lambda: wrapped.generate(coarse_token_ids=coarse)  # noqa: E731
         count = count // 8 * 8
@@ -109,7 +113,7 @@ def codec(name: str, repeats: int) -> dict[str, float]:
     kinds = {"encodec": "Encodec", "mimi": "Mimi", "dac": "Dac"}
     config = getattr(transformers, kinds[name] + "Config")()
     model = getattr(transformers, kinds[name] + "Model")(config).eval()
-    sound = torch.randn(1, 1, 10 * config.sampling_rate) * 0.1
+    sound = torch.randn(1, 1, int(SECONDS * config.sampling_rate)) * 0.1
     with torch.no_grad():
         encoded = model.encode(sound)
         if name == "encodec":
@@ -117,8 +121,8 @@ def codec(name: str, repeats: int) -> dict[str, float]:
         else:
             decode = lambda: model.decode(audio_codes=encoded.audio_codes)  # noqa: E731
         return {
-            "encode": 10 / median(lambda: model.encode(sound), repeats),
-            "decode": 10 / median(decode, repeats),
+            "encode": SECONDS / median(lambda: model.encode(sound), repeats),
+            "decode": SECONDS / median(decode, repeats),
             "parameters": sum(each.numel() for each in model.parameters()),
         }
 

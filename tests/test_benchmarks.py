@@ -3,7 +3,7 @@
 import importlib.util
 from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -14,11 +14,11 @@ FILE = Path(__file__).parents[1] / "benchmarks" / "generation.py"
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
+def benchmark() -> Any:
     spec = importlib.util.spec_from_file_location("generation_benchmark", FILE)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.SHAPES = {"1x32": (1, 32, 2, 48)}
     module.bandwidth = lambda repeats: 1e10
@@ -36,7 +36,7 @@ def benchmark() -> ModuleType:
     ],
 )
 def test_sections_print_their_tables(
-    benchmark: ModuleType, tiny_model: AudioLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, rows: list[str]
+    benchmark: Any, tiny_model: AudioLM, tmp_path: Path, capsys: pytest.CaptureFixture[str], section: str, rows: list[str]
 ) -> None:
     bundle.save(tiny_model, tmp_path, "tiny")
     options = Namespace(repeats=1, quick=True, threads=1, peer=[], model=str(tmp_path), longest=2.0, data=benchmark.EXAMPLES)
