@@ -48,7 +48,7 @@ class Common:
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
     precision: Precision = "auto"
-    "In how many bits a processor works: fewer are faster, and heard later (docs/performance.md)."
+    "Bits of the stages' weights on a processor: fewer are faster and less exact (docs/performance.md)."
     threads: int | None = None
     "Processor threads; default: one per core."
     json: Annotated[bool, Parameter(negative="")] = False
