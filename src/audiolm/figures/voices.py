@@ -78,11 +78,9 @@ def held_out(
     by_speaker: dict[str, list[Recording]] = defaultdict(list)
     for number in in_turn([each.speaker for each in recordings], seed):
         by_speaker[recordings[number].speaker].append(recordings[number])
-    enough = sorted((name for name, each in by_speaker.items() if len(each) >= LEAST), key=lambda name: name not in first)[
-        :SPEAKERS
-    ]
+    enough = [name for name, each in by_speaker.items() if len(each) >= LEAST]
     learnt, held = {}, []
-    for name in enough:
+    for name in sorted(enough, key=lambda name: name not in first)[:SPEAKERS]:
         # Long ones first: there must be something left after a prompt.
         own = sorted(by_speaker[name], key=lambda each: each.seconds < PROMPT + SHORTEST + 0.04)
         tenth = max(1, len(own) // 10)
