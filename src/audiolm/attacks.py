@@ -7,6 +7,7 @@ for training; `ATTACKS` are those that figures are measured under.
 import io
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import soundfile
 import torch
@@ -17,7 +18,7 @@ from audiolm.audio import Waveform
 Attack = Callable[[Waveform], Waveform]
 
 
-def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: str) -> Waveform:
+def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: Any) -> Waveform:
     """Through a lossy codec and back, mono; `level` is libsndfile's compression level, 0 (best) to 1."""
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", sound.sample_rate, 1, subtype, format=form, compression_level=level, **options) as file:
