@@ -74,7 +74,7 @@ def test_a_stream_inside_a_batch_disturbs_neither(tiny_model: AudioLM, female: W
 
         batch = asyncio.ensure_future(worker.generate(requests, Way()))
         await asyncio.sleep(0)
-        heard = await asyncio.gather(listen(5), listen(6))
+        heard = list(await asyncio.gather(listen(5), listen(6)))
         return await batch, heard
 
     (sounds, heard), _ = run(tiny_model, scene)
