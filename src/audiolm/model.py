@@ -207,7 +207,7 @@ class AudioLM:
         chain: Chain = "full",
         decoder: AcousticDecoder | None = None,
         sampling: Mapping[str, Sampling] | None = None,
-        block: float = 0.5,
+        block: float = 0.25,
         watermark: bool = True,
     ) -> Iterator[Waveform]:
         """`generate` in blocks of about `block` seconds, each as soon as it can be; joined, they are what `generate` gives.
