@@ -33,7 +33,7 @@ from audiolm.run import progress, random_untouched
 from audiolm.tokenizers import SemanticTokenizer
 
 BASE = 0.5e9  # bytes of Python and its libraries
-PATIENCE = 20.0  # seconds; a step that would take longer is not tried, its products are counted
+PATIENCE = 6.0  # seconds at the speed of large products; a step that would take longer is not tried, only counted
 SPEED = 100.0  # seconds of sound that are decoded in a second, where no recording was
 
 
