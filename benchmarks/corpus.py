@@ -87,8 +87,8 @@ def make(work: Path, clips: Path, hours: float) -> Path:
 
 def tokenize(work: Path, corpus: Path, notes: Path) -> None:
     """What `audiolm tokenize CORPUS` does."""
-    from audiolm.corpus import tokenize_corpus
-    from audiolm.data import scan
+    from audiolm.training.corpus import tokenize_corpus
+    from audiolm.training.data import scan
 
     model, recordings = bundle.load("speech"), scan(corpus)
     hours = np.cumsum([0.0, *(recording.seconds / 3600 for recording in recordings)])
@@ -109,10 +109,10 @@ def train(work: Path, corpus: Path, notes: Path, steps: int) -> None:
     """A small coarse stage on the tokens, by the loop of `audiolm train`."""
     from lightning.fabric import Fabric
 
-    from audiolm.run import Run
     from audiolm.stages import coarse
-    from audiolm.token_store import TokenCrops, TokenStore
-    from audiolm.train_lm import LMTrainConfig, train_lm
+    from audiolm.training.run import Run
+    from audiolm.training.token_store import TokenCrops, TokenStore
+    from audiolm.training.train_lm import LMTrainConfig, train_lm
     from audiolm.transformer import TransformerConfig
 
     store = TokenStore(work / "tokens" / corpus.name)

@@ -329,7 +329,7 @@ def quality(options: argparse.Namespace) -> None:
     import audiolm
     from audiolm.audio import READABLE
     from audiolm.kernels import available, use
-    from audiolm.train_lm import bits_per_token
+    from audiolm.training.train_lm import bits_per_token
 
     model, rows = loaded(options), []
     paths = sorted(path for path in options.data.rglob("*") if path.suffix.lower() in READABLE)

@@ -71,8 +71,8 @@ def noise(batch: int, seconds: float, seed: int) -> torch.Tensor:
 
 def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
     """Step times and parameters."""
-    from audiolm.engine import engine
-    from audiolm.run import Run
+    from audiolm.training.engine import engine
+    from audiolm.training.run import Run
 
     fabric = engine("cpu", "32-true")
     layers, width, heads, ffn = size["network"]
@@ -80,7 +80,7 @@ def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
     every = {"log_every": max(1, steps // 2), "save_every": 10**6, "steps": steps + 2, "batch_size": size["batch"]}
     if kind == "encoder":
         from audiolm.conformer import ConformerConfig
-        from audiolm.train_encoder import EncoderConfig, train_encoder
+        from audiolm.training.train_encoder import EncoderConfig, train_encoder
 
         network = ConformerConfig(layers=layers, width=width, heads=heads, feed_forward=4 * width)
         config: Any = EncoderConfig(network=network, seconds=length, fit_batches=1, **every)
@@ -90,7 +90,7 @@ def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
             return train_encoder(config, clock, run, fabric)
     elif kind == "codec":
         from audiolm.codec import CodecConfig
-        from audiolm.train_codec import CodecTrainConfig, train_codec
+        from audiolm.training.train_codec import CodecTrainConfig, train_codec
 
         body = {"body": "waveform", "channels": size["channels"]}
         if "spectral" in row:
@@ -105,7 +105,7 @@ def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
     else:
         from audiolm import stages
         from audiolm.tokens import TokenSpec
-        from audiolm.train_lm import LMTrainConfig, train_lm
+        from audiolm.training.train_lm import LMTrainConfig, train_lm
         from audiolm.transformer import TransformerConfig
 
         semantic, acoustic = TokenSpec("semantic", UNITS, 1, 25.0), TokenSpec("acoustic", CODES, LEVELS, 50.0)

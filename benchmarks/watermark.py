@@ -13,7 +13,7 @@ import torch
 from audiolm.attacks import ATTACKS, noisy, opus
 from audiolm.audio import READABLE, Waveform, read
 from audiolm.errors import InputError
-from audiolm.metrics import pesq_wb, stoi, visqol
+from audiolm.measuring.metrics import pesq_wb, stoi, visqol
 from audiolm.provenance import detect, embed
 
 RATE, SECONDS, CROP = 16_000, 8.0, 2.0
@@ -23,7 +23,7 @@ def clips(folder: Path, count: int) -> list[Waveform]:
     """Evenly spread over the files of a folder (of the test and valid splits, where a manifest.csv knows them)."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
     if (folder / "manifest.csv").is_file():
-        from audiolm.data import scan
+        from audiolm.training.data import scan
 
         paths = [folder / each.path for each in scan(folder) if each.split in ("test", "valid")]
     paths = paths[:: max(1, len(paths) // count)]

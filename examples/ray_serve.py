@@ -28,8 +28,8 @@ def application(model: str = "speech", replicas: int = 2, cpus: float = 1.0, que
         import torch
 
         from audiolm import bundle, detector
-        from audiolm.limits import Limits
-        from audiolm.server import create_app
+        from audiolm.serving.limits import Limits
+        from audiolm.serving.server import create_app
 
         torch.set_num_threads(max(1, int(cpus)))
         voice = detector.of_bundle(bundle.folder_of(model))

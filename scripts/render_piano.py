@@ -29,10 +29,10 @@ from pathlib import Path
 import torch
 
 from audiolm import audio
-from audiolm.data import Skipped, report, write_header
 from audiolm.errors import InputError
 from audiolm.files import file_hash, whole_file
-from audiolm.run import progress
+from audiolm.training.data import Skipped, report, write_header
+from audiolm.training.run import progress
 
 FONTS = (
     "/usr/share/sounds/sf2/FluidR3_GM.sf2",

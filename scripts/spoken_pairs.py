@@ -4,8 +4,8 @@
     python scripts/spoken_pairs.py FOLDER [--synthesiser flite]
 
 Words and twins that are none but could be; sentences and twins with one error of agreement. Each is said by several voices.
-The layout is that of ZeroSpeech 2021 (audiolm.zerospeech). The figures are this set's own: its words are frequent, its voices
-are machines, and some 70 words and sentences are few.
+The layout is that of ZeroSpeech 2021 (audiolm.measuring.zerospeech). The figures are this set's own: its words are frequent, its
+voices are machines, and some 70 words and sentences are few.
 """
 
 import argparse

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolm import abx
-from audiolm.abx import Item, abx_error, confusions, read_items, triphones, triplets, warp
 from audiolm.errors import InputError
-from audiolm.metrics import bootstrap
-from audiolm.phonetics import Phone
+from audiolm.measuring import abx
+from audiolm.measuring.abx import Item, abx_error, confusions, read_items, triphones, triplets, warp
+from audiolm.measuring.metrics import bootstrap
+from audiolm.measuring.phonetics import Phone
 
 WORDS = [("B", "AE", "T"), ("B", "IH", "T"), ("K", "AE", "T"), ("K", "IH", "T")]
 

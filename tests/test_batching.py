@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from audiolm.audio import Waveform
-from audiolm.batching import AHEAD, Busy, Way, Worker
 from audiolm.errors import InputError
 from audiolm.model import AudioLM, Request
+from audiolm.serving.batching import AHEAD, Busy, Way, Worker
 
 
 def run(model: AudioLM, scene: Callable[[Worker], Awaitable[Any]], **options: Any) -> tuple[Any, list[int]]:

@@ -20,12 +20,12 @@ import soundfile
 import torch
 
 from audiolm import bundle
-from audiolm.cluster import tokenize_on_ray
-from audiolm.corpus import tokenize_corpus
-from audiolm.data import scan
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.token_store import TokenStore, verify
+from audiolm.training.cluster import tokenize_on_ray
+from audiolm.training.corpus import tokenize_corpus
+from audiolm.training.data import scan
+from audiolm.training.token_store import TokenStore, verify
 
 SHARD = 20.0  # seconds: each recording is a shard of its own
 RECORDINGS = 16

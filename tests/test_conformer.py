@@ -6,7 +6,7 @@ from torch import nn
 
 from audiolm.conformer import FRAME, Conformer, ConformerConfig, frame_count, log_mel, mel_filters, mfcc
 from audiolm.errors import InputError
-from audiolm.pretraining import (
+from audiolm.training.pretraining import (
     BestRQ,
     BestRQConfig,
     Clusters,

@@ -15,14 +15,14 @@ import soundfile
 import torch
 from upath import UPath
 
-import audiolm.corpus
+import audiolm.training.corpus
 from audiolm.audio import read
-from audiolm.corpus import plan_shards, tokenize_corpus
-from audiolm.data import Skipped, scan
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.storage import place
-from audiolm.token_store import TokenStore, verify
+from audiolm.training.corpus import plan_shards, tokenize_corpus
+from audiolm.training.data import Skipped, scan
+from audiolm.training.storage import place
+from audiolm.training.token_store import TokenStore, verify
 
 NAMES = [f"{speaker}/{take}.wav" for speaker in "abcd" for take in range(3)]
 
@@ -75,7 +75,7 @@ def test_one_process_has_the_tokens_of_the_model(whole: TokenStore, folder: Path
 def test_killed_it_goes_on_to_the_same_store(
     whole: TokenStore, folder: Path, tiny_model: AudioLM, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, calls = audiolm.corpus._mono, []
+    original, calls = audiolm.training.corpus._mono, []
 
     def dies(*args: object) -> torch.Tensor:
         calls.append(args)
@@ -88,7 +88,7 @@ def test_killed_it_goes_on_to_the_same_store(
         return tokenize_corpus(*networks, scan(folder), tmp_path / "store", shard_seconds=1.5)
 
     with monkeypatch.context() as patch:
-        patch.setattr("audiolm.corpus._mono", dies)
+        patch.setattr("audiolm.training.corpus._mono", dies)
         child = multiprocessing.get_context("fork").Process(target=work)
         child.start()
         child.join(60)

@@ -17,13 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import audiolm.data
-import audiolm.token_store
-from audiolm.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
+import audiolm.training.data
+import audiolm.training.token_store
 from audiolm.errors import InputError
 from audiolm.stages import Stage, Stream
-from audiolm.token_store import TokenCrops, TokenStore, store_key, verify
 from audiolm.tokens import TokenSpec
+from audiolm.training.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
+from audiolm.training.token_store import TokenCrops, TokenStore, store_key, verify
 
 RATE = 16_000
 
@@ -71,7 +71,7 @@ def test_folder_speakers_are_folders_and_no_split_shares_one(corpus: Path) -> No
 )
 def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: float, test: float) -> None:
     rows = [{"name": f"{speaker}/{n}", "speaker": speaker} for n, speaker in enumerate(speakers)]
-    splits = audiolm.data._splits(rows, valid, test, seed, Path("x"))
+    splits = audiolm.training.data._splits(rows, valid, test, seed, Path("x"))
     by = "speaker" if len(set(speakers)) > 1 else "name"
     dealt = {(row[by], split) for row, split in zip(rows, splits, strict=True)}
     assert len(dealt) == len({row[by] for row in rows})
@@ -81,7 +81,7 @@ def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: floa
 
 def test_newcomers_do_not_move_the_others() -> None:
     rows = [{"name": f"{n}", "speaker": f"{n}"} for n in range(200)]
-    few, many = (audiolm.data._splits(rows[:count], 0.1, 0.1, 0, Path("x")) for count in (100, 200))
+    few, many = (audiolm.training.data._splits(rows[:count], 0.1, 0.1, 0, Path("x")) for count in (100, 200))
     assert many[:100] == few
 
 
@@ -174,8 +174,8 @@ def test_prepared_again_is_free_and_newcomers_are_appended(corpus: Path, tmp_pat
     recordings = scan(corpus)
     AudioStore.prepare(tmp_path / "audio", recordings[:5])
     decoded: list[str] = []
-    original = audiolm.data._decode_into
-    monkeypatch.setattr("audiolm.data._decode_into", lambda f, r, *a: decoded.append(r.name) or original(f, r, *a))
+    original = audiolm.training.data._decode_into
+    monkeypatch.setattr("audiolm.training.data._decode_into", lambda f, r, *a: decoded.append(r.name) or original(f, r, *a))
     store = AudioStore.prepare(tmp_path / "audio", recordings)
     assert decoded == [recording.name for recording in recordings[5:]]
     assert [entry.name for entry in store.entries] == [recording.name for recording in recordings]
@@ -205,7 +205,7 @@ def test_preparation_killed_goes_on(corpus: Path, store: AudioStore, tmp_path: P
     recordings = scan(corpus)
     for place, count in (("_decode_into", 2), ("_decode_into", 8), ("whole_file", 2), ("whole_file", 3), ("whole_file", 5)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"audiolm.data.{place}", die_at(count, getattr(audiolm.data, place)))
+            patch.setattr(f"audiolm.training.data.{place}", die_at(count, getattr(audiolm.training.data, place)))
             code = in_child(lambda: AudioStore.prepare(tmp_path / "audio", recordings, shard_seconds=4.0))
         assert code == -signal.SIGKILL
         if (tmp_path / "audio" / "header.json").exists():
@@ -359,7 +359,7 @@ def test_killed_writer_leaves_whole_shards_and_goes_on(
     tokens: TokenStore, tmp_path: Path, place: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(f"audiolm.token_store.{place}", die_at(count, getattr(audiolm.token_store, place)))
+        patch.setattr(f"audiolm.training.token_store.{place}", die_at(count, getattr(audiolm.training.token_store, place)))
         assert in_child(lambda: fill(tmp_path / "store")) == -signal.SIGKILL
     left = TokenStore(tmp_path / "store", expect=KEY)
     left.verify()

@@ -14,7 +14,7 @@ from audiolm.cli import run
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.train_detector import DetectorTrainConfig, pack, train_detector
+from audiolm.training.train_detector import DetectorTrainConfig, pack, train_detector
 
 
 @pytest.fixture

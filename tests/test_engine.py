@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from audiolm.engine import best_precision, engine
-from audiolm.listening import stage_listener
 from audiolm.model import AudioLM
+from audiolm.training.engine import best_precision, engine
+from audiolm.training.listening import stage_listener
 
 
 def test_a_cluster_s_own_variables_start_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolm import bundle, evaluation
+from audiolm import bundle
 from audiolm.audio import Waveform, read
-from audiolm.continuations import PROMPT, continuation_figures, continuations
-from audiolm.data import Recording
 from audiolm.errors import InputError
-from audiolm.figures.bench import by_speaker, tokenized
-from audiolm.metrics import (
+from audiolm.measuring import evaluation
+from audiolm.measuring.continuations import PROMPT, continuation_figures, continuations
+from audiolm.measuring.figures.bench import by_speaker, tokenized
+from audiolm.measuring.metrics import (
     bootstrap,
     entropy,
     frechet,
@@ -29,12 +29,13 @@ from audiolm.metrics import (
     unit_errors,
     visqol,
 )
+from audiolm.measuring.phonetics import unit_phone_measures
+from audiolm.measuring.scoring import crop_nats, nats_of
+from audiolm.measuring.speaker import VoiceEncoder, mel_filters, similarities, voice_encoder
 from audiolm.model import AudioLM
-from audiolm.phonetics import unit_phone_measures
-from audiolm.scoring import crop_nats, nats_of
-from audiolm.speaker import VoiceEncoder, mel_filters, similarities, voice_encoder
 from audiolm.stages import semantic
 from audiolm.tokens import TokenSpec
+from audiolm.training.data import Recording
 from audiolm.transformer import LanguageModel, TransformerConfig
 
 WITH_VOICES = pytest.mark.skipif(find_spec("resemblyzer") is None, reason="needs weights: pip install --no-deps resemblyzer")

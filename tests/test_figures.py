@@ -12,20 +12,20 @@ import torch
 from audiolm import stages
 from audiolm.audio import Waveform
 from audiolm.bundle import language_model
-from audiolm.continuations import acoustic_chain, continuation_figures, continuations
-from audiolm.data import Recording
-from audiolm.evaluation import PARTS, evaluate
-from audiolm.figures import voices, words
-from audiolm.figures.bench import Bench, Clip, Missing, in_turn, tokenized
-from audiolm.figures.stages import oracle_figures, pair_figures, stage_figures
-from audiolm.figures.units import abx_figures, layer_figures
-from audiolm.figures.words import word_figures
-from audiolm.metrics import Measure
+from audiolm.measuring.continuations import acoustic_chain, continuation_figures, continuations
+from audiolm.measuring.evaluation import PARTS, evaluate
+from audiolm.measuring.figures import voices, words
+from audiolm.measuring.figures.bench import Bench, Clip, Missing, in_turn, tokenized
+from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
+from audiolm.measuring.figures.units import abx_figures, layer_figures
+from audiolm.measuring.figures.words import word_figures
+from audiolm.measuring.metrics import Measure
+from audiolm.measuring.report import markdown
+from audiolm.measuring.scoring import masked_nats
 from audiolm.model import AudioLM, AudioTokens
 from audiolm.parallel import mask
-from audiolm.report import markdown
-from audiolm.scoring import masked_nats
 from audiolm.tokens import Tokens, TokenSpec
+from audiolm.training.data import Recording
 from audiolm.transformer import TransformerConfig
 
 SAID = {

@@ -12,15 +12,16 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from audiolm import gates, stages
+from audiolm import stages
 from audiolm.bundle import language_model
-from audiolm.card import card
-from audiolm.chain import Chain, Step
-from audiolm.data import AudioCrops, AudioStore, Recording
-from audiolm.gates import GATES, GateFailed, GatesConfig, check, surviving, verdicts
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
-from audiolm.train_lm import LMTrainConfig, collate_items, optimizer_of
+from audiolm.training import gates
+from audiolm.training.card import card
+from audiolm.training.chain import Chain, Step
+from audiolm.training.data import AudioCrops, AudioStore, Recording
+from audiolm.training.gates import GATES, GateFailed, GatesConfig, check, surviving, verdicts
+from audiolm.training.train_lm import LMTrainConfig, collate_items, optimizer_of
 from audiolm.transformer import LanguageModel, TransformerConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from audiolm import process
 from audiolm.audio import Waveform, read
-from audiolm.limits import Limits
 from audiolm.model import AudioLM
 from audiolm.provenance import detect
-from audiolm.server import create_app
+from audiolm.serving import process
+from audiolm.serving.limits import Limits
+from audiolm.serving.server import create_app
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is in the extra dev")
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException  # noqa: E402

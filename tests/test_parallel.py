@@ -15,11 +15,11 @@ from torch import Generator, Tensor
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
 from audiolm.parallel import ParallelModel, fill, mask, masked_after
-from audiolm.run import Run
 from audiolm.sampling import Options, sample_windows
 from audiolm.stages import Stage, coarse, parallel
 from audiolm.tokens import TokenSpec
-from audiolm.train_lm import LMTrainConfig, bits_per_token, train_lm
+from audiolm.training.run import Run
+from audiolm.training.train_lm import LMTrainConfig, bits_per_token, train_lm
 from audiolm.transformer import IGNORED, TransformerConfig
 
 S = TokenSpec("semantic", 12, 1, 25.0)

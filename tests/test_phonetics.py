@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from audiolm.audio import Waveform
-from audiolm.phonetics import PHONES, Phone, PhoneAligner, frame_phones, measure_units, mfcc_units, unit_phone_measures
+from audiolm.measuring.phonetics import PHONES, Phone, PhoneAligner, frame_phones, measure_units, mfcc_units, unit_phone_measures
 
 SAID = {
     "female": "SO I SHALL NOT TELL YOU THE REST UNTIL NEXT SATURDAY YOU SEE",

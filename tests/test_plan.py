@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiolm import plan, rehearsal
 from audiolm.bundle import language_model
 from audiolm.cli import run
 from audiolm.config import load_config
 from audiolm.doctor import extras, memory
 from audiolm.errors import InputError
-from audiolm.plan import Plan, Row, make_plan
-from audiolm.recipe import RecipeConfig, Workshop, stage_of, steps
-from audiolm.rehearsal import Loop, RandomTokens, loops
+from audiolm.training import plan, rehearsal
+from audiolm.training.plan import Plan, Row, make_plan
+from audiolm.training.recipe import RecipeConfig, Workshop, stage_of, steps
+from audiolm.training.rehearsal import Loop, RandomTokens, loops
 
 ROOT = Path(__file__).parents[1]
 FAST = ["threads=1", "codec.steps=1000", "units.batches=2", "units.epochs=1"]

@@ -16,14 +16,14 @@ import soundfile
 import torch
 from lightning.fabric import Fabric
 
-import audiolm.recipe
+import audiolm.training.recipe
 from audiolm import bundle
 from audiolm.audio import read
-from audiolm.chain import Chain, Step
 from audiolm.config import load_config
 from audiolm.errors import InputError
-from audiolm.gates import GATES
-from audiolm.recipe import RecipeConfig, run_recipe, stage_of, steps
+from audiolm.training.chain import Chain, Step
+from audiolm.training.gates import GATES
+from audiolm.training.recipe import RecipeConfig, run_recipe, stage_of, steps
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -78,8 +78,8 @@ def test_the_chain_makes_a_model_that_goes_on_from_a_voice(whole: Path, corpus: 
 
 def test_language_models_were_trained_on_the_bundles_own_tokens(whole: Path) -> None:
     """Weights are rounded in a bundle; tokens made by the unrounded codec would be another's."""
-    from audiolm.corpus import tokenizer_key
-    from audiolm.token_store import TokenStore
+    from audiolm.training.corpus import tokenizer_key
+    from audiolm.training.token_store import TokenStore
 
     model = bundle.load(whole / "bundle")
     TokenStore(whole / "tokens", expect=tokenizer_key(model.semantic, model.codec))
@@ -90,7 +90,7 @@ def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPa
         raise AssertionError("done again")
 
     for name in ("scan", "train_codec", "train_encoder", "fit_units", "tokenize_corpus", "train_lm"):
-        monkeypatch.setattr(audiolm.recipe, name, refuse)
+        monkeypatch.setattr(audiolm.training.recipe, name, refuse)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
     run_recipe(quick(corpus, whole))
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
@@ -294,5 +294,5 @@ def test_no_speakers_for_validation_is_no_obstacle(tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def _unset_layer() -> audiolm.recipe.UnitsConfig:
-    return audiolm.recipe.UnitsConfig.model_validate({"layer": None})
+def _unset_layer() -> audiolm.training.recipe.UnitsConfig:
+    return audiolm.training.recipe.UnitsConfig.model_validate({"layer": None})

@@ -3,8 +3,8 @@
 import torch
 
 from audiolm.audio import Waveform
-from audiolm.phonetics import PhoneAligner
-from audiolm.recognition import Recogniser, character_errors, normalised, rates, word_errors
+from audiolm.measuring.phonetics import PhoneAligner
+from audiolm.measuring.recognition import Recogniser, character_errors, normalised, rates, word_errors
 
 SAID = "SO I SHALL NOT TELL YOU THE REST UNTIL NEXT SATURDAY. YOU SEE,"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from audiolm.audio import read
-from audiolm.data import scan
 from audiolm.errors import InputError
+from audiolm.training.data import scan
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "render_piano.py"
 spec = importlib.util.spec_from_file_location("render_piano", SCRIPT)

@@ -13,12 +13,12 @@ import torch
 
 from audiolm import provenance
 from audiolm.audio import Waveform, read
-from audiolm.blindtest import count_ratings, outcome, write_test
 from audiolm.cli import run
-from audiolm.data import scan
 from audiolm.errors import InputError
+from audiolm.measuring.blindtest import count_ratings, outcome, write_test
+from audiolm.measuring.page import Example, Section, page, rendered, sections, spectrogram, write_page
 from audiolm.model import AudioLM
-from audiolm.page import Example, Section, page, rendered, sections, spectrogram, write_page
+from audiolm.training.data import scan
 
 REPORT = {"model": "<b>speech", "command": "audiolm evaluate a", "seed": 3, "versions": "audiolm 1", "recordings.speakers": 2}
 

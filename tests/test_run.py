@@ -20,14 +20,14 @@ import pytest
 import torch
 from torch import nn
 
-import audiolm.checkpoint
-import audiolm.randomness
+import audiolm.training.checkpoint
+import audiolm.training.randomness
 from audiolm.audio import Waveform, read
 from audiolm.config import Config
 from audiolm.errors import InputError
-from audiolm.randomness import random_state, random_untouched
-from audiolm.run import Diverged, Run, Stopped, learning_rate
-from audiolm.trackers import TrackerName
+from audiolm.training.randomness import random_state, random_untouched
+from audiolm.training.run import Diverged, Run, Stopped, learning_rate
+from audiolm.training.trackers import TrackerName
 
 TOTAL = 12
 
@@ -45,7 +45,7 @@ def state() -> dict[str, object]:
 
 def train(folder: Path, total: int = TOTAL, pause: float = 0.0) -> None:
     """A loop that draws from all three generators, so that any state left out of a checkpoint shows."""
-    audiolm.randomness.seed_all(1)
+    audiolm.training.randomness.seed_all(1)
     with Run(folder, Toy(), tracker="none") as run:
         parts = state()
         model, optimiser = parts["model"], parts["optimiser"]
@@ -103,8 +103,8 @@ def test_killed_inside_a_save(
     tmp_path: Path, uninterrupted: dict[str, object], place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Die at the first call, then at the third, of each thing that a save does; then go on to the end."""
-    target = f"audiolm.checkpoint.{place}"
-    original = audiolm.checkpoint
+    target = f"audiolm.training.checkpoint.{place}"
+    original = audiolm.training.checkpoint
     for part in place.split("."):
         original = getattr(original, part)
     for count in (2, 3, 8):

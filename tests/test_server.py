@@ -10,13 +10,14 @@ import pytest
 import soundfile
 from fastapi.testclient import TestClient
 
-from audiolm import bundle, detector, server
+from audiolm import bundle, detector
 from audiolm.audio import Waveform
 from audiolm.cli import run
-from audiolm.limits import Limits
 from audiolm.model import AudioLM, Sampling
 from audiolm.provenance import detect
-from audiolm.server import create_app
+from audiolm.serving import server
+from audiolm.serving.limits import Limits
+from audiolm.serving.server import create_app
 
 LIMITS = Limits(seconds=5, sound_seconds=6, upload_mb=1, samples=3, rate=0)
 

@@ -25,9 +25,9 @@ from schemathesis.core.result import Ok
 from test_server_live import connection, everything, figure, serving, wait
 
 from audiolm.audio import Waveform
-from audiolm.limits import Limits
 from audiolm.model import AudioLM
-from audiolm.server import create_app
+from audiolm.serving.limits import Limits
+from audiolm.serving.server import create_app
 
 LIMITS = Limits(seconds=0.2, sound_seconds=3, upload_mb=2, samples=2, rate=0, upload_seconds=2)
 PATHS = ("detect", "tokenize", "reconstruct", "continue?seconds=0.1", "revoice?prompt_seconds=1", "revoice")

@@ -16,12 +16,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from audiolm import bundle, process
+from audiolm import bundle
 from audiolm.audio import Waveform
 from audiolm.cli import run
-from audiolm.limits import Limits
 from audiolm.model import AudioLM
-from audiolm.server import create_app
+from audiolm.serving import process
+from audiolm.serving.limits import Limits
+from audiolm.serving.server import create_app
 
 LIMITS = Limits(seconds=600, rate=0, upload_seconds=1)
 

@@ -7,13 +7,20 @@ import pytest
 import torch
 from lightning.fabric import Fabric
 
-from audiolm.adversarial import Discriminators, discriminator_loss, generator_losses, mel_filters, mel_loss, spectral_loss
 from audiolm.audio import Waveform, read
 from audiolm.codec import Codec, CodecConfig
-from audiolm.engine import engine
 from audiolm.files import load_tensors, save_tensors
-from audiolm.run import Run, Stopped
-from audiolm.train_codec import CodecTrainConfig, prepare, train_codec
+from audiolm.training.adversarial import (
+    Discriminators,
+    discriminator_loss,
+    generator_losses,
+    mel_filters,
+    mel_loss,
+    spectral_loss,
+)
+from audiolm.training.engine import engine
+from audiolm.training.run import Run, Stopped
+from audiolm.training.train_codec import CodecTrainConfig, prepare, train_codec
 
 NETWORK = CodecConfig(
     num_codebooks=4, codebook_size=32, latent=32, encoder_width=32, decoder_width=32, encoder_layers=1, decoder_layers=1

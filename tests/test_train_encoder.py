@@ -9,11 +9,11 @@ from lightning.fabric import Fabric
 from audiolm.audio import Waveform
 from audiolm.config import parse_config
 from audiolm.conformer import Conformer, ConformerConfig
-from audiolm.engine import engine
 from audiolm.errors import InputError
 from audiolm.files import load_tensors, save_tensors
-from audiolm.run import Run, Stopped
-from audiolm.train_encoder import (
+from audiolm.training.engine import engine
+from audiolm.training.run import Run, Stopped
+from audiolm.training.train_encoder import (
     AugmentConfig,
     EncoderConfig,
     UnitsConfig,

@@ -14,12 +14,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Generator, Tensor
 
-from audiolm.engine import engine
 from audiolm.files import load_tensors, save_tensors
-from audiolm.run import Run, Stopped
 from audiolm.stages import Stage, acoustic_only, coarse, fine, semantic
 from audiolm.tokens import TokenSpec
-from audiolm.train_lm import LMTrainConfig, bits_per_token, collate, optimizer_of, train_lm, unigram_bits
+from audiolm.training.engine import engine
+from audiolm.training.run import Run, Stopped
+from audiolm.training.train_lm import LMTrainConfig, bits_per_token, collate, optimizer_of, train_lm, unigram_bits
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
 S = TokenSpec("semantic", 12, 1, 25.0)

@@ -9,7 +9,7 @@ import pytest
 
 from audiolm.audio import read
 from audiolm.errors import InputError
-from audiolm.zerospeech import Pair, read_pairs, score
+from audiolm.measuring.zerospeech import Pair, read_pairs, score
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "spoken_pairs.py"
 

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from audiolm.adversarial import mel_filters
 from audiolm.audio import Waveform
+from audiolm.training.adversarial import mel_filters
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 64

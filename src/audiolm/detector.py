@@ -3,7 +3,7 @@
 It was trained on what the model generates against real speech that went through the same codec, so that it hears how the
 model speaks and not what the codec leaves behind. A file's score is the highest mean logit of any two seconds, since a
 continuation begins with a real prompt; two numbers turn it into a probability (Platt 1999), for as many generated files as
-real ones. How it is trained and what it reaches: audiolm.train_detector, docs/provenance.md.
+real ones. How it is trained and what it reaches: audiolm.training.train_detector, docs/provenance.md.
 """
 
 import json

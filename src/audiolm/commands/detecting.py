@@ -45,8 +45,8 @@ def train_detector(
         Put the detector into the model's folder, and its figures into the card there.
     """
     from audiolm import bundle
-    from audiolm import train_detector as training
     from audiolm.config import parse_config
+    from audiolm.training import train_detector as training
 
     settings = {"clips": clips, "seconds": seconds, "steps": steps, "seed": seed}
     config = parse_config(training.DetectorTrainConfig, settings, "train-detector")
@@ -75,7 +75,7 @@ def ratings(
     key
         listening-key.json of the same test.
     """
-    from audiolm.blindtest import count_ratings
+    from audiolm.measuring.blindtest import count_ratings
 
     if not files:
         raise InputError("ratings: name one or more files that the listening test saved")

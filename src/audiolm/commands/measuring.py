@@ -64,7 +64,7 @@ def evaluate(
     listening_test
         Also write listening.html, a blind test of so many clips (real or generated?), and its key; `audiolm ratings` counts.
     """
-    from audiolm.evaluation import PARTS, evaluate_folder
+    from audiolm.measuring.evaluation import PARTS, evaluate_folder
 
     chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
     with making.bars() as show:
@@ -146,7 +146,7 @@ def info(
         Read all of a token store and compare its checksums; a damaged shard is named.
     """
     from audiolm.audio import probe, tags
-    from audiolm.storage import place
+    from audiolm.training.storage import place
 
     path = place(target)
     if path.is_file():
@@ -154,7 +154,7 @@ def info(
         about = {"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}
         making.show({**about, "tags": tags(path)}, json)
     elif (path / "header.json").is_file():
-        from audiolm import token_store
+        from audiolm.training import token_store
 
         verified = {"verified_shards": token_store.verify(path)} if verify else {}
         making.show({"token_store": target, **verified, **token_store.TokenStore(path).summary()}, json)

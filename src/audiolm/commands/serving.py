@@ -38,8 +38,8 @@ def serve(
         Processor threads; default: one per core.
     """
     try:
-        from audiolm.limits import Limits
-        from audiolm.process import listen
+        from audiolm.serving.limits import Limits
+        from audiolm.serving.process import listen
     except ImportError as error:
         raise InputError(f"serve needs {error.name}; run: pip install 'audiolm[serve]'") from error
     from audiolm.config import load_config
@@ -51,7 +51,7 @@ def serve(
     import torch
 
     from audiolm import bundle, detector
-    from audiolm.server import create_app
+    from audiolm.serving.server import create_app
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -45,10 +45,10 @@ def tokenize(
     shard_seconds
         Sound in a shard: what one worker does at a time, and what is lost where one is killed.
     """
-    from audiolm.cluster import tokenize_on_ray
-    from audiolm.corpus import tokenize_corpus
-    from audiolm.data import Skipped, scan
-    from audiolm.run import progress
+    from audiolm.training.cluster import tokenize_on_ray
+    from audiolm.training.corpus import tokenize_corpus
+    from audiolm.training.data import Skipped, scan
+    from audiolm.training.run import progress
 
     if not shard_seconds > 0 or (workers is not None and workers < 1):
         raise InputError(f"--shard-seconds {shard_seconds} --workers {workers}: give numbers above 0")
@@ -94,7 +94,7 @@ def train(
         Go on where a step's result is below its threshold in the recipe's [gates]; the model's card will say so.
     """
     from audiolm.config import load_config
-    from audiolm.recipe import RecipeConfig, run_recipe
+    from audiolm.training.recipe import RecipeConfig, run_recipe
 
     run_recipe(load_config(RecipeConfig, recipe, settings), only, force, ignore_gates)
 
@@ -112,8 +112,8 @@ def plan(recipe: Path, /, *settings: str, json: Annotated[bool, Parameter(negati
         key=value, as for `audiolm train`; without out= nothing is done yet, and the disk is this folder's.
     """
     from audiolm.config import load_config
-    from audiolm.plan import make_plan
-    from audiolm.recipe import RecipeConfig
+    from audiolm.training.plan import make_plan
+    from audiolm.training.recipe import RecipeConfig
 
     nowhere = "out=runs/not-begun"
     made = make_plan(load_config(RecipeConfig, recipe, (nowhere, *settings)))

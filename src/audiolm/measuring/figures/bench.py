@@ -1,0 +1,141 @@
+"""What the figures are taken from: a model, the recordings it is measured on, and what several tables need of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audiolm.audio import Waveform, blocks
+from audiolm.errors import InputError
+from audiolm.measuring.continuations import PROMPT, SHORTEST, Continuation, continuations
+from audiolm.measuring.metrics import Measure
+from audiolm.measuring.phonetics import Phone, PhoneAligner
+from audiolm.model import AudioLM, AudioTokens
+from audiolm.training.data import Recording, Skipped
+
+LONGEST = 30.0  # seconds of a recording that are measured
+
+Progress = Callable[[str, int, int], None]  # what, done, in all
+Figures = dict[str, Measure | float | str]
+
+
+class Missing(Exception):
+    """What a table cannot be filled without: one line, which file and from where."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A recording with its tokens; the sound is read when it is wanted."""
+
+    recording: Recording
+    sample_rate: int
+    tokens: AudioTokens
+
+    @property
+    def sound(self) -> Waveform:
+        """Mono, at the model's rate."""
+        return read_clip(self.recording, self.sample_rate)
+
+    @property
+    def transcript(self) -> str | None:
+        """What is said, if the manifest knows, and if all of it is in the sound that is measured."""
+        text = (self.recording.columns.get("transcript") or "").strip()
+        return text if text and self.tokens.seconds < LONGEST else None
+
+
+@dataclass(eq=False)
+class Bench:
+    """A model, its clips, and the options of `evaluation.evaluate`, which see. `others`: recordings of other splits."""
+
+    model: AudioLM
+    clips: Sequence[Clip]
+    others: Sequence[Recording] = ()
+    levels: Sequence[int] = (3, 4, 12)
+    limit: int = 16
+    seconds: float = 7.0
+    seed: int = 0
+    items: Path | None = None
+    pairs: Path | None = None
+    tell: Progress = field(default=lambda what, done, total: None)
+
+    @property
+    def train(self) -> list[Recording]:
+        """Those of the others that a training would hear."""
+        return [recording for recording in self.others if recording.split == "train"]
+
+    @cached_property
+    def aligner(self) -> PhoneAligner:
+        return PhoneAligner()
+
+    @cached_property
+    def phones(self) -> list[list[Phone]]:
+        """The phones of each clip, as pocketsphinx finds them."""
+        found = []
+        for number, clip in enumerate(self.clips, 1):
+            found.append(self.aligner(clip.sound.resample(16_000).samples, clip.transcript))
+            self.tell("phones", number, len(self.clips))
+        return found
+
+    @cached_property
+    def chosen(self) -> list[Clip]:
+        """`limit` clips that are long enough to be continued, of as many speakers as can be."""
+        return by_speaker(self.clips, self.seed)[: self.limit]
+
+    @cached_property
+    def continued(self) -> list[Continuation]:
+        """The chosen clips, continued in every way that the model knows."""
+        chosen = [(clip.recording.speaker, clip.sound) for clip in self.chosen]
+        return continuations(self.model, chosen, self.seconds, self.seed, self.tell)
+
+
+def read_clip(recording: Recording, sample_rate: int) -> Waveform:
+    """The first 30 s of a recording, mono."""
+    return next(blocks(recording.path, LONGEST, sample_rate, mono=True))
+
+
+def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -> tuple[list[Clip], Skipped]:
+    """Clips of all recordings that can be read, and which can't be and why. InputError where none can."""
+    clips: list[Clip] = []
+    left_out: Skipped = []
+    for number, recording in enumerate(recordings, 1):
+        try:
+            tokens = model.tokenize(read_clip(recording, model.sample_rate))
+            clips.append(Clip(recording, model.sample_rate, tokens))
+        except InputError as error:
+            left_out.append((recording.name, str(error)))
+        tell("tokens", number, len(recordings))
+    if not clips:
+        raise InputError(f"evaluation: none of {len(recordings)} recordings can be used: {left_out[0][1]}")
+    return clips, left_out
+
+
+def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
+    """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
+    order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
+    rounds: dict[str, int] = {}
+    ranked = []
+    for place, number in enumerate(order):
+        rank = rounds[speakers[number]] = rounds.get(speakers[number], -1) + 1
+        ranked.append((rank, place, number))
+    return [number for _, _, number in sorted(ranked)]
+
+
+def by_speaker(clips: Sequence[Clip], seed: int) -> list[Clip]:
+    """Clips that are long enough to be continued, in turn."""
+    # Tokens may end a frame after the sound.
+    long = [clip for clip in clips if clip.tokens.seconds >= PROMPT + SHORTEST + 0.04]
+    return [long[number] for number in in_turn([clip.recording.speaker for clip in long], seed)]
+
+
+def random_part(recordings: Sequence[Recording], most: int, seed: int) -> list[Recording]:
+    """At most so many recordings, all of them as likely."""
+    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))[:most].tolist()
+    return [recordings[number] for number in order]
+
+
+def at_16k(sound: Waveform) -> Tensor:
+    """(T) at 16 kHz."""
+    return sound.resample(16_000).samples[0]

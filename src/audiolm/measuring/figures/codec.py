@@ -1,0 +1,70 @@
+"""The codec's figures (AudioLM Table I): what becomes of a sound at each number of levels, and the health of the codebooks."""
+
+import torch
+from torch import Tensor
+
+from audiolm.audio import Waveform
+from audiolm.measuring.figures.bench import Bench, Figures, at_16k
+from audiolm.measuring.metrics import entropy, histogram, mean, mel_distance, pesq_wb, si_sdr, stoi, visqol
+from audiolm.tokens import Tokens
+
+VISQOL_SECONDS = 8.0  # of a recording that ViSQOL compares; its authors recommend 5 to 10
+
+
+def codec_figures(bench: Bench) -> Figures:
+    """Sound of the codec at each number of levels, and the health of each level's codebook."""
+    model, spec, figures = bench.model, bench.model.codec.spec, Figures()
+    measured = sorted({min(level, spec.num_codebooks) for level in bench.levels})
+    scores: dict[str, list[float]] = {}
+    energy, counts = [], torch.zeros(spec.num_codebooks, spec.codebook_size)
+    for number, clip in enumerate(bench.clips, 1):
+        sound, codes = clip.sound.samples[0], clip.tokens.acoustic.codes
+        for level in measured:
+            decoded = model.decode(Tokens(codes[:level], spec)).samples[0, : len(sound)]
+            for name, score in sound_figures(sound, decoded, model.sample_rate).items():
+                scores.setdefault(f"codec.{level}.{name}", []).append(score)
+        with torch.inference_mode():
+            latents = model.codec.latents(sound[None, None].to(model.device))
+            energy.append(model.codec.quantizer.residual_energy(latents))
+        counts += histogram(codes, spec.codebook_size)
+        bench.tell("codec", number, len(bench.clips))
+    per_level = spec.bitrate / spec.num_codebooks
+    for level in measured:
+        figures[f"codec.{level}.bitrate"] = per_level * level
+    figures |= {name: mean(values) for name, values in scores.items()}
+    for level, bits in enumerate(entropy(counts).tolist()):
+        name = f"codebook.{level + 1}"
+        figures[f"{name}.bitrate"] = per_level
+        figures[f"{name}.entropy_bitrate"] = spec.frame_rate * bits  # if each code cost what its frequency says
+        figures[f"{name}.used"] = float((counts[level] > 0).sum()) / spec.codebook_size
+        figures[f"{name}.perplexity"] = 2**bits
+        figures[f"{name}.residual_energy"] = mean([each[level] for each in energy])
+    return figures
+
+
+def sound_figures(reference: Tensor, sound: Tensor, rate: int) -> dict[str, float]:
+    """What became of a sound: both (T) at `rate` Hz."""
+    return {
+        "pesq": pesq_wb(*(at_16k(Waveform(each[None], rate)) for each in (reference, sound))),
+        "stoi": stoi(reference, sound, rate),
+        "mel": mel_distance(reference, sound, rate),
+        "si_sdr": si_sdr(reference, sound),
+    }
+
+
+def visqol_figures(bench: Bench) -> Figures:
+    """ViSQOL at each number of levels, of `limit` clips, 8 s of each; and of the recording itself, its ceiling."""
+    model, spec = bench.model, bench.model.codec.spec
+    clips, scores = bench.clips[: bench.limit], dict[str, list[float]]()
+    for number, clip in enumerate(clips, 1):
+        sound, codes = clip.sound, clip.tokens.acoustic.codes
+        sounds = {"real": sound}
+        for level in sorted({min(level, spec.num_codebooks) for level in bench.levels}):
+            sounds[str(level)] = model.decode(Tokens(codes[:level], spec)).trim(sound.seconds)
+        reference = at_16k(sound.trim(VISQOL_SECONDS))
+        for level, made in sounds.items():
+            found = visqol(reference, at_16k(made.trim(VISQOL_SECONDS))[: len(reference)])
+            for name, score in zip(("similarity", "fit", "lattice"), found, strict=True):
+                scores.setdefault(f"visqol.{level}.{name}", []).append(score)
+        bench.tell("visqol", number, len(clips))
+    return {name: mean(values) for name, values in scores.items()}

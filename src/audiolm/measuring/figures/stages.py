@@ -1,0 +1,124 @@
+"""What the language models know: bits per token, what those are owed to, and which of two recordings is the likelier one."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audiolm.audio import read
+from audiolm.measuring.figures.bench import Bench, Figures, Missing
+from audiolm.measuring.metrics import mean, ratio
+from audiolm.measuring.scoring import crop_nats, nats_of
+from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
+from audiolm.stages import Stage, without_repeats
+
+MOST = 400  # pairs of a task; of more, as many at random
+
+
+def stage_figures(bench: Bench) -> Figures:
+    """Bits per token of every stage and level, teacher-forced in the stage's crops.
+
+    The unigram baseline knows the frequencies of the very codes that are measured, which no model could know.
+    """
+    figures: Figures = {}
+    for name, (stage, network) in bench.model.stages.items():
+        if not _heard(stage):
+            continue
+        scores = []
+        for number, clip in enumerate(bench.clips, 1):
+            codes = {"semantic": clip.tokens.semantic.codes, "acoustic": clip.tokens.acoustic.codes}
+            scores.append(crop_nats(network, stage, codes))
+            bench.tell(name, number, len(bench.clips))
+        nats, counts, codes = (torch.stack(each) for each in zip(*scores, strict=True))  # (R, Q), (R, Q), (R, Q, N)
+        shares = codes.sum(0) / codes.sum((0, 2))[:, None]
+        unigram = -torch.special.xlogy(codes, shares).sum(2)
+        numbered = [(f".{stage.predict.first + q + 1}", slice(q, q + 1)) for q in range(len(shares))]
+        for suffix, levels in [("", slice(None)), *(numbered if len(numbered) > 1 else ())]:
+            for kind, total in (("bits", nats), ("unigram", unigram)):
+                figures[f"stage.{name}{suffix}.{kind}"] = ratio(total[:, levels].sum(1) / math.log(2), counts[:, levels].sum(1))
+    return figures
+
+
+def oracle_figures(bench: Bench) -> Figures:
+    """Does a stage listen to its semantic tokens? Bits per token with the true ones, the same shuffled, and another recording's.
+
+    Shuffled within each recording, so that no crop keeps its own. The gain is what the true ones save, recording by recording:
+    a stage whose gain is 0 ignores them.
+    """
+    figures: Figures = {}
+    found = [name for name, (stage, _) in bench.model.stages.items() if _heard(stage) and _semantic(stage)]
+    if not found:
+        raise Missing("no stage of this model is given semantic tokens")
+    random = torch.Generator().manual_seed(bench.seed)
+    for name in found:
+        stage, network = bench.model.stages[name]
+        bits: dict[str, list[Tensor]] = {}
+        for number, clip in enumerate(bench.clips):
+            true = clip.tokens.semantic.codes
+            told = {"true": true, "shuffled": true[:, torch.randperm(true.shape[1], generator=random)]}
+            if len(bench.clips) > 1:
+                other = bench.clips[(number + 1) % len(bench.clips)].tokens.semantic.codes
+                told["other"] = other.repeat(1, -(-true.shape[1] // other.shape[1]))[:, : true.shape[1]]
+            for way, codes in told.items():
+                each = crop_nats(network, stage, {"semantic": codes, "acoustic": clip.tokens.acoustic.codes})
+                bits.setdefault(way, []).append(torch.stack([each.nats.sum() / math.log(2), each.counts.sum()]))
+            bench.tell(f"oracle {name}", number + 1, len(bench.clips))
+        sums = {way: torch.stack(each) for way, each in bits.items()}  # (R, 2)
+        for way, each in sums.items():
+            figures[f"oracle.{name}.{way}"] = ratio(*each.T)
+            if way != "true":
+                figures[f"oracle.{name}.{way}_gain"] = ratio(each[:, 0] - sums["true"][:, 0], each[:, 1])
+    return figures
+
+
+def pair_figures(bench: Bench) -> Figures:
+    """Table IV: sWUGGY and sBLIMP, by the semantic stage's log-likelihood a token, and by that of the whole (footnote 3)."""
+    if bench.pairs is None:
+        raise Missing(f"sWUGGY and sBLIMP (Table IV) need --pairs FOLDER: {WANTED}")
+    if "semantic" not in bench.model.stages:
+        raise Missing("sWUGGY and sBLIMP (Table IV) need a semantic stage, which this model lacks")
+    figures: Figures = {}
+    for task, title in TASKS.items():
+        pairs = read_pairs(bench.pairs, task)
+        if not pairs:
+            continue
+        random = torch.Generator().manual_seed(bench.seed)
+        pairs = [pairs[number] for number in torch.randperm(len(pairs), generator=random)[:MOST].tolist()]
+        nats = _nats(bench, [path for pair in pairs for path in (pair.right, pair.wrong)], title)
+        figures[f"pairs.{task}.pairs"] = float(len(pairs))
+        figures[f"pairs.{task}.score"] = _score(pairs, {path: -total / count for path, (total, count) in nats.items()})
+        figures[f"pairs.{task}.whole"] = _score(pairs, {path: -total for path, (total, _) in nats.items()})
+        if known := [pair for pair in pairs if pair.known]:
+            figures[f"pairs.{task}.known"] = _score(known, {path: -total / count for path, (total, count) in nats.items()})
+    if not figures:
+        raise Missing(f"{bench.pairs} holds neither lexical/dev/gold.csv nor syntactic/dev/gold.csv: give {WANTED}")
+    return figures
+
+
+def _score(pairs: Sequence[Pair], likelihood: dict[Path, float]):
+    """Over ids, as the paper's; the interval too is over ids."""
+    return mean(list(score(pairs, likelihood).values()))
+
+
+def _nats(bench: Bench, paths: Sequence[Path], title: str) -> dict[Path, tuple[float, float]]:
+    """Of each recording the semantic stage's nats, and how many tokens they are; each alone, for lengths must not matter."""
+    stage, network = bench.model.stages["semantic"]
+    most, found = stage.predict.frames(stage.crop), {}
+    for number, path in enumerate(paths, 1):
+        codes = bench.model.tokenize(read(path)).semantic.codes
+        codes = (without_repeats(codes) if stage.dedup else codes)[:, :most]
+        each = nats_of(network, stage, [((), codes)])
+        found[path] = (float(each.nats.sum()), float(each.counts.sum()))
+        bench.tell(title, number, len(paths))
+    return found
+
+
+def _heard(stage: Stage) -> bool:
+    """Not of text, or of another tongue, which no recording holds."""
+    return {stream.spec.name for stream in stage.streams} <= {"semantic", "acoustic"}
+
+
+def _semantic(stage: Stage) -> bool:
+    return any(stream.spec.name == "semantic" for stream in stage.given)

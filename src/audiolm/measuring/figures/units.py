@@ -1,0 +1,137 @@
+"""What the semantic tokens know of phones (AudioLM section III-B, Table I and Fig. 3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audiolm.conformer import Conformer, log_mel, mel_filters, mfcc
+from audiolm.kmeans import KMeans
+from audiolm.measuring.abx import abx_error, confusions, read_items, triphones, triplets
+from audiolm.measuring.figures.bench import Bench, Figures, Missing, random_part, read_clip
+from audiolm.measuring.metrics import Measure, bootstrap
+from audiolm.measuring.phonetics import frame_phones, mfcc_units, unit_phone_measures
+
+FITTED_ON = 200  # recordings at most from which the MFCC baseline learns its units
+REFITTED_ON = 60  # recordings from which units are learnt anew for each layer and number
+DRAWS = 200  # of the bootstrap, where each costs a whole table
+KEYS = ("pnmi", "pnmi_corrected", "phone_purity", "unit_purity", "units_used")
+
+
+def unit_figures(bench: Bench) -> Figures:
+    """What the units tell about phones, beside as many k-means units of MFCC on the same frames."""
+    sounds, phones = _sounds(bench), _phones(bench)
+    units = {"units": [clip.tokens.semantic.codes[0] for clip in bench.clips]}
+    size = bench.model.semantic.spec.codebook_size
+    fit = [read_clip(each, 16_000).samples[None] for each in random_part(bench.train, FITTED_ON, bench.seed)] or sounds
+    figures: Figures = {"mfcc.fitted_on": float(len(fit)), "mfcc.fitted_elsewhere": float(bool(bench.train))}
+    if sum(audio.shape[-1] for audio in fit) // 640 >= size:  # else there is less to learn from than there are units to learn
+        baseline = mfcc_units(fit, size, bench.seed)
+        units["mfcc"] = [baseline(audio) for audio in sounds]
+    for name, each in units.items():
+        found = _told(each, phones)
+        figures |= {f"{name}.{key}": measure for key, measure in zip(KEYS, found, strict=True)}
+    return figures
+
+
+def layer_figures(bench: Bench) -> Figures:
+    """Fig. 3: ABX of every layer of the encoder and PNMI of units learnt from it; of its own, also of more and of fewer units."""
+    tokenizer, phones, sounds = bench.model.semantic, _phones(bench), _sounds(bench)
+    if not isinstance(tokenizer.encoder, Conformer):
+        raise Missing("Fig. 3 needs an encoder whose layers can be looked into: audiolm's own")
+    encoder, own, size = tokenizer.encoder, tokenizer.layer, tokenizer.spec.codebook_size
+    layers = encoder.config.layers
+    recordings = random_part(bench.train, REFITTED_ON, bench.seed)
+    fit = [read_clip(each, 16_000).samples[None] for each in recordings] or sounds
+    fitted, measured = ([_layers(bench, audio) for audio in each] for each in (fit, sounds))
+    frames = sum(len(each[0]) for each in fitted)
+    sizes = sorted({size // 4, size // 2, size, 2 * size} - {0, 1})
+    tasks = [("layer", n, n, size) for n in range(1, layers + 1)] + [("size", k, own, k) for k in sizes]
+    figures: Figures = {
+        "layers.own": float(own),
+        "layers.fitted_on": float(len(fit)),
+        "layers.elsewhere": float(bool(recordings)),
+    }
+    for number, (kind, name, layer, count) in enumerate(tasks, 1):
+        if frames >= count:
+            units = KMeans.fit(torch.cat([each[layer - 1] for each in fitted]), count, seed=bench.seed)
+            told = _told([units.assign(each[layer - 1]) for each in measured], phones)
+            figures |= {f"{kind}.{name}.{key}": measure for key, measure in zip(KEYS[:2], told, strict=False)}
+        bench.tell("layers", number, len(tasks))
+    names = {f"layer.{n}": ([each[n - 1] for each in measured], tokenizer.spec.frame_rate) for n in range(1, layers + 1)}
+    try:
+        return figures | {name: value for name, value in _abx(bench, names).items() if not name.startswith("abx.")}
+    except Missing as missing:
+        return figures | {"missing.layers.abx": str(missing)}
+
+
+def abx_figures(bench: Bench) -> Figures:
+    """Table I: ABX of both kinds of tokens by the vectors they stand for, and of what they are learnt from."""
+    tokenizer, codec, sounds = bench.model.semantic, bench.model.codec, _sounds(bench)
+    rate, filters = tokenizer.spec.frame_rate, mel_filters(80)
+    kinds = {
+        "abx.units": ([tokenizer.units.centroids.cpu()[clip.tokens.semantic.codes[0]] for clip in bench.clips], rate),
+        "abx.features": ([_layers(bench, audio)[tokenizer.layer - 1] for audio in sounds], rate),
+        "abx.mfcc": ([mfcc(log_mel(audio, filters))[0] for audio in sounds], rate),
+    }
+    for level in sorted({min(level, codec.spec.num_codebooks) for level in bench.levels}):
+        latents = [_latents(bench, clip.tokens.acoustic.codes[:level]) for clip in bench.clips]
+        kinds[f"abx.codec{level}"] = (latents, codec.spec.frame_rate)
+    return _abx(bench, kinds)
+
+
+def _abx(bench: Bench, kinds: dict[str, tuple[list[Tensor], float]]) -> Figures:
+    if bench.items:
+        items = read_items(bench.items, [clip.recording.path.stem for clip in bench.clips])
+    else:
+        spoken = zip(bench.phones, bench.clips, strict=True)
+        items = [
+            item for number, (phones, clip) in enumerate(spoken) for item in triphones(phones, number, clip.recording.speaker)
+        ]
+    chosen = {"within": triplets(items, "within", bench.seed), "across": triplets(items, "across", bench.seed)}
+    if not any(len(each) for each in chosen.values()):
+        raise Missing("ABX needs two triphones of one speaker that differ in the middle alone; give more recordings of a speaker")
+    figures: Figures = {"abx.from_items": float(bool(bench.items))}
+    done = 0
+    for name, (features, rate) in kinds.items():
+        for mode, each in chosen.items():
+            figures[f"abx.{mode}_triplets"] = float(len(each))
+            if len(each):
+                wrong = confusions(features, rate, items, each)
+                figures[f"{name}.{mode}"] = bootstrap(abx_error(each, wrong), len(bench.clips), draws=DRAWS)[0]
+            bench.tell("ABX", done := done + 1, 2 * len(kinds))
+    return figures
+
+
+def _told(units: Sequence[Tensor], phones: Sequence[Tensor]) -> list[Measure]:
+    def measured(draws: Tensor) -> Tensor:
+        found = []
+        for index in draws.tolist():
+            ours, theirs = (torch.cat([labels[number] for number in index]) for labels in (units, phones))
+            found.append(unit_phone_measures(ours, theirs))
+        return torch.tensor([[every[key] for key in KEYS] for every in found])
+
+    return bootstrap(measured, len(units), draws=DRAWS)
+
+
+def _sounds(bench: Bench) -> list[Tensor]:
+    return [clip.sound.resample(16_000).samples[None] for clip in bench.clips]
+
+
+def _phones(bench: Bench) -> list[Tensor]:
+    """Phone labels, one a semantic frame."""
+    return [frame_phones(phones, samples.shape[-1]) for phones, samples in zip(bench.phones, _sounds(bench), strict=True)]
+
+
+@torch.inference_mode()
+def _layers(bench: Bench, audio: Tensor) -> list[Tensor]:
+    """Features (F, D) of each layer, from the first on."""
+    encoder = bench.model.semantic.encoder
+    found = encoder(encoder.log_mel(audio.to(bench.model.device)), layers=encoder.config.layers)
+    return [each[0].float().cpu() for each in found[1:]]
+
+
+@torch.inference_mode()
+def _latents(bench: Bench, codes: Tensor) -> Tensor:
+    """What the decoder is given (F, D) of codes (levels, F)."""
+    return bench.model.codec.quantizer.decode(codes[None].to(bench.model.device))[0].T.cpu()

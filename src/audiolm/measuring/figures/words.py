@@ -1,0 +1,102 @@
+"""Are the words still there? Word and character errors of an offline recogniser (AudioLM section IV-C, Table II).
+
+Of whole clips of 4 to 10 s: the recording, the codec alone, and acoustic generation, which says the recording's units in another
+voice. Of what follows a prompt of 3 s: the same, said in the prompt's voice (SoundStorm's Table 1). A free continuation
+has words of its own, and so no error rate.
+"""
+
+from collections.abc import Sequence
+
+from audiolm.audio import Waveform
+from audiolm.measuring.continuations import PROMPT, SHORTEST, acoustic_chain
+from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k, in_turn
+from audiolm.measuring.metrics import ratio
+from audiolm.measuring.recognition import Recogniser, normalised, rates
+from audiolm.model import AcousticDecoder, Request
+from audiolm.tokens import Tokens
+
+LEAST, MOST = 4.0, 10.0  # seconds of a clip: the paper's
+BATCH = 8
+
+
+def word_figures(bench: Bench) -> Figures:
+    """CER and WER of up to `limit` clips whose words are known, of as many speakers as can be."""
+    known = [clip for clip in bench.clips if clip.transcript and LEAST <= clip.tokens.seconds <= MOST]
+    if not known:
+        raise Missing("WER and CER (Table II) need recordings of 4 to 10 s with a column 'transcript' in their manifest.csv")
+    order = in_turn([clip.recording.speaker for clip in known], bench.seed)
+    clips = [known[number] for number in order[: bench.limit]]
+    said = [normalised(clip.transcript or "") for clip in clips]
+    rest = [_words_after(bench, clip, text) for clip, text in zip(clips, said, strict=True)]
+    after = [number for number, text in enumerate(rest) if text]
+    sounds = {("whole", way): made for way, made in _whole(bench, clips).items()}
+    sounds |= {("after", way): made for way, made in _after(bench, [clips[number] for number in after]).items()}
+    recogniser, figures, done = Recogniser(), Figures(), 0
+    figures["words.whole.clips"], figures["words.after.clips"] = float(len(clips)), float(len(after))
+    for (part, way), made in sounds.items():
+        texts = said if part == "whole" else [rest[number] for number in after]
+        pairs = []
+        for text, sound in zip(texts, made, strict=True):
+            pairs.append((text, recogniser(at_16k(sound))))
+            bench.tell("recognition", done := done + 1, sum(map(len, sounds.values())))
+        if pairs:
+            errors, words, wrong, characters = rates(pairs)
+            figures[f"words.{part}.{way}.wer"], figures[f"words.{part}.{way}.cer"] = (
+                ratio(errors, words),
+                ratio(wrong, characters),
+            )
+    return figures
+
+
+def _words_after(bench: Bench, clip: Clip, text: str) -> str:
+    """The words that begin after the prompt; none where the transcript does not fit, or too little sound is left."""
+    if clip.tokens.seconds < PROMPT + SHORTEST:
+        return ""
+    words = bench.aligner.words(at_16k(clip.sound), text)
+    return normalised(" ".join(word.name for word in words if word.start >= PROMPT))
+
+
+def _whole(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
+    model = bench.model
+    sounds = {"real": [clip.sound for clip in clips]}
+    sounds["codec"] = [model.reconstruct(sound, watermark=False) for sound in sounds["real"]]
+    for way, decoder in _decoders(bench).items():
+        requests = [Request(semantic=clip.tokens.semantic, seed=bench.seed + n) for n, clip in enumerate(clips)]
+        sounds[f"revoiced{way}"] = _generated(bench, f"revoiced{way}", requests, decoder)
+    return sounds
+
+
+def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
+    """As _whole, of what follows the prompt; what is generated is heard the prompt's units and voice first."""
+    model = bench.model
+    frames = round(PROMPT * model.semantic.spec.frame_rate)
+    sounds = {"real": [clip.sound.trim(start=PROMPT) for clip in clips]}
+    sounds["codec"] = [model.reconstruct(clip.sound, watermark=False).trim(start=PROMPT) for clip in clips]
+    for way, decoder in _decoders(bench).items():
+        requests = [
+            Request(
+                clip.sound.trim(PROMPT),
+                semantic=Tokens(clip.tokens.semantic.codes[:, frames:], model.semantic.spec),
+                seed=bench.seed + n,
+            )
+            for n, clip in enumerate(clips)
+        ]
+        sounds[f"resaid{way}"] = _generated(bench, f"resaid{way}", requests, decoder)
+    return sounds
+
+
+def _decoders(bench: Bench) -> dict[str, AcousticDecoder | None]:
+    """The ways from units to sound that the model has: the usual one, and the parallel one where it is another."""
+    chain = acoustic_chain(bench.model)
+    ways: dict[str, AcousticDecoder | None] = {"": None} if chain else {}
+    if chain and chain[0] != "parallel" and "parallel" in bench.model.stages:
+        ways["_parallel"] = "parallel"
+    return ways
+
+
+def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder | None) -> list[Waveform]:
+    made: list[Waveform] = []
+    for first in range(0, len(requests), BATCH):
+        made += bench.model.generate_batch(requests[first : first + BATCH], decoder=decoder, watermark=False)
+        bench.tell(what, len(made), len(requests))
+    return made

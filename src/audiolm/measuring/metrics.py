@@ -1,0 +1,190 @@
+"""Pure measures: of two sounds, of codes, of sequences of units; and the bootstrap that says how sure they are.
+
+R is a count of recordings. Nothing here knows a model or a file.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from audiolm.errors import InputError
+from audiolm.training.adversarial import mel_filters, stft
+
+MEL = {32: 5, 64: 10, 128: 20, 256: 40, 512: 80, 1024: 160, 2048: 320}  # window in samples: bands (DAC's seven scales)
+
+
+class Measure(NamedTuple):
+    """A figure, the 95 % confidence interval around it, and of how many recordings it is."""
+
+    value: float
+    low: float
+    high: float
+    clips: int
+
+
+def needed(package: str) -> Any:
+    """A module of the `eval` extra. InputError where it is not installed."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"evaluation needs the package {package}; install what it needs by pip install 'audiolm[eval]'"
+        ) from error
+
+
+def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 1000, seed: int = 0) -> list[Measure]:
+    """Measures of a statistic: indices of recordings (draws, R) -> figures (draws, M). Recordings are drawn with replacement.
+
+    The interval holds the middle 95 % of what the draws give, moved by how far their mean lies from the figure itself: entropies
+    of few frames are too low, and those of a draw, which has fewer different ones, lower still. One recording has none: NaN.
+    """
+    value = statistic(torch.arange(clips)[None])[0].double()
+    if clips < 2:
+        return [Measure(figure, math.nan, math.nan, clips) for figure in value.tolist()]
+    found = statistic(torch.randint(clips, (draws, clips), generator=torch.Generator().manual_seed(seed))).double()
+    low, high = found.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0) + value - found.nanmean(0)
+    return [Measure(*figures, clips) for figures in zip(value.tolist(), low.tolist(), high.tolist(), strict=True)]
+
+
+def mean(values: Sequence[float] | Tensor) -> Measure:
+    """The mean over recordings (R); those that could not be measured are NaN and do not count."""
+    each = torch.as_tensor(values, dtype=torch.float64)
+    each = each[~each.isnan()]
+    if not len(each):
+        return Measure(math.nan, math.nan, math.nan, 0)
+    return bootstrap(lambda index: each[index].mean(1, keepdim=True), len(each))[0]
+
+
+def ratio(totals: Tensor, counts: Tensor) -> Measure:
+    """Sum of totals (R) over sum of counts (R): long recordings count more."""
+    totals, counts = totals.double(), counts.double()
+    return bootstrap(lambda index: (totals[index].sum(1) / counts[index].sum(1))[:, None], len(totals))[0]
+
+
+# Of two sounds: a reference and what became of it, both (T) at `rate` Hz.
+
+
+def si_sdr(reference: Tensor, sound: Tensor) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), from -100 to 100. NaN where one is silent."""
+    reference, sound = (x.double() - x.double().mean() for x in (reference, sound))
+    if not float(reference @ reference) * float(sound @ sound):
+        return math.nan
+    target = reference * (sound @ reference) / (reference @ reference)
+    kept, lost, floor = target @ target, (sound - target).square().sum(), 1e-10 * (sound @ sound)
+    return float(10 * ((kept + floor) / (lost + floor)).log10())
+
+
+def mel_distance(reference: Tensor, sound: Tensor, rate: int) -> float:
+    """Mean absolute difference of log10 mel magnitudes, averaged over DAC's seven windows, 32 samples (5 bands) to 2048 (320).
+
+    Hops of a quarter window, magnitudes of a full-scale sine of order one, floored at 1e-5; 0.1 is 2 dB.
+    """
+    total = 0.0
+    for window, bands in MEL.items():
+        filters = mel_filters(rate, window, bands)
+        scale = 2 / math.sqrt(window)  # `stft` scales by sqrt(window), a sine has window / 4 in its bin
+        ours, theirs = (
+            (filters @ stft(x[None, None], window, window // 4).abs() * scale).clamp_min(1e-5).log10() for x in (sound, reference)
+        )
+        total += float((ours - theirs).abs().mean())
+    return total / len(MEL)
+
+
+def pesq_wb(reference: Tensor, sound: Tensor) -> float:
+    """Wide-band PESQ (ITU-T P.862.2) at 16 kHz, from 1.04 to 4.64. NaN where the reference has no speech."""
+    pesq = needed("pesq")
+    if not bool(reference.any()):
+        return math.nan
+    try:
+        return float(pesq.pesq(16_000, reference.numpy(), sound.numpy(), "wb"))
+    except (pesq.PesqError, ValueError):  # no utterance, or less than a quarter of a second
+        return math.nan
+
+
+def stoi(reference: Tensor, sound: Tensor, rate: int) -> float:
+    """Short-time objective intelligibility (Taal et al. 2011), 0 to 1. NaN where less than 0.4 s of the reference is speech."""
+    pystoi = needed("pystoi")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # that it warns of, and then answers 1e-5
+        try:
+            return float(pystoi.stoi(reference.numpy(), sound.numpy(), rate))
+        except RuntimeWarning:
+            return math.nan
+
+
+class Visqol(NamedTuple):
+    """ViSQOL's similarity of two spectrograms (1: the same) and the two opinion scores, 1 to 5, that it was mapped to."""
+
+    similarity: float  # mean NSIM of the gammatone spectrograms' patches
+    fit: float  # by an exponential fit: ViSQOL to 3.2, hence most likely the paper's; 5 for the sound itself
+    lattice: float  # by the network that ViSQOL has used since; about 3.9 for the examples of this repository themselves
+
+
+def visqol(reference: Tensor, sound: Tensor) -> Visqol:
+    """ViSQOL of speech at 16 kHz (Chinen et al. 2020), by visqol-python. NaN where the reference has no speech to compare."""
+    api, fit = _visqol()
+    if not bool(reference.any()):
+        return Visqol(math.nan, math.nan, math.nan)
+    try:
+        found = api.measure_from_arrays(reference.double().numpy(), sound.double().numpy(), 16_000)
+    except (ValueError, IndexError, RuntimeError):  # shorter than one patch of its spectrogram
+        return Visqol(math.nan, math.nan, math.nan)
+    return Visqol(found.vnsim, fit.predict_quality(found.fvnsim, found.fvnsim10, found.fstdnsim, found.fvdegenergy), found.moslqo)
+
+
+@lru_cache(maxsize=1)
+def _visqol() -> tuple[Any, Any]:
+    api = needed("visqol").VisqolApi()
+    needed("ai_edge_litert")  # without it another mapping would stand in, silently
+    api.create(mode="speech", use_lattice_model=True)
+    return api, needed("visqol.quality_mapper").SpeechSimilarityToQualityMapper()
+
+
+# Of two sets of sounds
+
+
+def frechet(ours: Tensor, theirs: Tensor) -> float:
+    """Fréchet distance of the normal distributions fitted to embeddings (N, D) and (M, D): 0 for equal ones.
+
+    Squared distance of the means, and the trace of C1 + C2 - 2 (C1 C2)^(1/2) (Dowson and Landau 1982; Kilgour et al. 2019 for
+    sound). Sets not much larger than D are far apart by their size alone: compare with a set of real sounds as large.
+    """
+    ours, theirs = ours.double(), theirs.double()
+    if min(len(ours), len(theirs)) < 2:
+        return math.nan
+    one, two = (x.T.cov(correction=1).view(x.shape[1], -1) for x in (ours, theirs))
+    # The root's trace is the nuclear norm of the product of both roots; exact where covariances are singular, as they often are.
+    cross = torch.linalg.svdvals(_root(one) @ _root(two)).sum()
+    return float(((ours.mean(0) - theirs.mean(0)).square().sum() + one.trace() + two.trace() - 2 * cross).clamp_min(0))
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+
+# Of codes and units
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Bits of the frequencies that counts (..., N) make: (...)."""
+    share = counts.double() / counts.sum(-1, keepdim=True)
+    return -torch.special.xlogy(share, share).sum(-1) / math.log(2)
+
+
+def histogram(codes: Tensor, size: int) -> Tensor:
+    """How often each of `size` codes occurs in each level of codes (Q, F): (Q, size)."""
+    return torch.stack([level.bincount(minlength=size) for level in codes])
+
+
+def unit_errors(asked: Tensor, said: Tensor) -> tuple[int, int]:
+    """Edits that turn the units asked for (F) into those said (F), repeats removed from both, and how many were asked for."""
+    theirs, ours = (" ".join(map(str, units.unique_consecutive().tolist())) for units in (asked, said))
+    found = needed("jiwer").process_words(theirs, ours)
+    return found.substitutions + found.deletions + found.insertions, len(theirs.split())

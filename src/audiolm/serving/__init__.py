@@ -1,0 +1,1 @@
+"""The model over HTTP: the API, what guards and batches it, and the page."""

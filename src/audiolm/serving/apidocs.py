@@ -1,0 +1,236 @@
+"""What may be asked of the HTTP API: its parameters, the OpenAPI document that says so, and a page to read it offline."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any, Literal
+
+from fastapi import Response
+from pydantic import Field
+
+from audiolm.config import Config
+from audiolm.model import AudioLM
+from audiolm.serving.limits import Limits
+from audiolm.serving.uploads import SHORTEST
+
+MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "opus": "audio/ogg; codecs=opus"}
+NUMBER = r"[0-9]{1,3}(\.[0-9]{1,9})?"
+
+
+class Nothing(Config):
+    """No parameter at all."""
+
+
+class Sound(Config):
+    """How an answer that is a sound is written."""
+
+    format: Literal["wav", "flac", "ogg", "opus"] = Field(default="wav", description="Of the answer.")
+
+
+class Making(Sound):
+    """How a sound is made."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32, description="The same seed gives the same sound.")
+    samples: int = Field(
+        default=1, ge=1, description="How many, of seeds `seed`, `seed` + 1, ...; more than one come as a zip file."
+    )
+    temperature: str | None = Field(
+        default=None,
+        pattern=rf"^{NUMBER}(,{NUMBER},{NUMBER})?$",
+        description="One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6. 0 takes the likeliest code.",
+    )
+    top_k: int | None = Field(default=None, ge=1, lt=2**31, description="Draw from the k likeliest codes only.")
+    top_p: float | None = Field(
+        default=None, gt=0, le=1, description="Draw from the likeliest codes that together have this probability."
+    )
+    decoder: Literal["autoregressive", "parallel"] | None = Field(
+        default=None, description="How words become sound, where the model can do both; its own choice if nothing is said."
+    )
+    stream: bool = Field(default=False, description="Send a WAV while it is made; for one sample.")
+
+
+class Generate(Making):
+    """New sound from nothing."""
+
+    seconds: float = Field(default=7.0, ge=SHORTEST, description="How much new sound.")
+
+
+class Continue(Generate):
+    """New sound after a recording."""
+
+    prompt_seconds: float | None = Field(
+        default=None, ge=SHORTEST, description="Use only the first so many seconds of the recording."
+    )
+    only_new: bool = Field(default=False, description="Leave the recording out of the answer.")
+
+
+class Revoice(Making):
+    """The same words again; as long as the recording."""
+
+
+class Reconstruct(Sound):
+    """The codec alone."""
+
+    codebooks: int | None = Field(default=None, ge=1, description="Levels to keep; all if nothing is said.")
+
+
+PROBLEMS = {
+    400: "The request is no HTTP form, or broke off",
+    401: "No API key",
+    403: "Another site's page asked",
+    408: "The request came in too slowly",
+    413: "More than this server takes",
+    415: "Not a form, nor a recording",
+    422: "Something is wrong with a parameter or a recording; the detail says what to do about it",
+    429: "Too many requests, or no place left; Retry-After says when to come again",
+    503: "Not done in time, or the server is stopping",
+}
+_PROBLEM = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    },
+}
+_CODES = {
+    "type": "object",
+    "required": ["codes", "frame_rate", "codebook_size"],
+    "properties": {
+        "codes": {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}},
+        "frame_rate": {"type": "number"},
+        "codebook_size": {"type": "integer"},
+    },
+}
+TOKENS = {
+    "type": "object",
+    "required": ["seconds", "semantic", "acoustic"],
+    "properties": {"seconds": {"type": "number"}, "semantic": _CODES, "acoustic": _CODES},
+}
+MARK = {
+    "type": "object",
+    "required": ["file", "synthetic_probability", "watermark"],
+    "properties": {
+        "file": {"type": "string"},
+        "synthetic_probability": {"type": ["number", "null"]},
+        "watermark": {
+            "type": "object",
+            "required": ["found", "payload", "confidence"],
+            "properties": {
+                "found": {"type": "boolean"},
+                "payload": {"type": ["string", "null"]},
+                "confidence": {"type": "number"},
+            },
+        },
+        "synthetic_share": {"type": ["number", "null"]},
+    },
+}
+METRICS: dict[int | str, Any] = {200: {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+_HEADERS = {
+    "X-AudioLM-Model": {"description": "The model's name", "schema": {"type": "string"}},
+    "X-AudioLM-Seed": {"description": "The (first) seed", "schema": {"type": "string"}},
+    "X-AudioLM-Prompt-Seconds": {"description": "Where the recording ends and what is new begins", "schema": {"type": "string"}},
+}
+
+
+def decoders(model: AudioLM) -> list[str]:
+    """The ways from words to sound that a model has, its own choice first."""
+    own = {"autoregressive": ("coarse", "piano"), "parallel": ("parallel",)}
+    return [name for name, stages in own.items() if any(stage in model.stages for stage in stages)]
+
+
+def errors(*statuses: int) -> dict[int | str, Any]:
+    """The answers of these statuses."""
+    problem = {"application/problem+json": {"schema": _PROBLEM}}
+    return {status: {"description": PROBLEMS[status], "content": problem} for status in statuses}
+
+
+def operation(
+    kind: type[Config], recordings: tuple[str, ...], limits: Limits, model: AudioLM, answer: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What FastAPI should say of an operation: its parameters, its body, and its answers: JSON of a schema, or a sound."""
+    known = _parameters(kind, limits, model)
+    parameters = [
+        {"name": name, "in": "query", "description": schema["description"], "schema": _without(schema, "description")}
+        for name, schema in known.items()
+    ]
+    binary = {"type": "string", "format": "binary"}
+    form = {
+        "type": "object",
+        "properties": {**dict.fromkeys(recordings, binary), **known},
+        "required": list(recordings[:1]),
+        "additionalProperties": False,
+    }
+    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": form}}, "required": bool(recordings)}
+    if recordings:
+        body["content"] |= {media: {"schema": binary} for media in ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg")}
+    if answer is None:
+        binaries = {media.partition(";")[0]: {"schema": binary} for media in MEDIA.values()}
+        if issubclass(kind, Making):
+            binaries["application/zip"] = {"schema": binary}
+        headers = _HEADERS if issubclass(kind, Making) else {"X-AudioLM-Model": _HEADERS["X-AudioLM-Model"]}
+        done = {"description": "The sound", "content": binaries, "headers": headers}
+    else:
+        done = {"description": "Done", "content": {"application/json": {"schema": answer}}}
+    return {
+        "openapi_extra": {"parameters": parameters, "requestBody": body},
+        "responses": {200: done, **errors(*PROBLEMS)},
+        "response_class": Response,
+    }
+
+
+def page(document: Mapping[str, Any]) -> str:
+    """The OpenAPI document for people: one page without a script."""
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8><title>AudioLM: HTTP API</title>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        "<link rel=icon href=icon.svg><link rel=stylesheet href=style.css></head><body><main>",
+        "<h1>AudioLM: HTTP API</h1><p>For machines: <a href=openapi.json>openapi.json</a>. ",
+        "Parameters stand in the address or in the form; a recording may also be the body itself, with its audio/* type. ",
+        "Errors are application/problem+json: <code>detail</code> says what to do.</p>",
+        "<pre>curl -F audio=@prompt.wav 'http://127.0.0.1:8000/v1/continue?seconds=5' -o out.wav</pre>",
+    ]
+    for path, operations in document["paths"].items():
+        for method, each in operations.items():
+            parts.append(f"<h2>{escape(method.upper())} {escape(path)}</h2><p>{escape(each.get('description', ''))}</p>")
+            rows = [(one["name"], one["schema"], one["description"]) for one in each.get("parameters", [])]
+            form = each.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
+            files = [name for name, schema in form.get("properties", {}).items() if schema.get("format") == "binary"]
+            rows = [
+                (name, {"type": "recording"}, "" if name in form["required"] else "May be left out.") for name in files
+            ] + rows
+            if rows:
+                parts.append("<table><thead><tr><th>parameter<th>values<th>default<th>meaning</thead><tbody>")
+                for name, schema, text in rows:
+                    cells = (name, _values(schema), str(schema.get("default", "")), text)
+                    parts.append("<tr>" + "".join(f"<td>{escape(cell)}" for cell in cells))
+                parts.append("</tbody></table>")
+    return "".join(parts) + "</main></body></html>"
+
+
+def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str, dict[str, Any]]:
+    """JSON schemas by name, with this server's and this model's bounds."""
+    bounds = {
+        "seconds": {"maximum": limits.seconds, "default": min(7.0, limits.seconds)},
+        "samples": {"maximum": limits.samples},
+        "codebooks": {"maximum": model.codec.spec.num_codebooks},
+        "decoder": {"enum": decoders(model)},
+    }
+    found = {}
+    for name, schema in kind.model_json_schema().get("properties", {}).items():
+        some = next((each for each in schema.get("anyOf", []) if each.get("type") != "null"), {})  # left out means None
+        plain = _without(schema, "anyOf", "title") | some | bounds.get(name, {})
+        found[name] = plain if plain.get("default", "") is not None else _without(plain, "default")
+    return found
+
+
+def _without(schema: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key not in keys}
+
+
+def _values(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join([schema.get("type", ""), *(f"{word} {schema[key]:g}" for key, word in words.items() if key in schema)])

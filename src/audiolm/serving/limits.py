@@ -1,0 +1,203 @@
+"""The server's door: who may come in, how often, with how much and for how long. It knows HTTP and nothing of sound.
+
+`Guard` is an ASGI application around another one. What it refuses is answered as problem+json (RFC 9457), in the words of the
+program; what goes wrong behind it without an answer leaves the connection closed, and no word of why.
+"""
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from pydantic import Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from audiolm.config import Config
+
+log = logging.getLogger("audiolm.serving.server")
+
+MOST_CLIENTS = 4096  # whose rate is remembered
+LINGER = 2.0  # seconds that the rest of a refused body is listened to, so that the client comes to read why
+
+# Nothing but what the server itself gives; blob: is sound that the page holds.
+SECURITY = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; media-src 'self' blob:; worker-src 'self' blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+}
+
+
+class Limits(Config):
+    """What one server takes on. `audiolm serve queue=8 seconds=20` changes them."""
+
+    seconds: float = Field(default=60.0, gt=0, description="of new sound that one request may ask for")
+    sound_seconds: float = Field(default=120.0, gt=0, description="of a recording that is sent")
+    upload_mb: float = Field(default=24.0, gt=0, description="megabytes of one request")
+    upload_seconds: float = Field(default=30.0, gt=0, description="in which a request must have come in")
+    timeout: float = Field(default=180.0, gt=0, description="seconds from a request's first byte to its answer's last")
+    samples: int = Field(default=8, ge=1, description="of one request")
+    queue: int = Field(default=128, ge=1, description="requests that may wait for the model")
+    streams: int = Field(default=8, ge=1, description="that may be listened to at once")
+    batch: int = Field(default=16, ge=1, description="requests that are generated together")
+    rate: float = Field(default=600.0, ge=0, description="requests a minute of one client; 0: as many as it likes")
+    connections: int = Field(default=512, ge=1, description="open at once")
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as a document."""
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(body, status, headers, "application/problem+json")
+
+
+class Guard:
+    """app: what is behind. keys: of which one must be shown, if there are any. hosts: names that the server is called by.
+
+    seen: told the path's template, the status and the seconds of every request of the API.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        keys: Collection[str] = (),
+        hosts: Collection[str] | None = None,
+        seen: Callable[[str, int, float], None] = lambda path, status, seconds: None,
+    ) -> None:
+        self.app, self.limits, self.hosts, self.seen = app, limits, hosts, seen
+        self.keys = [key.encode() for key in keys]
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # of a client: requests it still has, since when
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status in (408, 413):
+                    await body.rest()
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY.items():
+                    headers.setdefault(name, value)
+                if status in (408, 413):
+                    headers["Connection"] = "close"
+            await send(message)
+
+        body = _Body(receive, self.limits, Headers(scope=scope))
+        try:
+            async with asyncio.timeout(self.limits.timeout):
+                refused = self._refusal(scope, Headers(scope=scope))
+                await (refused or self.app)(scope, body.receive, answer)
+        except TimeoutError:
+            if not status:
+                text = f"not done within {self.limits.timeout:g} s; ask for less, or try again later"
+                await problem(503, text, {"Retry-After": "10"})(scope, receive, answer)
+        except Exception:
+            log.exception("%s %s", scope["method"], scope["path"])
+            if not status:
+                await problem(500, "the server has failed; its log says why")(scope, receive, answer)
+        if scope["path"].startswith("/v1/"):
+            self.seen(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - began)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        host = headers.get("host", "")
+        if self.hosts is not None and _name_of(host) not in self.hosts:  # another name for this address: DNS rebinding
+            return problem(400, "the host is not called that; use the address that the server printed")
+        origin = headers.get("origin")
+        foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+        foreign |= origin is not None and urlsplit(origin).netloc != host
+        if foreign and scope["method"] not in ("GET", "HEAD"):  # what these give, no other site can read: CORS is closed
+            return problem(403, "another site's page may not use this server")
+        if not scope["path"].startswith("/v1/") and scope["path"] != "/metrics":
+            return None
+        key = _key_of(headers)
+        if self.keys and not any(hmac.compare_digest(key, each) for each in self.keys):
+            text = "an API key is needed: send the header 'Authorization: Bearer KEY'"
+            return problem(401, text, {"WWW-Authenticate": "Bearer"})
+        if scope["method"] == "POST":
+            client = key.hex() if self.keys else (scope.get("client") or ("",))[0]
+            wait = self._wait(client)
+            if wait:
+                text = f"more than {self.limits.rate:g} requests a minute; wait {wait} s"
+                return problem(429, text, {"Retry-After": str(wait)})
+        return None
+
+    def _wait(self, client: str) -> int:
+        """Seconds until this client may ask again: it has a minute's requests at once, and gets them back as time goes by."""
+        if not self.limits.rate:
+            return 0
+        now = time.monotonic()
+        left, since = self._rates.pop(client, (self.limits.rate, now))
+        left = min(self.limits.rate, left + (now - since) * self.limits.rate / 60)
+        self._rates[client] = (left - 1 if left >= 1 else left, now)
+        if len(self._rates) > MOST_CLIENTS:
+            self._rates.popitem(last=False)
+        return 0 if left >= 1 else math.ceil((1 - left) * 60 / self.limits.rate)
+
+
+class _Body:
+    """A request's body, which must not be too much nor take too long."""
+
+    def __init__(self, receive: Receive, limits: Limits, headers: Headers) -> None:
+        self._receive, self._limits = receive, limits
+        declared = headers.get("content-length", "")
+        self._declared = int(declared) if declared.isdecimal() else 0
+        self._asks_first = "expect" in headers
+        self._taken, self._done = 0, False
+        self._deadline = asyncio.get_running_loop().time() + limits.upload_seconds
+
+    async def receive(self) -> Message:
+        """As ASGI's, once the body is there; before that HTTPException 413 or 408."""
+        if self._done:
+            return await self._receive()
+        if self._declared > self._limits.upload_mb * 1e6:
+            self._refuse()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            text = f"the request took more than {self._limits.upload_seconds:g} s to come in; send less, or faster"
+            raise HTTPException(408, text) from None
+        self._done = not message.get("more_body", False)
+        self._taken += len(message.get("body", b""))
+        if self._taken > self._limits.upload_mb * 1e6:
+            self._refuse()
+        return message
+
+    def _refuse(self) -> None:
+        raise HTTPException(413, f"more than {self._limits.upload_mb:g} MB; send a shorter or a compressed recording")
+
+    async def rest(self) -> None:
+        """Take what still comes in, unread: a connection that is closed before loses the answer on its way."""
+        if self._asks_first and not self._taken:
+            return
+        try:
+            async with asyncio.timeout(LINGER):
+                while not self._done:
+                    self._done = not (await self._receive()).get("more_body", False)
+        except TimeoutError:
+            pass
+
+
+def _name_of(host: str) -> str:
+    """Without its port."""
+    return host.rpartition(":")[0].lower() if ":" in host and not host.endswith("]") else host.lower()
+
+
+def _key_of(headers: Headers) -> bytes:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return (key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode()

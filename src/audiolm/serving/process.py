@@ -1,0 +1,77 @@
+"""The process that listens: uvicorn, told to say nothing of itself, to wait for nobody for ever, and to finish what runs."""
+
+import asyncio
+import math
+import socket
+import sys
+from contextlib import suppress
+
+import h11
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from audiolm.errors import InputError
+from audiolm.serving.limits import Limits
+
+HEAD_SECONDS = 10.0  # in which a connection must have told what it wants
+HEAD_BYTES = 1 << 15
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, which by itself waits for the end of a request's head for ever."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._patience is not None:
+            self._patience.cancel()
+
+    def _watch(self) -> None:
+        unheard = self.conn.their_state is h11.IDLE
+        if unheard and self._patience is None:
+            self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+        elif not unheard and self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
+    """Serve until a signal comes, then finish what runs; a second signal does not wait. InputError where nobody may listen."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=limits.connections)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()
+        raise InputError(f"--host {host} --port {port}: cannot be listened on ({reason}); choose others") from error
+    shown = f"[{host}]" if ":" in host else host
+    print(f"audiolm: http://{shown}:{listener.getsockname()[1]} (the API: /docs)", file=sys.stderr, flush=True)
+    with suppress(KeyboardInterrupt):
+        server(app, limits).run(sockets=[listener])
+
+
+def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
+    """uvicorn for the application; `run(sockets=[...])` returns when `should_exit` is set and what ran is done."""
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # anybody may write such a header: the rate of a client is that of its address
+        limit_concurrency=limits.connections,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        timeout_graceful_shutdown=math.ceil(limits.timeout),
+    )
+    return uvicorn.Server(config)

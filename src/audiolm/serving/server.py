@@ -1,0 +1,400 @@
+"""The HTTP API and the page: `create_app(model)` is an ASGI application that keeps nothing between two requests.
+
+    POST /v1/continue  /v1/generate  /v1/revoice  /v1/reconstruct     a sound, whole or while it is made
+    POST /v1/detect  /v1/tokenize                                     JSON
+    GET  /v1/models  /v1/examples  /healthz  /metrics  /docs  /       what there is, how it is, and the page
+
+Recordings come as the form field `audio` (and `voice`) or as the body; parameters in the address or in the form (apidocs).
+What may come in is the affair of limits, decoding it that of uploads, and running the model, in one thread for all, that of
+batching.
+"""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from audiolm.audio import Waveform, probe
+from audiolm.config import Config, parse_config
+from audiolm.detector import Detector
+from audiolm.errors import InputError
+from audiolm.model import AudioLM, Sampling
+from audiolm.model import Request as Wish
+from audiolm.provenance import detect, tags
+from audiolm.serving import apidocs
+from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice
+from audiolm.serving.batching import Busy, Way, Worker
+from audiolm.serving.limits import Guard, Limits, problem
+from audiolm.serving.uploads import receive, sound_of
+from audiolm.wav import wav
+
+T = TypeVar("T")
+P = TypeVar("P", bound=Config)
+
+WEB = Path(__file__).parent / "web"
+# In a wheel the examples lie beside the page; in a checkout where everybody finds them.
+EXAMPLES = next((each for each in (WEB / "examples", Path(__file__).parents[3] / "examples") if each.is_dir()), WEB / "examples")
+
+
+def create_app(
+    model: AudioLM,
+    limits: Limits | None = None,
+    keys: Collection[str] = (),
+    hosts: Collection[str] | None = None,
+    detector: Detector | None = None,
+) -> FastAPI:
+    """The application. keys: one of them must be shown, if there are any. hosts: names it may be called by; None: any.
+
+    detector: of the model's own voice, for /v1/detect; without one it looks for the watermark alone.
+    """
+    service = Service(model, limits or Limits(), detector)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.open()
+        yield
+        await asyncio.to_thread(service.close)
+
+    app = FastAPI(title="AudioLM", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Guard, limits=service.limits, keys=keys, hosts=hosts, seen=service.metrics.request)
+    handlers = {InputError: _mistake, Busy: _busy, ClientDisconnect: _gone, HTTPException: _refused}
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+    described = partial(apidocs.operation, limits=service.limits, model=model)
+    app.post("/v1/continue", **described(Continue, ("audio",)))(service.continue_)
+    app.post("/v1/generate", **described(Generate, ()))(service.generate)
+    app.post("/v1/revoice", **described(Revoice, ("audio", "voice")))(service.revoice)
+    app.post("/v1/reconstruct", **described(Reconstruct, ("audio",)))(service.reconstruct)
+    app.post("/v1/tokenize", **described(Nothing, ("audio",), answer=apidocs.TOKENS))(service.tokenize)
+    app.post("/v1/detect", **described(Nothing, ("audio",), answer=apidocs.MARK))(service.detect)
+    app.get("/v1/models", responses=apidocs.errors(401))(service.models)
+    app.get("/v1/examples", responses=apidocs.errors(401))(examples)
+    app.get("/healthz", responses=apidocs.errors(503))(service.healthz)
+    app.get("/metrics", responses=apidocs.errors(401) | apidocs.METRICS, response_class=Response)(service.figures)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(apidocs.page(app.openapi()))
+
+    @app.get("/examples/{name}", include_in_schema=False)
+    async def example(name: str) -> FileResponse:
+        return _file(EXAMPLES, name)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> FileResponse:
+        return _file(WEB, "index.html")
+
+    @app.get("/{name}", include_in_schema=False)
+    async def page(name: str) -> FileResponse:
+        return _file(WEB, name)
+
+    return app
+
+
+class Service:
+    """What the application does, each operation a method. It works between `open` and `close`."""
+
+    def __init__(self, model: AudioLM, limits: Limits, detector: Detector | None) -> None:
+        self.model, self.limits, self.detector = model, limits, detector
+        self.metrics = Metrics(lambda: self.worker.waiting if self.worker else 0)
+        self.worker: Worker | None = None
+        self.files: ThreadPoolExecutor | None = None  # decodes and encodes
+
+    def open(self) -> None:
+        """Start the threads."""
+        self.worker = Worker(self.model, self.limits.queue, self.limits.batch, self.limits.streams, self.metrics.batch)
+        self.files = ThreadPoolExecutor(2, "files")
+
+    def close(self) -> None:
+        """Finish what runs, then stop."""
+        if self.worker and self.files:
+            self.worker.close()
+            self.files.shutdown()
+
+    async def continue_(self, request: Request) -> Response:
+        """Go on from a recording: the same voice, prosody, room, melody. The answer is the recording and what follows it."""
+        options, sounds = await self._take(request, Continue, "audio")
+        prompt = sounds["audio"]
+        shown = 0.0 if options.only_new else prompt.seconds
+        return await self._made(request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new)
+
+    async def generate(self, request: Request) -> Response:
+        """Speech (or music) from nothing: a new voice, new words."""
+        options, _ = await self._take(request, Generate)
+        return await self._made(request, "generate", options, Wish(None, self._seconds(options)))
+
+    async def revoice(self, request: Request) -> Response:
+        """Say the words of a recording in another voice: a random one, or that of the recording `voice`."""
+        options, sounds = await self._take(request, Revoice, "audio", "voice")
+        self._within(sounds["audio"].seconds, "audio: ")
+        words = (await self._run(request, self.model.tokenize, sounds["audio"])).semantic
+        return await self._made(request, "revoice", options, Wish(sounds.get("voice"), semantic=words))
+
+    async def reconstruct(self, request: Request) -> Response:
+        """The codec alone: a recording through its tokens and back, at any bitrate."""
+        options, sounds = await self._take(request, Reconstruct, "audio")
+        sound = await self._run(request, self.model.reconstruct, sounds["audio"], options.codebooks)
+        named = tags({"model": name_of(self.model), "verb": "reconstruct", "codebooks": options.codebooks})
+        headers = {"X-AudioLM-Model": name_of(self.model)}
+        return Response(await self._file(sound.to_bytes, f".{options.format}", named), 200, headers, MEDIA[options.format])
+
+    async def tokenize(self, request: Request) -> Response:
+        """The semantic and acoustic tokens of a recording, a list of codes for each level."""
+        _, sounds = await self._take(request, Nothing, "audio")
+        tokens = await self._run(request, self.model.tokenize, sounds["audio"])
+        kinds = {
+            name: {"codes": kind.codes.tolist(), "frame_rate": kind.spec.frame_rate, "codebook_size": kind.spec.codebook_size}
+            for name, kind in (("semantic", tokens.semantic), ("acoustic", tokens.acoustic))
+        }
+        return JSONResponse({"seconds": tokens.seconds, **kinds})
+
+    async def detect(self, request: Request) -> Response:
+        """Was this made by audiolm? Looks for the watermark (1.5 s are enough) and listens for the model's own voice (1 s)."""
+        _, sounds = await self._take(request, Nothing, "audio")
+
+        def look(sound: Waveform) -> dict[str, Any]:
+            verdict = self.detector(sound) if self.detector else None
+            return {
+                "file": "audio",
+                "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
+                "synthetic_share": None if verdict is None else round(verdict.share, 3),
+                "watermark": detect(sound).plain(),
+            }
+
+        return JSONResponse(await self._run(request, look, sounds["audio"]))
+
+    async def models(self) -> dict[str, list[dict[str, Any]]]:
+        """The model that this server runs, and how much it may be asked for."""
+        model, limits = self.model, self.limits
+        about = {
+            "id": name_of(model),
+            "name": name_of(model),
+            "licence": model.about.get("licence"),
+            "sample_rate": model.sample_rate,
+            "decoders": apidocs.decoders(model),
+            "codebooks": model.codec.spec.num_codebooks,
+            "bitrate": model.codec.spec.bitrate,
+            "levels": {name: [stage.predict.first, stage.predict.last] for name, (stage, _) in model.stages.items()},
+            "max_seconds": limits.seconds,
+            "max_sound_seconds": limits.sound_seconds,
+            "max_samples": limits.samples,
+            "max_upload_mb": limits.upload_mb,
+            "watermark": f"{model.payload:04x}",
+            "sampling": {name: each.plain() for name, each in model.sampling.items()},
+        }
+        return {"models": [about]}
+
+    async def healthz(self) -> dict[str, str]:
+        """Does it work."""
+        if self.worker is None or not self.worker.alive:
+            raise HTTPException(503, "the model has stopped")
+        return {"status": "ok"}
+
+    async def figures(self) -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _take(self, request: Request, kind: type[P], *names: str) -> tuple[P, dict[str, Waveform]]:
+        """What a request says and sends; the first of the names must be sent."""
+        sent = await receive(request, names)
+        try:
+            options = parse_config(kind, sent.fields, "parameters")
+            if names and names[0] not in sent.files:
+                raise InputError(f"{names[0]}: no recording came; send one as the form field {names[0]!r} or as the body")
+            sounds = {}
+            for name, file in sent.files.items():
+                keep = getattr(options, "prompt_seconds", None)
+                work = self._file(sound_of, file, name, self.limits.sound_seconds, self.model.sample_rate, keep)
+                sounds[name] = await work
+            return options, sounds
+        finally:
+            sent.close()
+
+    async def _made(
+        self, request: Request, verb: str, options: Making, wish: Wish, prompt_seconds: float = 0.0, only_new: bool = False
+    ) -> Response:
+        """The answer to a request for one sound or several; prompt_seconds: how much of it is not new."""
+        if options.samples > self.limits.samples:
+            raise InputError(f"samples={options.samples}: at most {self.limits.samples} at once; ask again for the others")
+        model, settings = self.model, sampling_of(self.model, options)
+        headers = {
+            "X-AudioLM-Model": name_of(model),
+            "X-AudioLM-Seed": str(options.seed),
+            "X-AudioLM-Prompt-Seconds": f"{prompt_seconds:.6f}",
+        }
+        assert self.worker is not None
+        if options.stream:
+            if options.samples > 1 or options.format != "wav":
+                raise InputError("stream=true: one WAV at a time; leave samples and format out")
+            new = wish.seconds if wish.semantic is None else wish.semantic.seconds
+            samples = round((new or 0.0) * model.sample_rate) + round(prompt_seconds * model.sample_rate)
+            self.metrics.seconds.inc(new or 0.0)
+
+            def start() -> Iterator[bytes]:
+                how = {"decoder": options.decoder, "sampling": settings}
+                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, only_new, **how)
+                return wav(blocks, samples, model.sample_rate)
+
+            parts = self.worker.stream(start)
+            first = await attended(request, _next(parts))  # what is wrong is told before an answer begins
+            return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
+        seeds = range(options.seed, options.seed + options.samples)
+        wishes = [Wish(wish.prompt, wish.seconds, wish.semantic, seed) for seed in seeds]
+        way = Way(only_new, "full", options.decoder, tuple(settings.items()))
+        sounds = await attended(request, self.worker.generate(wishes, way))
+        self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
+        how = {"verb": verb, "decoder": options.decoder, "sampling": {name: each.plain() for name, each in settings.items()}}
+        how |= {"model": name_of(model), "prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
+        written = [
+            await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
+            for seed, sound in zip(seeds, sounds, strict=True)
+        ]
+        if len(written) == 1:
+            return Response(written[0], 200, headers, MEDIA[options.format])
+        names = [f"{verb}-{seed}.{options.format}" for seed in seeds]
+        return Response(_zip(dict(zip(names, written, strict=True))), 200, headers, "application/zip")
+
+    def _seconds(self, options: Generate) -> float:
+        if "seconds" not in options.model_fields_set:
+            return min(options.seconds, self.limits.seconds)
+        return self._within(options.seconds)
+
+    def _within(self, seconds: float, name: str = "seconds=") -> float:
+        if seconds > self.limits.seconds:
+            raise InputError(
+                f"{name}{seconds:g} s are more than this server makes at once; ask for {self.limits.seconds:g} s or less"
+            )
+        return seconds
+
+    async def _run(self, request: Request, function: Callable[..., T], *arguments: Any) -> T:
+        assert self.worker is not None
+        return await attended(request, self.worker.call(function, *arguments))
+
+    async def _file(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.files, partial(function, *arguments))
+
+
+class Metrics:
+    """What /metrics says."""
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._requests = Counter("audiolm_requests", "Requests answered", ["path", "status"], registry=registry)
+        times = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+        self._times = Histogram("audiolm_request_seconds", "From request to answer", ["path"], registry=registry, buckets=times)
+        sizes = (1, 2, 4, 8, 16, 32, 64)
+        self._sizes = Histogram("audiolm_batch_size", "Requests generated together", registry=registry, buckets=sizes)
+        self._batches = Histogram("audiolm_batch_seconds", "Of generating them", registry=registry, buckets=times)
+        self.seconds = Counter("audiolm_sound_seconds", "Sound generated", registry=registry)
+        Gauge("audiolm_waiting", "Requests that wait for the model", registry=registry).set_function(waiting)
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        self._requests.labels(path, status).inc()
+        self._times.labels(path).observe(seconds)
+
+    def batch(self, size: int, seconds: float) -> None:
+        self._sizes.observe(size)
+        self._batches.observe(seconds)
+
+
+async def examples() -> list[dict[str, Any]]:
+    """Recordings to try it with."""
+    return [
+        {"name": path.stem.removeprefix("prompt-"), "url": f"/examples/{path.name}", "seconds": round(probe(path).seconds, 3)}
+        for path in sorted(EXAMPLES.glob("*.flac"))
+    ]
+
+
+async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled as soon as the client has left."""
+
+    async def leaving() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(leaving())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def sampling_of(model: AudioLM, options: Making) -> dict[str, Sampling]:
+    """The model's own sampling settings with what the request says instead."""
+    changes = {name: value for name in ("top_k", "top_p") if (value := getattr(options, name)) is not None}
+    settings = {name: each.model_copy(update=changes) for name, each in model.sampling.items()}
+    if options.temperature is not None:
+        values = [float(value) for value in options.temperature.split(",")]
+        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
+        given = {"semantic": semantic, "fine": fine}
+        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
+    return settings
+
+
+def name_of(model: AudioLM) -> str:
+    """The model's name, as a header can say it."""
+    return "".join(each for each in str(model.about.get("name", "audiolm")) if each.isascii() and each.isprintable())
+
+
+async def _next(parts: AsyncIterator[T]) -> T:
+    return await anext(parts)
+
+
+async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in rest:
+        yield part
+
+
+def _zip(files: Mapping[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _file(folder: Path, name: str) -> FileResponse:
+    """A file that lies in the folder itself; the name is compared, never joined to a path."""
+    found = [path for path in folder.glob("*.*") if path.name == name and path.is_file()]
+    if not found:
+        raise HTTPException(404)
+    return FileResponse(found[0], headers={"Cache-Control": "no-cache"})
+
+
+async def _mistake(request: Request, error: Exception) -> Response:
+    return problem(422, " ".join(str(error).split()))
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Busy)
+    if error.retry_after is None:
+        return problem(503, "the server is stopping")
+    return problem(429, f"too much to do already; try again in {error.retry_after} s", {"Retry-After": str(error.retry_after)})
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return problem(400, "the request broke off")  # nobody reads it; the log and the metrics do
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    detail = "no such page; /docs lists what there is" if error.status_code == 404 else error.detail
+    return problem(error.status_code, detail, dict(error.headers or {}))

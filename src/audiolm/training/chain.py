@@ -1,0 +1,170 @@
+"""A chain of steps, each done once, on disk. It knows nothing of audio.
+
+    OUT/<step>/begun.json   what the step was begun with: its configuration, and the hashes of its inputs' results
+    OUT/<step>/done.json    the same and the hash of its own result, once it is done; it is then never done again
+    OUT/<step>/time.json    seconds spent on it, sessions that were stopped included
+
+A step that was begun or done with something else is refused with what differs, never silently done again.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric import Fabric
+
+from audiolm.config import difference
+from audiolm.errors import InputError
+from audiolm.files import whole_file
+from audiolm.training.run import seed_all, versions
+
+LITTLE = 100_000  # bytes: a step that failed on a wrong input and left less than this behind was never begun
+
+
+@dataclass(frozen=True)
+class Step:
+    """`do(shop)` makes the step's result in OUT/<name>/ and returns its hash; interrupted, it goes on when called again.
+
+    config: JSON-ready, all that the result depends on besides the results of `inputs`.
+    together: under torchrun every process takes part; else the first one works and the others wait.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    config: dict[str, Any]
+    do: Callable[[Any], str]
+    together: bool = False
+
+
+class Chain:
+    """Does steps in a folder. `shop` is whatever they share."""
+
+    def __init__(self, out: Path, steps: Sequence[Step], fabric: Fabric, seed: int = 0) -> None:
+        self.out, self.steps, self.fabric, self.seed = out, {step.name: step for step in steps}, fabric, seed
+        self.first = fabric.global_rank == 0
+
+    def run(
+        self, shop: Any, only: str | None = None, force: bool = False, then: Callable[[str], None] = lambda step: None
+    ) -> None:
+        """Do every step that is not done yet, or `only` one whose inputs are done.
+
+        force: a step that was made with something else is deleted and done again; the one in `only` in any case.
+        then: called with the name of each step that is done, now or before; what it raises stops the chain.
+        InputError where a step was made with something else, an input is not done, or there is no such step.
+        """
+        if only is not None and only not in self.steps:
+            raise InputError(f"--only {only}: no such step; this recipe has {', '.join(self.steps)}")
+        made = not self.out.exists()
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.out}: cannot be made ({(error.strerror or 'error').lower()}); choose another out="
+            ) from error
+        try:
+            with _one_at_a_time(self.out, self.first):
+                for step in self.steps.values():
+                    if only in (None, step.name):
+                        self._run(step, shop, force, again=force and only is not None)
+                        then(step.name)
+        except InputError:
+            if made and self.first and {path.name for path in self.out.iterdir()} == {".lock"}:
+                shutil.rmtree(self.out)  # a wrong input leaves nothing behind
+            raise
+
+    def _run(self, step: Step, shop: Any, force: bool, again: bool) -> None:
+        folder = self.out / step.name
+        inputs = {name: self._result(name, step) for name in step.inputs}
+        now = json.loads(json.dumps({"config": step.config, "inputs": inputs}))
+        done = read_json(folder / "done.json")
+        before = done or read_json(folder / "begun.json")
+        changed = _changed(step.name, before, now) if before else None
+        self.fabric.barrier()  # all have looked before anything is written
+        if changed and not force:
+            cure = f"set it back, or do the step again: --only {step.name} --force"
+            raise InputError(f"{folder}: was made with something else ({changed}); {cure}")
+        if done and not changed and not again:
+            return self._say(f"{step.name}: done already")
+        fresh = not before or bool(changed) or again
+        if self.first:
+            if before and fresh:
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "begun.json", now)
+        self.fabric.barrier()
+        self._say(f"{step.name}: {'begins' if fresh else 'goes on'}")
+        seed_all(self.seed + self.fabric.global_rank)
+        began, result = time.monotonic(), ""
+        spent = (read_json(folder / "time.json") or {"seconds": 0.0})["seconds"]
+        try:
+            if step.together or self.first:
+                result = step.do(shop)
+        except InputError:
+            if self.first and fresh and _size(folder) < LITTLE:
+                shutil.rmtree(folder)  # so that the correction is not refused as a change
+            raise
+        finally:
+            spent += time.monotonic() - began
+            if self.first and folder.is_dir():
+                write_json(folder / "time.json", {"seconds": round(spent, 1)})
+        if self.first:
+            write_json(folder / "done.json", {**now, "result": result, "versions": versions()})
+        self.fabric.barrier()
+        self._say(f"{step.name}: done in {spent:.0f} s")
+
+    def _result(self, name: str, step: Step) -> str:
+        done = read_json(self.out / name / "done.json")
+        if done is None:
+            raise InputError(f"{step.name} needs {name}, which is not done in {self.out}; do it first: --only {name}")
+        return done["result"]
+
+    def _say(self, text: str) -> None:
+        if self.first:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _changed(name: str, before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    config = difference(before["config"], now["config"], name)
+    inputs = [name for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
+    return config or (f"{inputs[0]} has been made again since" if inputs else None)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none. InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete its folder and run the recipe again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A whole JSON file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _one_at_a_time(out: Path, first: bool) -> Iterator[None]:
+    """Two commands in one folder would spoil each other's work. The lock goes with its process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (out / ".lock").open("w") as file:
+        try:
+            if first:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process is training there; wait for it, or choose another out=") from None
+        yield

@@ -1,0 +1,273 @@
+"""What a recipe takes on this machine, before it runs: hours of sound, tokens, parameters, steps, memory, disk and time.
+
+    plan = make_plan(config)
+    print(plan.table())
+    plan.check()       # InputError where something cannot fit
+
+Every training is first made of fake tensors, which have shapes and no memory: so what it must hold is known before a byte of it
+is allocated. What fits is then timed: the training loop itself does a few steps on its real shapes (audiolm.training.rehearsal).
+"""
+
+import datetime
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from audiolm import audio
+from audiolm.codec import Codec
+from audiolm.config import difference
+from audiolm.conformer import Conformer
+from audiolm.doctor import memory, products
+from audiolm.errors import InputError
+from audiolm.kmeans import KMeans
+from audiolm.tokenizers import SemanticTokenizer
+from audiolm.training.chain import Step, read_json
+from audiolm.training.data import AudioStore, scan
+from audiolm.training.recipe import RecipeConfig, Workshop, steps
+from audiolm.training.rehearsal import Loop, loops
+from audiolm.training.run import progress, random_untouched
+
+BASE = 0.5e9  # bytes of Python and its libraries
+PATIENCE = 6.0  # seconds at the speed of large products; a step that would take longer is not tried, only counted
+SPEED = 100.0  # seconds of sound that are decoded in a second, where no recording was
+
+
+@dataclass
+class Row:
+    """One step; None where there is no such figure, or `note` says why it is not known. memory (at its peak) and disk: bytes."""
+
+    step: str
+    hours: float | None = None  # of sound: in the corpus, or heard in training, again and again
+    passes: float | None = None  # over the training split
+    tokens: int | None = None  # in the corpus, or seen in training
+    parameters: int | None = None
+    steps: int | None = None
+    memory: float | None = None
+    disk: float = 0.0
+    seconds: float | None = None
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """The rows, the bytes that are free here, and what does not fit: a line each, with its cure."""
+
+    rows: list[Row]
+    free: dict[str, float]
+    refused: list[str]
+
+    def total(self) -> Row:
+        """All steps; the time is None where that of one is."""
+        times = [row.seconds for row in self.rows]
+        seconds = None if None in times else math.fsum(each or 0.0 for each in times)
+        return Row(
+            "all", memory=max(row.memory or 0.0 for row in self.rows), disk=sum(r.disk for r in self.rows), seconds=seconds
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "steps": [asdict(row) for row in self.rows],
+            "total": asdict(self.total()),
+            "free": self.free,
+            "refused": self.refused,
+        }
+
+    def table(self) -> str:
+        """For reading."""
+        head = ("step", "hours", "passes", "tokens", "parameters", "steps", "memory", "disk", "time", "")
+        lines = [head, *(_cells(row) for row in (*self.rows, self.total()))]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:-1], widths[1:-1]), line[-1]]).rstrip() for line in lines
+        ]
+        text.append(f"Free here: {_bytes(self.free['memory'])} of memory, {_bytes(self.free['disk'])} of disk.")
+        if (seconds := self.total().seconds) is not None:
+            done = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+            text.append(f"Begun now it is done on {done:%A, %d %B, at %H:%M}.")
+        return "\n".join(text)
+
+    def check(self) -> None:
+        """InputError, naming the step and the option, where something cannot fit."""
+        if self.refused:
+            raise InputError("; also ".join(self.refused))
+
+
+def make_plan(config: RecipeConfig) -> Plan:
+    """Measure; nothing is written into config.out. InputError where the recordings cannot be found."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    here = config.device not in ("cuda", "mps") or getattr(torch, config.device).is_available()
+    shop = Workshop(config if here else config.model_copy(update={"device": "cpu"}))
+    on_gpu = shop.fabric.device.type == "cuda"
+    there = next(folder for folder in (shop.out, *shop.out.absolute().parents) if folder.is_dir())
+    free = torch.cuda.mem_get_info()[0] if on_gpu else memory()[1] or math.inf
+    plan = Plan([], {"memory": float(free), "disk": float(shutil.disk_usage(there).free)}, [])
+    if not here:
+        plan.refused.append(
+            f"device={config.device}: not on this machine, so no step was timed; plan where it is to run, or add device=cpu"
+        )
+    chain, corpus = steps(config), _Corpus(shop)
+    with random_untouched(), progress(len(chain), label="plan") as show:
+        for number, step in enumerate(chain, 1):
+            if _done(shop, step):
+                plan.rows.append(Row(step.name, seconds=0.0, note="done already"))
+            elif trained := loops(step.name, shop):
+                plan.rows.append(_training(step.name, trained, shop, corpus, plan, here))
+            else:
+                plan.rows.append(_other(step.name, shop, corpus, plan, here))
+            show(number)
+    if (disk := plan.total().disk) > plan.free["disk"]:
+        most = max(plan.rows, key=lambda row: row.disk)
+        cure = "give an out= on a larger disk" + ("" if most.step in ("prepare", "tokens", "bundle") else ", or keep=1")
+        plan.refused.append(
+            f"{most.step}: all steps together write {_bytes(disk)}, most of it here ({_bytes(most.disk)}), and "
+            f"{_bytes(plan.free['disk'])} are free; {cure}"
+        )
+    return plan
+
+
+class _Corpus:
+    """Seconds of sound, in all and to train on, and how many of them are decoded in a second."""
+
+    def __init__(self, shop: Workshop) -> None:
+        config = shop.config
+        if (shop.out / "prepare" / "done.json").is_file():
+            store = AudioStore(shop.out / "prepare")
+            self.seconds, self.train, self.speed = store.hours() * 3600, store.hours("train") * 3600, SPEED
+            return
+        found = scan(config.data, config.prepare.valid, config.prepare.test, config.seed, config.prepare.minimum, [])
+        self.seconds = sum(each.seconds for each in found)
+        self.train = sum(each.seconds for each in found if each.split == "train")
+        decoded, began = 0.0, time.monotonic()
+        for recording in found[:: -(-len(found) // 5)]:
+            decoded += next(audio.blocks(recording.path, 30.0, config.codec.network.sample_rate, mono=True)).seconds
+        self.speed = decoded / max(1e-6, time.monotonic() - began)
+
+
+def _done(shop: Workshop, step: Step) -> bool:
+    done = read_json(shop.out / step.name / "done.json")
+    return done is not None and difference(done["config"], step.config) is None
+
+
+# --- The steps ----------------------------------------------------------------------------------------------------------
+
+
+def _training(name: str, loops: Sequence[Loop], shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -> Row:
+    device, precision = str(shop.fabric.device), str(shop.fabric._precision.precision)
+    speed = products(device, torch.bfloat16 if "bf16" in precision else torch.float32) if here else 1.0
+    bounds, peaks, times, notes = [], [], [], []
+    hours, tokens, taken = 0.0, 0, 0
+    for loop in loops:
+        own, count = loop.config, loop.config.steps * loop.share
+        throughout, activations, work = loop.needs(precision)
+        bounds.append(throughout)
+        needed = BASE + throughout + activations
+        fits = needed <= plan.free["memory"]
+        if here and fits and (least := work * own.accumulate / 1e9 / speed) > PATIENCE:
+            times.append(count * least)
+            notes.append("at least: too slow here to be timed")
+        elif here and fits:
+            timing = loop.rehearse(shop.fabric.device)
+            needed = timing.peak or needed
+            if getattr(own, "minutes", None) is not None:
+                count = 60 * own.minutes / timing.step
+            validation = own.valid_batches / own.valid_every / own.accumulate / 3  # a forward pass is a third of a step
+            times.append(timing.before + count * timing.step * (1 + validation))
+        elif here:
+            notes.append("does not fit")
+            rows = int(own.batch_size * (plan.free["memory"] - BASE - throughout) / max(1, activations))
+            cure = f"give {loop.table}.network fewer layers or less width"
+            if rows >= 1:
+                more = math.ceil(own.batch_size / rows) * own.accumulate
+                cure = f"{loop.table}.batch_size={rows} {loop.table}.accumulate={more} would fit"
+            free = _bytes(plan.free["memory"])
+            plan.refused.append(f"{name}: training needs about {_bytes(needed)} of memory and {free} are free; {cure}")
+        peaks.append(needed)
+        crops = count * own.accumulate * own.batch_size
+        hours, tokens, taken = hours + crops * loop.seconds / 3600, tokens + round(crops * loop.tokens), taken + round(count)
+    parameters = loops[-1].parameters()
+    # A checkpoint has no gradients. Beside those that are kept stand the best one and one that is being written.
+    disk = max(bounds) * (1 - 1 / loops[-1].copies) * (shop.config.keep + 2) + 2 * parameters
+    seconds = math.fsum(times) if len(times) == len(loops) else None
+    passes = hours * 3600 / max(corpus.train, 1e-9)
+    return Row(name, hours, passes, tokens or None, parameters, taken, max(peaks), disk, seconds, "".join(notes[:1]))
+
+
+def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -> Row:
+    config, hours = shop.config, corpus.seconds / 3600
+    codec, own, device = config.codec.network, config.encoder[-1], shop.fabric.device
+    if name == "prepare":
+        return Row(name, hours, memory=BASE, disk=corpus.seconds * codec.sample_rate * 2, seconds=corpus.seconds / corpus.speed)
+    if name == "bundle":
+        parameters = sum(row.parameters or 0 for row in plan.rows)
+        return Row(name, memory=BASE + 4 * parameters, disk=(4 if config.weights == "float32" else 2) * parameters, seconds=1.0)
+    fits = here and BASE + 4 * loops("encoder", shop)[-1].parameters() < plan.free["memory"]
+    conformer = Conformer(own.network) if fits else None
+    if name == "units":
+        frames = round(config.units.batches * own.batch_size * own.seconds * 25)
+        layers = 1 if config.units.layer is not None else own.network.layers
+        row = Row(name, config.units.batches * own.batch_size * own.seconds / 3600)
+        row.memory = BASE + 4.0 * frames * own.network.width * (layers + 2)
+        if conformer is not None:
+            conformer = conformer.eval().to(device)
+            sample = torch.zeros(1, 1, 32_000, device=device)
+            few = torch.randn(4 * config.units.units, own.network.width)
+            each = _seconds(lambda: conformer(conformer.log_mel(sample)))
+            fit = _seconds(lambda: KMeans.fit(few, config.units.units, config.units.epochs))
+            row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit * frames / len(few)
+        return row
+    codes = round(corpus.seconds * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
+    row = Row(name, hours, tokens=codes, memory=BASE, disk=2.0 * codes)
+    if conformer is not None:
+        layer = own.network.layers if config.units.layer is None else config.units.layer
+        semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.width), layer).eval().to(device)
+        acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
+        row.seconds = corpus.seconds / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
+    return row
+
+
+@torch.no_grad()
+def _seconds(do: Callable[[], object]) -> float:
+    """That something takes the second time."""
+    do()
+    began = time.monotonic()
+    do()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.monotonic() - began
+
+
+# --- In words -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    clock = "-" if row.seconds is None else str(datetime.timedelta(seconds=math.ceil(row.seconds)))
+    return (
+        row.step,
+        "" if row.hours is None else f"{row.hours:.3g}" if row.hours < 100 else f"{row.hours:,.0f}",
+        "" if row.passes is None else f"{row.passes:.2g}" if row.passes < 10 else f"{row.passes:,.0f}",
+        _count(row.tokens),
+        _count(row.parameters),
+        "" if row.steps is None else f"{row.steps:,}",
+        "" if row.memory is None else _bytes(row.memory),
+        _bytes(row.disk) if row.disk else "",
+        clock,
+        row.note,
+    )
+
+
+def _count(number: float | None) -> str:
+    if number is None:
+        return ""
+    size, name = next(((size, name) for size, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")) if number >= size), (1, ""))
+    return f"{number / size:.3g}{name}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:,.{0 if number >= 1e10 else 1}f} GB"

@@ -1,0 +1,264 @@
+"""The training loops of a recipe, made of nothing to know their size, and rehearsed for a few steps to know their speed.
+
+    for loop in loops("codec", shop):
+        needs = loop.needs("32-true")                 # of fake tensors, which have shapes and no memory
+        timing = loop.rehearse(shop.fabric.device)    # the real loop, a stopwatch in the place of its run folder
+
+Where an earlier step's result is there the loop runs on that, else on random numbers of the same shape.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from audiolm.bundle import language_model
+from audiolm.codec import Codec
+from audiolm.conformer import Conformer
+from audiolm.stages import Stage
+from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, spectral_loss
+from audiolm.training.checkpoint import State
+from audiolm.training.recipe import Workshop, stage_config, stage_of
+from audiolm.training.run import Run
+from audiolm.training.train_codec import train_codec
+from audiolm.training.train_encoder import train_encoder
+from audiolm.training.train_lm import train_lm
+
+SECONDS, STEPS = 2.0, 10  # a loop is timed for so long or so many steps, after a first one to warm up; for one step at least
+
+
+class Needs(NamedTuple):
+    """Of a batch: bytes held throughout, bytes that the forward pass keeps for the backward pass, additions and products."""
+
+    throughout: int
+    activations: int
+    products: int
+
+
+class Timing(NamedTuple):
+    """Seconds that a step takes, seconds before the first one, and bytes at the peak where the system tells."""
+
+    step: float
+    before: float
+    peak: float | None
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`build` gives the network (and what helps to train it), `forward` its loss on a batch of zeros of the real shape."""
+
+    table: str  # its table in the recipe
+    config: Any
+    seconds: float  # of sound in a crop
+    build: Callable[[], tuple[nn.Module, ...]]
+    forward: Callable[..., Tensor]
+    run: Callable[[Any, Run], object]  # the real loop
+    share: float = 1.0  # of the steps, how many are such
+    tokens: int = 0  # in a crop
+    copies: int = 4  # of the weights: themselves, gradients, two moments, and an average where there is one
+    looks: tuple[str, int] | None = (
+        None  # the option that says how many batches it looks at before the first step; how few will do
+    )
+
+    def parameters(self) -> int:
+        """Of the network."""
+        with FakeTensorMode():
+            return sum(each.numel() for each in self.build()[0].parameters())
+
+    def needs(self, precision: str) -> Needs:
+        """Known without a byte being allocated."""
+        kept: dict[int, Any] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage  # kept alive, so that no other gets its name
+            return tensor
+
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            parts = self.build()
+            with (
+                FlopCounterMode(display=False) as counter,
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+                torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision),
+            ):
+                self.forward(*parts)
+            mel_filters.cache_clear()  # those of this pass were fake
+            weights = [each for part in parts for each in (*part.parameters(), *part.buffers())]
+        own = {each.untyped_storage()._cdata for each in weights}
+        throughout = self.copies * sum(each.nbytes for each in weights)
+        activations = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
+        return Needs(throughout, activations, 3 * counter.get_total_flops())  # the backward pass has twice the forward's
+
+    def rehearse(self, device: torch.device) -> "Timing":
+        """Do a few steps."""
+        changed: dict[str, Any] = {"steps": 1_000_000, "minutes": None}
+        more = 1.0
+        if self.looks:
+            option, few = self.looks
+            all_of_them = getattr(self.config, option)
+            changed[option] = min(few, all_of_them)
+            more = all_of_them / changed[option]
+        known = {name: value for name, value in changed.items() if name in type(self.config).model_fields}
+        _forget_peak(device)
+        with TemporaryDirectory() as folder:
+            watch = Stopwatch(folder, self.config)
+            with suppress(Enough):
+                self.run(self.config.model_copy(update=known), watch)
+        step = (watch.moments[-1] - watch.moments[0]) / (len(watch.moments) - 1)
+        return Timing(step, max(0.0, watch.moments[0] - watch.began - step) * more, _peak(device))
+
+
+class Enough(Exception):
+    """So many steps will do."""
+
+
+class Stopwatch(Run):
+    """In the place of a run folder: nothing is kept, and the loop ends when enough steps are timed."""
+
+    def __init__(self, folder: str, config: Any) -> None:
+        super().__init__(folder, config, tracker="none", listen_every=0)
+        self.began, self.moments = time.monotonic(), list[float]()
+
+    def checkpoint(
+        self, step: int, state: State, every: int, total: int, score: float | Tensor | None = None, **checked: float | Tensor
+    ) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.moments.append(time.monotonic())
+        if len(self.moments) > STEPS or (len(self.moments) > 1 and self.moments[-1] - self.moments[0] > SECONDS):
+            raise Enough
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # no Linux
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> float | None:
+    """The most bytes since `_forget_peak`, of the GPU or of this process; None where the system does not tell."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_reserved(device))
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+# --- The loops of a recipe ----------------------------------------------------------------------------------------------
+
+
+def loops(step: str, shop: Workshop) -> list[Loop]:
+    """Of a step: the codec's without and with critics, the encoder's passes, the one of a stage; none of any other."""
+    if step == "codec":
+        return _codec_loops(shop)
+    if step == "encoder":
+        return [_encoder_loop(shop, number) for number in range(len(shop.config.encoder))]
+    return [_stage_loop(shop, step)] if step in shop.config.stages else []
+
+
+def _codec_loops(shop: Workshop) -> list[Loop]:
+    own = shop.config.codec
+    rate, few = own.network.sample_rate, math.ceil(2 * own.network.codebook_size / (own.batch_size * own.seconds * 50))
+
+    def forward(codec: nn.Module, critics: nn.Module | None = None) -> Tensor:
+        sound = torch.zeros(own.batch_size, 1, round(own.seconds * rate))
+        made, _ = codec.eval()(sound)  # eval: no codebook may learn from zeros
+        judged = [] if critics is None else [logits.sum() for logits, _ in critics(made[: own.discriminator_batch])]
+        return mel_loss(made, sound, rate) + spectral_loss(made, sound) + sum(judged)
+
+    def run(begin: float, copy: Any, watch: Run) -> object:
+        return train_codec(copy.model_copy(update={"adversarial_from": begin}), _sound(shop, own), watch, shop.fabric)
+
+    make = partial(Loop, "codec", own, own.seconds, forward=forward, copies=5, looks=("start_batches", few))
+    codec, critics = partial(Codec, own.network), partial(Discriminators, channels=own.discriminator_channels)
+    loops = [
+        make(build=lambda: (codec(),), run=partial(run, 1.0), share=own.adversarial_from),
+        make(build=lambda: (codec(), critics()), run=partial(run, 0.0), share=1 - own.adversarial_from),
+    ]
+    return [loop for loop in loops if loop.share > 0]
+
+
+def _encoder_loop(shop: Workshop, number: int) -> Loop:
+    own, before = shop.config.encoder[number], shop.config.encoder[number - 1].network if number else None
+    few = math.ceil(2 * getattr(own.objective, "units", 1) / (own.batch_size * own.seconds * 25))
+
+    def forward(conformer: Any) -> Tensor:
+        return conformer(conformer.log_mel(torch.zeros(own.batch_size, 1, round(own.seconds * 16_000))))[-1].sum()
+
+    def run(copy: Any, watch: Run) -> object:
+        return train_encoder(copy, _sound(shop, own), watch, shop.fabric, None, Conformer(before).eval() if before else None)
+
+    build = partial(Conformer, own.network)
+    return Loop(f"encoder.{number}", own, own.seconds, lambda: (build(),), forward, run, looks=("fit_batches", few))
+
+
+def _stage_loop(shop: Workshop, name: Any) -> Loop:
+    own, stage = stage_config(shop.config, name), stage_of(shop.config, name)
+    frames, levels = stage.predict.frames(stage.crop), stage.predict.levels
+    tokens = 1 + sum(stream.levels * stream.frames(stage.crop) for stream in stage.streams)
+
+    def forward(network: Any) -> Tensor:
+        due = torch.zeros(own.batch_size, frames, 1 if stage.parallel else levels, dtype=torch.int64)
+        if not stage.parallel:
+            ids = torch.zeros(own.batch_size, tokens, dtype=torch.int64)
+            return network(ids, ids[:, 0], due)[0].sum()
+        ids = torch.zeros(own.batch_size, frames, sum(stream.levels for stream in stage.streams), dtype=torch.int64)
+        hidden = network.transformer(network.embedding(ids).sum(2))
+        return nn.functional.cross_entropy(network.logits(hidden, 0).flatten(0, 1).float(), due.flatten())
+
+    def run(copy: Any, watch: Run) -> object:
+        ready = (shop.out / "tokens" / "done.json").is_file()
+        batches: Any = shop.token_crops(name, "train") if ready else RandomTokens(stage, own.batch_size)
+        return train_lm(stage, copy, batches, watch, shop.fabric)
+
+    build = partial(language_model, stage, own.network)
+    _ = stage.offsets  # which a stage keeps: they must not be fake
+    return Loop(name, own, stage.crop, lambda: (build(),), forward, run, tokens=tokens, copies=5 if own.ema else 4)
+
+
+def _sound(shop: Workshop, own: Any) -> Any:
+    """Crops of the recordings, or of noise."""
+    if (shop.out / "prepare" / "done.json").is_file():
+        return shop.crops(own)[0]
+    return Noise(own.batch_size, round(own.seconds * shop.config.codec.network.sample_rate))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Batches (B, 1, T)."""
+
+    size: int
+    length: int
+
+    def batch(self, step: int) -> Tensor:
+        return 0.1 * torch.randn(self.size, 1, self.length, generator=torch.Generator().manual_seed(step))
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """A stage's crops of random codes, of which none repeats itself: the longest that a line can be."""
+
+    stage: Stage
+    size: int
+
+    def batch(self, step: int) -> list[dict[str, Any]]:
+        draw = torch.Generator().manual_seed(step)
+
+        def codes(stream: Any) -> Tensor:
+            return torch.randint(stream.spec.codebook_size, (stream.levels, stream.frames(self.stage.crop)), generator=draw)
+
+        streams = self.stage.streams
+        return [{"given": [*map(codes, streams[:-1])], "predicted": codes(streams[-1]), "ends": False} for _ in range(self.size)]

@@ -1,0 +1,335 @@
+"""Tokens of a corpus on disk: uint16 codes in memory-mapped safetensors shards, an index in Parquet, a key in the header.
+
+    STORE/header.json              the key: which tokenizers made the ids, at which rate; ids mean nothing under others
+    STORE/00000.safetensors        per stream one array (frames, levels) of all the shard's recordings
+    STORE/00000.parquet            per recording its name, speaker, split, seconds, place in the arrays, checksum; and what
+                                   was left out of the shard, and why
+
+A shard exists when its index does; both are written whole, so a killed job loses one shard at most and goes on. Shards know
+nothing of each other: many processes may write them side by side. The store may lie in an object store (s3://...).
+"""
+
+import itertools
+import json
+import math
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from audiolm.config import difference
+from audiolm.errors import InputError
+from audiolm.files import save_tensors
+from audiolm.stages import Stage
+from audiolm.tokens import Tokens, TokenSpec
+from audiolm.training.data import Placement, read_header, write_header
+from audiolm.training.storage import fetched, is_remote, listed, place, stored
+from audiolm.training.token_index import TokenEntries, parquet, read_index, schema_of, write_index
+
+Key = dict[str, Any]
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+
+def store_key(sample_rate: int, tokenizers: Mapping[str, tuple[TokenSpec, str]], **details: Any) -> Key:
+    """What identifies a store: per stream its specification and the hash of the tokenizer's weights; layer, k, ..."""
+    streams = {name: {"hash": weights, "spec": asdict(spec)} for name, (spec, weights) in tokenizers.items()}
+    return {"sample_rate": sample_rate, "streams": streams, **details}
+
+
+def specs_of(key: Key) -> dict[str, TokenSpec]:
+    """The specification of each stream of a store."""
+    return {name: TokenSpec(**stream["spec"]) for name, stream in key["streams"].items()}
+
+
+class TokenStore:
+    """Open, read, append to and verify a token store. Streams are named by their specification: "semantic", "acoustic".
+
+    Codes are read through a memory map, so that any number of processes share one copy of them (pickle it, or fork); the
+    shards of a remote store are copied to a temporary folder when they are first read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], expect: Key | None = None) -> None:
+        """InputError where the folder is no token store, is damaged, or its key differs from `expect` (it says in what)."""
+        self.folder = place(folder)
+        self.key: Key = read_header(self.folder, "token store")["key"]
+        changed = difference(self.key, expect) if expect is not None else None
+        if changed:
+            raise InputError(f"{self.folder}: made by another tokenizer ({changed}); tokenise again into another folder")
+        self.specs = specs_of(self.key)
+        self._copies: tempfile.TemporaryDirectory[str] | None = None
+        self._open()
+
+    def _open(self) -> None:
+        indexes, tables = self.indexes(), []
+        self.skipped: dict[str, str] = {}  # recordings that were left out, and why
+        for index in indexes:
+            table, skipped = read_index(index, list(self.specs))
+            tables.append(table)
+            self.skipped |= skipped
+            if not is_remote(index):
+                _open_shard(index.with_suffix(".safetensors"))  # a truncated shard is found now, not hours later
+        table = parquet().concat_tables([schema_of(list(self.specs)).empty_table(), *tables]).combine_chunks()
+        self.entries = TokenEntries(table, list(self.specs))
+        self.__dict__.pop("names", None)
+        if self.skipped:
+            self.skipped = {name: reason for name, reason in self.skipped.items() if name not in self.names}
+        self._shard = cache(self._shard_of)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.folder, self.key)
+
+    @classmethod
+    def create(cls, folder: str | os.PathLike[str], key: Key) -> "TokenStore":
+        """Make an empty store, or open the one that is there to append to it; InputError where its key is another."""
+        where = place(folder)
+        if not (where / "header.json").is_file():
+            write_header(where, "token store", {"key": key})
+        return cls(where, expect=key)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Names of all recordings; readers need none of them."""
+        return set(self.entries.table["name"].to_pylist())
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def indexes(self) -> list[Path]:
+        """The index files of all shards, in order."""
+        return sorted(listed(self.folder, "[0-9]*.parquet"), key=lambda path: int(path.stem))
+
+    def unused(self) -> Iterator[int]:
+        """Numbers of shards that are not there yet, ascending, without end."""
+        used = {int(path.stem) for path in self.indexes()}
+        return (number for number in itertools.count() if number not in used)
+
+    def split(self, name: str) -> list[int]:
+        """Numbers of the recordings in a split."""
+        return self.entries.of_split(name)
+
+    def read(self, number: int, stream: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Codes (Q, F) int64 of frames [start, stop) of a recording; only they are read from disk."""
+        first, frames = int(self.entries.starts[stream][number]), int(self.entries.frames[stream][number])
+        last = first + min(frames, frames if stop is None else stop)
+        codes = self._shard(int(self.entries.shard[number])).get_slice(stream)[first + start : last]
+        return torch.from_numpy(codes.astype(np.int64)).T
+
+    def tokens(self, number: int) -> dict[str, Tokens]:
+        """All streams of a recording."""
+        return {name: Tokens(self.read(number, name).contiguous(), spec) for name, spec in self.specs.items()}
+
+    def verify(self) -> None:
+        """Read everything; InputError naming each shard whose codes are not those that were written."""
+        verify(self.folder)
+
+    @contextmanager
+    def writer(self, shard_seconds: float = 3600.0) -> Iterator["TokenWriter"]:
+        """Append: `with store.writer() as writer: writer.add(...)`. A shard is written every `shard_seconds` of sound."""
+        writer = TokenWriter(self.folder, self.specs, self.unused(), shard_seconds, self.names)
+        try:
+            yield writer
+            writer.flush()
+        finally:
+            self._open()
+
+    def summary(self) -> dict[str, Any]:
+        """What is in it: recordings and hours of each split, frames of each stream, the key."""
+        table = self.entries.table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")])
+        splits = {
+            row["split"]: {"recordings": row["seconds_count"], "hours": row["seconds_sum"] / 3600} for row in table.to_pylist()
+        }
+        frames = {name: int(each.sum()) for name, each in self.entries.frames.items()}
+        about = {"recordings": len(self), "shards": len(self.indexes()), "left_out": len(self.skipped)}
+        return {**about, "splits": splits, "frames": frames, "key": self.key}
+
+    def _shard_of(self, number: int) -> Any:
+        path = self.folder / f"{number:05d}.safetensors"
+        if is_remote(path):
+            self._copies = self._copies or tempfile.TemporaryDirectory(prefix="audiolm-")
+            copy = Path(self._copies.name) / path.name
+            with fetched(path) as local:
+                os.replace(local, copy)
+            path = copy
+        return _open_shard(path)
+
+
+def verify(folder: str | os.PathLike[str]) -> int:
+    """Read every shard of a store, also of one too damaged to open, and compare the checksums; the number of shards.
+
+    InputError naming each damaged shard, what is wrong with it, and the cure.
+    """
+    where, damaged = place(folder), {}
+    streams = list(specs_of(read_header(where, "token store")["key"]))
+    indexes = listed(where, "[0-9]*.parquet")
+    for index in indexes:
+        try:
+            entries = TokenEntries(read_index(index, streams)[0], streams)
+            with fetched(index.with_suffix(".safetensors")) as path:
+                shard = _open_shard(path)
+                for entry in entries:
+                    ends = {name: entry.starts[name] + entry.frames[name] for name in streams}
+                    codes = {name: shard.get_slice(name)[entry.starts[name] : ends[name]].T for name in streams}
+                    if _checksum(codes) != entry.checksum:
+                        raise InputError(f"{entry.name} is damaged")
+        except InputError as error:
+            damaged[index.stem] = str(error)
+    if damaged:
+        which = "; ".join(f"shard {stem}: {reason}" for stem, reason in damaged.items())
+        cure = " and ".join(f"{stem}.*" for stem in damaged)
+        raise InputError(f"{where}: {len(damaged)} of {len(indexes)} shards damaged ({which}); delete {cure}, tokenise again")
+    return len(indexes)
+
+
+class TokenWriter:
+    """Collects recordings and writes them as shards, numbered by `numbers`. What was not flushed is not there."""
+
+    def __init__(
+        self,
+        folder: Path,
+        specs: Mapping[str, TokenSpec],
+        numbers: Iterator[int],
+        shard_seconds: float = math.inf,
+        names: set[str] | None = None,
+    ) -> None:
+        self.folder, self.specs, self.numbers, self.shard_seconds = folder, specs, numbers, shard_seconds
+        self.names = set() if names is None else names
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+        self._skipped: dict[str, str] = {}
+        self._codes: dict[str, list[Tensor]] = {name: [] for name in self.specs}
+        self._frames = dict.fromkeys(self.specs, 0)
+        self._seconds = 0.0
+
+    def add(
+        self,
+        name: str,
+        codes: Mapping[str, Tensor],
+        *,
+        seconds: float,
+        speaker: str = "",
+        split: str = "train",
+        columns: Mapping[str, str] = NO_COLUMNS,
+    ) -> None:
+        """Add one recording: `codes` (Q, F) for every stream of the store."""
+        if name in self.names:
+            raise InputError(f"{self.folder}: {name} is in the store already; give each recording its own name")
+        if codes.keys() != self.specs.keys():
+            raise InputError(f"{name}: codes of {sorted(codes)} where the store keeps {sorted(self.specs)}")
+        for stream, spec in self.specs.items():
+            Tokens(codes[stream], spec)  # refuses foreign ids
+            if len(codes[stream]) != spec.num_codebooks:
+                raise InputError(
+                    f"{name}: {len(codes[stream])} of {spec.num_codebooks} {stream} levels; a store keeps all of them"
+                )
+        about = {"name": name, "speaker": speaker, "split": split, "seconds": seconds}
+        row = about | {"checksum": _checksum(codes), "columns": json.dumps(dict(columns))}
+        for stream, each in codes.items():
+            row |= {f"{stream}_start": self._frames[stream], f"{stream}_frames": each.shape[-1]}
+            self._codes[stream].append(each.T.to(torch.uint16))
+            self._frames[stream] += each.shape[-1]
+        self._rows.append(row)
+        self.names.add(name)
+        self._seconds += seconds
+        if self._seconds >= self.shard_seconds:
+            self.flush()
+
+    def skip(self, name: str, reason: str) -> None:
+        """Record in the shard's index that a recording was left out."""
+        self._skipped[name] = reason
+
+    def flush(self) -> None:
+        """Write the shard and then its index; nothing where no recording was added."""
+        if not self._rows:
+            return
+        number = next(self.numbers)
+        path = self.folder / f"{number:05d}.safetensors"
+        with stored(path) as temporary:
+            save_tensors(temporary, {name: torch.cat(codes) for name, codes in self._codes.items()})
+        write_index(
+            path.with_suffix(".parquet"), [row | {"shard": number} for row in self._rows], list(self.specs), self._skipped
+        )
+        self._begin()
+
+
+def _checksum(codes: Mapping[str, Tensor | np.ndarray]) -> int:
+    checksum = 0
+    for name in sorted(codes):
+        checksum = zlib.crc32(np.asarray(codes[name], np.int32).tobytes(), checksum)
+    return checksum
+
+
+def _open_shard(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: missing or damaged ({error}); delete it and its .parquet, tokenise again") from error
+
+
+# --- Crops -----------------------------------------------------------------------------------------------------------
+
+
+class Item(TypedDict):
+    """A training example of a stage, before it is packed into ids."""
+
+    given: list[Tensor]  # (levels, F) of each given stream
+    predicted: Tensor  # (levels, F)
+    starts: bool  # the crop begins where the recording begins
+    ends: bool  # the crop ends where the recording truly ends: only then is there an EOS
+
+
+class TokenCrops:
+    """Batches of a stage's crops from one split. Every crop starts at an instant where a frame of each stream begins."""
+
+    def __init__(self, store: TokenStore, stage: Stage, split: str, batch_size: int, seed: int = 0) -> None:
+        self.store, self.stage, self.batch_size = store, stage, batch_size
+        for stream in stage.streams:
+            own = store.specs.get(stream.spec.name)
+            if own != stream.spec:
+                raise InputError(
+                    f"{store.folder}: stage {stage.name} needs {stream.spec}, the store has {own or 'no such tokens'}"
+                )
+        self.recordings = store.split(split)
+        if not self.recordings:
+            raise InputError(f"{store.folder}: holds no {split} recordings; give more speakers, or a split column")
+        # In units of the stage's grid; a last unit may be part-filled, and is then still the recording's end.
+        self.frames = [round(stream.spec.frame_rate * stage.grid) for stream in stage.streams]
+        self.crop = max(1, round(stage.crop / stage.grid))
+        self.placement = Placement([self._units(number) for number in self.recordings], self.crop, seed)
+
+    def _units(self, number: int) -> int:
+        frames = self.store.entries.frames
+        pairs = zip(self.stage.streams, self.frames, strict=True)
+        return max(-(-int(frames[stream.spec.name][number]) // each) for stream, each in pairs)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return -(-len(self.placement) // self.batch_size)
+
+    def batch(self, step: int) -> list[Item]:
+        """Batch of any step from 0 on; nothing but (seed, step) decides it."""
+        return [self._item(*self.placement[step * self.batch_size + row]) for row in range(self.batch_size)]
+
+    def _item(self, recording: int, start: int) -> Item:
+        number, stop = self.recordings[recording], start + self.crop
+        codes = [
+            stream.take(self.store.read(number, stream.spec.name, start * frames, stop * frames)).contiguous()
+            for stream, frames in zip(self.stage.streams, self.frames, strict=True)
+        ]
+        ends = stop >= int(self.placement.lengths[recording])
+        return {"given": codes[:-1], "predicted": codes[-1], "starts": start == 0, "ends": ends}

@@ -1,0 +1,201 @@
+"""Train the codec: reconstruction first, and a critic for the last part of the budget.
+
+Two optimisers, one visible loop. The codec starts as a transform codec (principal components, k-means), so even its
+first checkpoint speaks; the discriminators join after `adversarial_from` of the steps, because on small budgets they cost
+half the speed and buy nothing before the reconstruction is good.
+"""
+
+import time
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from pydantic import Field
+from torch import Generator, Tensor
+
+from audiolm.audio import Waveform
+from audiolm.codec import Codec, CodecConfig
+from audiolm.config import Config
+from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_loss
+from audiolm.training.data import Crops
+from audiolm.training.engine import clip
+from audiolm.training.randomness import random_untouched
+from audiolm.training.run import Run, learning_rate
+
+
+class LossWeights(Config):
+    """Weights of the codec's losses."""
+
+    mel: float = Field(default=1.0, ge=0)
+    spectrum: float = Field(default=20.0, ge=0)
+    commitment: float = Field(default=0.5, ge=0)
+    energy: float = Field(default=3.0, ge=0)
+    adversarial: float = Field(default=0.05, ge=0)
+    matching: float = Field(default=0.1, ge=0)
+
+
+class CodecTrainConfig(Config):
+    """Architecture, budget and losses. `seconds` and `batch_size` say what crops to make."""
+
+    network: CodecConfig = CodecConfig()
+    weights: LossWeights = LossWeights()
+    seconds: float = Field(default=1.0, gt=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulate: int = Field(default=1, ge=1)  # batches in a step
+    steps: int = Field(default=20_000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: int = Field(default=200, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.995, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
+    gain: float = Field(default=6.0, ge=0)  # dB, random level of each crop, up or down
+    dropout: float = Field(default=0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
+    adversarial_from: float = Field(default=0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
+    discriminator_lr: float = Field(default=3e-4, gt=0)
+    discriminator_channels: int = Field(default=16, ge=1)
+    discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
+    train_encoder: bool = True  # False: the codes of the started codec are final and only the decoder learns
+    start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
+    log_every: int = Field(default=50, ge=1)
+    valid_every: int = Field(default=1000, ge=1)
+    valid_batches: int = Field(default=8, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    seed: int = 0
+
+
+def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None) -> Codec:
+    """Train a codec and return it, with averaged weights, in eval mode. Batches come from `crops` at the codec's rate.
+
+    In data parallel where there are processes; the codebooks' moving averages are of all processes' frames.
+    """
+    torch.manual_seed(config.seed)
+    codec = Codec(config.network)
+    average = Codec(config.network).requires_grad_(False).eval().to(fabric.device)
+    critics = Discriminators(channels=config.discriminator_channels)
+    if not config.train_encoder:
+        codec.freeze_encoder()
+    if not run.steps():
+        codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
+    model, critic_model = fabric.setup_module(codec), fabric.setup_module(critics)
+    average.load_state_dict(codec.state_dict())
+    trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
+    optimizer: Any = torch.optim.AdamW(trained, config.lr, (0.8, 0.99), weight_decay=config.weight_decay)
+    critic_optimizer: Any = torch.optim.AdamW(critics.parameters(), config.discriminator_lr, (0.5, 0.9))
+    state = {
+        "codec": codec, "average": average, "critics": critics,
+        "optimizer": optimizer, "critic_optimizer": critic_optimizer,
+    }  # fmt: skip
+    start = run.resume(state)
+    optimizer, critic_optimizer = (fabric.setup_optimizers(each) for each in (optimizer, critic_optimizer))
+    critic_from, few = int(config.adversarial_from * config.steps), slice(0, config.discriminator_batch)
+    hours_a_step = fabric.world_size * config.accumulate * config.batch_size * config.seconds / 3600
+    line_began, line_from = time.monotonic(), start
+    with run.progress(config.steps, start) as show:
+        for step in range(start + 1, config.steps + 1):
+            rate = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            heard: list[tuple[Tensor, Tensor]] = []  # what the critics are to tell apart
+            losses, total = dict[str, Tensor](), torch.zeros(())
+            for part in range(config.accumulate):
+                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                audio, keep = prepare(crops.batch(index), config, Generator().manual_seed(config.seed * 1_000_003 + index))
+                audio, keep = fabric.to_device(audio), fabric.to_device(keep)
+                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+                    sound, losses = model.train()(audio, keep)
+                    losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
+                    losses["spectrum"] = spectral_loss(sound, audio)
+                    if step > critic_from:
+                        heard.append((audio[few], sound[few].detach()))
+                        # The bare critics: data parallel would wait for gradients that they are not to have here.
+                        critics.requires_grad_(False)
+                        with fabric.autocast():
+                            judged = generator_losses(critics(audio[few]), critics(sound[few]))
+                        losses["adversarial"], losses["matching"] = judged
+                        critics.requires_grad_(True)
+                    total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
+                    fabric.backward(total / config.accumulate)
+            losses["norm"] = clip(fabric, model, optimizer, config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            for part, (real, fake) in enumerate(heard, 1):
+                with fabric.no_backward_sync(critic_model, enabled=part < config.accumulate):
+                    losses["critics"] = discriminator_loss(critic_model(real), critic_model(fake))
+                    fabric.backward(losses["critics"] / config.accumulate)
+            if heard:
+                losses["critics_norm"] = clip(fabric, critic_model, critic_optimizer, config.clip)
+                critic_optimizer.step()
+                critic_optimizer.zero_grad()
+            follow(average, codec, min(config.ema, step / (step + 10)))
+
+            if step % config.log_every == 0:
+                run.check(step, loss=total, norm=losses["norm"])
+                shown = {name: loss.detach() for name, loss in losses.items()}
+                speed = 3600 * hours_a_step * (step - line_from) / (time.monotonic() - line_began)
+                line_began, line_from = time.monotonic(), step
+                run.log(step, loss=total.detach(), **shown, lr=rate, hours=step * hours_a_step, audio_per_second=speed)
+                show(step, **shown)
+            score = None
+            if valid is not None and (step % config.valid_every == 0 or step == config.steps):
+                figures = validate(average, valid, config.valid_batches)
+                score = figures[f"valid_mel_{codec.spec.num_codebooks}"]
+                run.log(step, **figures)
+            if run.listening(step):
+                run.listen(step, reconstructions(average, crops if valid is None else valid))
+            run.checkpoint(step, state, config.save_every, config.steps, score, norm=losses["norm"])
+    return average
+
+
+def prepare(audio: Tensor, config: CodecTrainConfig, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Crops (B, 1, T) at random levels that never clip, and how many quantiser levels each uses (B,): quantizer dropout."""
+    batch = len(audio)
+    decibels = config.gain * (2 * torch.rand(batch, 1, 1, generator=generator) - 1)
+    room = 0.99 / audio.abs().amax(-1, keepdim=True).clamp_min(1e-3)
+    audio = audio * torch.minimum(10 ** (decibels / 20), room.clamp_min(1.0))
+    levels = config.network.num_codebooks
+    keep = torch.randint(1, levels + 1, (batch,), generator=generator)
+    full = torch.rand(batch, generator=generator) >= config.dropout
+    return audio, torch.where(full, levels, keep)
+
+
+@torch.no_grad()
+def follow(average: Codec, codec: Codec, decay: float) -> None:
+    """One step of the moving average of the parameters; the codebooks are averages already and are taken as they are."""
+    for ours, theirs in zip(average.parameters(), codec.parameters(), strict=True):
+        ours.lerp_(theirs.to(ours), 1 - decay)
+    for ours, theirs in zip(average.buffers(), codec.buffers(), strict=True):
+        ours.copy_(theirs)
+
+
+@torch.no_grad()
+def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tensor]:
+    """Losses with all levels and with a third of them, and per level: share of codes in use, energy left."""
+    with random_untouched():
+        device = next(codec.parameters()).device
+        audio = torch.cat([valid.batch(index) for index in range(batches)]).to(device)
+        latents = codec.latents(audio)
+        codes = codec.quantizer.encode(latents)
+        result: dict[str, float | Tensor] = {}
+        for levels in (max(1, codes.shape[1] // 3), codes.shape[1]):
+            sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
+            result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
+            result[f"valid_spectrum_{levels}"] = spectral_loss(sound, audio)
+        for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
+            result[f"energy_{level}"] = energy
+            result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
+    return result
+
+
+@torch.no_grad()
+def reconstructions(codec: Codec, crops: Crops, count: int = 3) -> dict[str, Waveform]:
+    """The first crops, as they are and through all levels of the codec."""
+    audio = crops.batch(0)[:count].to(next(codec.parameters()).device)
+    sounds = {"original": audio, "reconstruction": codec.decode(codec.encode(audio))[..., : audio.shape[-1]]}
+    return {
+        f"{name}-{number}": Waveform(sound.float().cpu(), codec.sample_rate)
+        for name, batch in sounds.items()
+        for number, sound in enumerate(batch, 1)
+    }

@@ -1,0 +1,299 @@
+"""Train the semantic encoder from audio alone, cluster one of its layers, and choose the layer by measurement.
+
+    conformer = train_encoder(config, crops, run, fabric, valid)             # one pass of masked prediction
+    conformer = train_encoder(second, crops, run, fabric, valid, conformer)  # HuBERT's second pass, on the first one's units
+    units = fit_units(conformer, layer, k, crops)
+
+Batches, masks and augmentation are functions of (seed, step), so that a resumed run sees what an uninterrupted one would.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any
+
+import torch
+from lightning.fabric import Fabric
+from pydantic import Field
+from torch import Generator, Tensor, nn
+
+from audiolm.config import Config
+from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
+from audiolm.errors import InputError
+from audiolm.kmeans import KMeans
+from audiolm.training.data import Crops
+from audiolm.training.engine import clip
+from audiolm.training.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
+from audiolm.training.run import Run, learning_rate
+
+
+class AugmentConfig(Config):
+    """What is done to the input and not to the targets."""
+
+    gain: float = Field(default=6.0, ge=0)  # dB, up or down
+    mix: float = Field(default=0.3, ge=0, le=1)  # share of clips into which another of the batch is mixed
+    snr: tuple[float, float] = (5.0, 20.0)  # dB, of those
+    warp: float = Field(default=0.1, ge=0, lt=0.5)  # longest relative shift of the frequency axis: other vocal tracts
+
+
+class EncoderConfig(Config):
+    """One pass. `seconds` and `batch_size` say what crops to make; the learning rate warms up, then falls by half a cosine."""
+
+    network: ConformerConfig = ConformerConfig()
+    objective: Annotated[BestRQConfig | WavToVecBertConfig | ClustersConfig, Field(discriminator="kind")] = BestRQConfig()
+    augment: AugmentConfig = AugmentConfig()
+    warm_start: bool = False  # begin with the weights of the earlier pass
+    seconds: float = Field(default=4.0, gt=0)
+    batch_size: int = Field(default=10, ge=1)
+    accumulate: int = Field(default=1, ge=1)  # batches in a step
+    steps: int = Field(default=20000, ge=1)
+    lr: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=500, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    compile: bool = False
+    fit_batches: int = Field(default=100, ge=1)  # crops for the statistics of the mel and, with Clusters, for its k-means
+    log_every: int = Field(default=50, ge=1)
+    valid_every: int = Field(default=500, ge=1)
+    valid_batches: int = Field(default=8, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    seed: int = 0
+
+
+# ------------------------------------------------------------------------------------------------------- augmentation
+
+
+def augment(audio: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
+    """Audio (B, 1, T) with a random gain, and in some clips the next clip of the batch as noise."""
+    batch = len(audio)
+
+    def draw(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(batch, 1, 1, generator=generator)).to(audio)
+
+    level = audio.square().mean(-1, keepdim=True).sqrt()
+    other, other_level = audio.roll(1, 0), level.roll(1, 0)
+    noise = other * level / (other_level + 1e-4) * 10 ** (-draw(*config.snr) / 20)
+    mixed = torch.where(draw(0, 1) < config.mix, audio + noise, audio)
+    return mixed * 10 ** (draw(-config.gain, config.gain) / 20)
+
+
+def warp(mel: Tensor, most: float, generator: Generator) -> Tensor:
+    """Mel (B, M, bins) as of a longer or shorter vocal tract: each clip's frequency axis stretched by up to `most`."""
+    factor = 1 + most * (2 * torch.rand(len(mel), 1, generator=generator) - 1)
+    bins, top = mel.shape[-1], 1127 * torch.log1p(torch.tensor(8000 / 700))
+    hertz = 700 * torch.expm1(torch.linspace(0, 1, bins) * top / 1127)
+    place = (1127 * torch.log1p(hertz * factor / 700) / top * (bins - 1)).clamp(0, bins - 1).to(mel.device)
+    low = place.floor().long().clamp_max(bins - 2)
+    part = (place - low)[:, None]
+    index = low[:, None].expand_as(mel)
+    return mel.gather(-1, index) * (1 - part) + mel.gather(-1, index + 1) * part
+
+
+# -------------------------------------------------------------------------------------------------------- the training
+
+
+class MfccSource(nn.Module):
+    """Normalised mel -> MFCC (B, F, 39), each clip centred."""
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return centred(mfcc(mel))
+
+
+class LayerSource(nn.Module):
+    """Normalised mel -> one layer's features (B, F, D) of a trained encoder with its own statistics of the mel."""
+
+    def __init__(self, conformer: Conformer, layer: int):
+        super().__init__()
+        self.conformer, self.layer = conformer, layer
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.conformer(mel, layers=self.layer)[self.layer]
+
+
+class Teacher(nn.Module):
+    """Normalised mel (B, M, bins) -> the k-means units (B, F) of what `source` makes of it."""
+
+    def __init__(self, source: nn.Module, units: int, width: int):
+        super().__init__()
+        self.source, self.units = source, KMeans(units, width)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.units.assign(self.source(mel))
+
+
+class Pretraining(nn.Module):
+    """Network and objective as the one module that Fabric wraps."""
+
+    def __init__(self, conformer: Conformer, objective: nn.Module):
+        super().__init__()
+        self.conformer, self.objective = conformer, objective
+
+    def forward(self, audio: Tensor, augmentation: AugmentConfig | None, generator: Generator) -> dict[str, Tensor]:
+        clean = mel = self.conformer.log_mel(audio)
+        if augmentation is not None:
+            mel = warp(self.conformer.log_mel(augment(audio, augmentation, generator)), augmentation.warp, generator)
+        return self.objective(self.conformer, mel, clean, generator)
+
+
+def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
+    """Network and objective of a pass, their statistics and target clusters still blank."""
+    torch.manual_seed(config.seed)
+    conformer, objective = Conformer(config.network), config.objective
+    if previous is None and (config.warm_start or (isinstance(objective, ClustersConfig) and objective.layer is not None)):
+        raise InputError("train_encoder: warm_start and objective.layer need the encoder of an earlier pass; none was given")
+    if previous is not None and config.warm_start:
+        if previous.config != config.network:
+            raise InputError("train_encoder: warm_start needs the earlier pass's network; make the two `network` tables equal")
+        conformer.load_state_dict(previous.state_dict())
+    if isinstance(objective, BestRQConfig):
+        return Pretraining(conformer, BestRQ(objective, config.network, config.seed))
+    if isinstance(objective, WavToVecBertConfig):
+        return Pretraining(conformer, WavToVecBert(objective, config.network))
+    if objective.layer is None or previous is None:
+        teacher = Teacher(MfccSource(), objective.units, 39)
+    elif objective.layer > previous.config.layers:
+        raise InputError(
+            f"train_encoder: objective.layer {objective.layer} is above the earlier pass's {previous.config.layers} layers"
+        )
+    else:
+        teacher = Teacher(LayerSource(previous, objective.layer), objective.units, previous.config.width)
+    return Pretraining(conformer, Clusters(objective, config.network, teacher))
+
+
+def train_encoder(
+    config: EncoderConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None, previous: Conformer | None = None
+) -> Conformer:
+    """One pass of pretraining; `previous` is the encoder of the pass before. Returns the trained network in eval mode."""
+    pretraining = build(config, previous)
+    if not run.steps():
+        fit_targets(config, pretraining, crops)
+    conformer, objective = pretraining.conformer, pretraining.objective
+    if config.compile:
+        for block in conformer.blocks:
+            block.compile()
+    model = fabric.setup_module(pretraining.to(fabric.device))
+    parameters = [parameter for parameter in pretraining.parameters() if parameter.requires_grad]
+    optimizer: Any = torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
+    state = {"conformer": conformer, "objective": objective, "optimizer": optimizer}
+    start = run.resume(state)
+    optimizer = fabric.setup_optimizers(optimizer)
+    hours_a_step = fabric.world_size * config.accumulate * config.batch_size * config.seconds / 3600
+    line_began, line_from = time.monotonic(), start
+    with run.progress(config.steps, start) as show:
+        for step in range(start + 1, config.steps + 1):
+            rate = learning_rate(step, config.lr, config.steps, config.warmup, 0.02)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            model.train()
+            result: dict[str, Tensor] = {}
+            for part in range(config.accumulate):
+                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                audio = fabric.to_device(crops.batch(index))
+                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+                    result = model(audio, config.augment, Generator().manual_seed(config.seed * 1_000_003 + index))
+                    fabric.backward(result["loss"] / config.accumulate)
+            norm = clip(fabric, model, optimizer, config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % config.log_every == 0:
+                metrics = {name: float(value.detach()) for name, value in result.items()}
+                run.check(step, loss=metrics["loss"], norm=norm)
+                speed = 3600 * hours_a_step * (step - line_from) / (time.monotonic() - line_began)
+                line_began, line_from = time.monotonic(), step
+                run.log(step, **metrics, norm=norm, lr=rate, hours=step * hours_a_step, audio_per_second=speed)
+                show(step, **metrics)
+            score = None
+            if valid is not None and (step % config.valid_every == 0 or step == config.steps):
+                figures = validate(model, valid, config.valid_batches, fabric)
+                score = figures["valid_loss"]
+                run.log(step, **figures)
+            run.checkpoint(step, state, config.save_every, config.steps, score, norm=norm)
+    fabric.barrier()
+    trained = Conformer(config.network)  # not sharded, nor compiled
+    run.load(config.steps, {"conformer": trained})
+    return trained.to(fabric.device).eval()
+
+
+@torch.no_grad()
+def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -> None:
+    """Statistics of the mel (an earlier pass's stay), then the clusters of a `Clusters` objective, from the first crops."""
+    conformer, objective = pretraining.conformer, pretraining.objective
+    if not config.warm_start:
+        conformer.fit_normalisation(torch.cat([log_mel(audio, conformer.filters) for audio in first(crops, config.fit_batches)]))
+    if isinstance(objective, Clusters) and isinstance(objective.teacher, Teacher):
+        teacher = objective.teacher.eval()
+        frames = torch.cat([teacher.source(conformer.log_mel(audio)).flatten(0, 1) for audio in first(crops, config.fit_batches)])
+        teacher.units.load_state_dict(KMeans.fit(frames, objective.config.units, seed=config.seed).state_dict())
+
+
+def first(crops: Crops, batches: int) -> Iterator[Tensor]:
+    """The first batches, one at a time."""
+    return (crops.batch(step) for step in range(1, batches + 1))
+
+
+@torch.no_grad()
+def validate(model: nn.Module, valid: Crops, batches: int, fabric: Fabric) -> dict[str, float]:
+    """Mean figures on held-out crops, the same masks each time; training's randomness is not touched."""
+    model.eval()
+    results = [model(fabric.to_device(audio), None, Generator().manual_seed(0)) for audio in first(valid, batches)]
+    return {f"valid_{name}": float(torch.stack([result[name] for result in results]).mean()) for name in results[0]}
+
+
+# ----------------------------------------------------------------------------------------------------- units of a layer
+
+
+class UnitsConfig(Config):
+    """Which layer becomes tokens and how many units it gets. `layer` None: the layer that `choose_layer` measures best."""
+
+    layer: int | None = Field(default=None, ge=0)
+    units: int = Field(default=512, ge=2)
+    batches: int = Field(default=200, ge=1)  # training crops the centroids are fitted on
+    epochs: int = Field(default=10, ge=1)
+    seed: int = 0
+
+
+@torch.no_grad()
+def layer_frames(conformer: Conformer, layers: Iterable[int], crops: Crops, batches: int) -> dict[int, Tensor]:
+    """Features (N, D) of each of `layers` over the first crops, in one pass."""
+    layers, device = list(layers), conformer.mel_mean.device
+    kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    conformer.eval()
+    for audio in first(crops, batches):
+        outputs = conformer(conformer.log_mel(audio.to(device)), layers=max(layers))
+        for layer in layers:
+            kept[layer].append(outputs[layer].flatten(0, 1).float().cpu())
+    return {layer: torch.cat(frames) for layer, frames in kept.items()}
+
+
+def fit_units(conformer: Conformer, config: UnitsConfig, crops: Crops) -> KMeans:
+    """k-means of one layer (`config.layer` must be given) on training crops."""
+    if config.layer is None or not 0 <= config.layer <= conformer.config.layers:
+        raise InputError(f"fit_units: layer {config.layer} is none of 0 to {conformer.config.layers}; choose one by choose_layer")
+    frames = layer_frames(conformer, [config.layer], crops, config.batches)[config.layer]
+    return KMeans.fit(frames, config.units, config.epochs, seed=config.seed)
+
+
+def choose_layer(
+    conformer: Conformer, config: UnitsConfig, crops: Crops, measure: Callable[[Callable[[Tensor], Tensor]], float]
+) -> tuple[dict[int, float], int]:
+    """Fit units of every layer on training crops, `measure` each, and return {layer: figure} and the layer of the highest.
+
+    measure: takes a function audio (1, 1, T) -> units (F) and gives a figure where more is better, on speakers that the
+    encoder was not trained on (audiolm.measuring.phonetics.measure_units over the valid split).
+    """
+    table = {}
+    for layer, frames in layer_frames(conformer, range(1, conformer.config.layers + 1), crops, config.batches).items():
+        units = KMeans.fit(frames, config.units, config.epochs, seed=config.seed)
+        table[layer] = measure(unit_function(conformer, units, layer))
+    return table, max(table, key=lambda layer: table[layer])
+
+
+def unit_function(conformer: Conformer, units: KMeans, layer: int) -> Callable[[Tensor], Tensor]:
+    """Audio (1, 1, T) at 16 kHz -> units (F), F = ceil(T / 640)."""
+
+    @torch.no_grad()
+    def encode(audio: Tensor) -> Tensor:
+        return units.assign(conformer(conformer.log_mel(audio), layers=layer)[layer])[0]
+
+    return encode

@@ -1,0 +1,246 @@
+"""Train the language model of any stage (AudioLM §III-B): one loop, whatever is given and predicted.
+
+Cross entropy on the predicted codes only, and on EOS where a recording truly ends. Progress is told in bits per token for
+each level, beside what a unigram model, which knows only how frequent each code is, would need. A parallel stage differs in
+what `collate_items` hides from it and in nothing else; its figures are of masked codes, whose neighbours it sees.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from audiolm.audio import Waveform
+from audiolm.bundle import language_model
+from audiolm.config import Config
+from audiolm.parallel import Masked, mask
+from audiolm.stages import Stage
+from audiolm.training.checkpoint import whole
+from audiolm.training.engine import clip, placed
+from audiolm.training.randomness import random_untouched
+from audiolm.training.run import Run, learning_rate
+from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
+
+
+class Batches(Protocol):
+    """Batches that depend on nothing but the step: items with `given`, `predicted` (codes) and `ends` (a true end)."""
+
+    def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
+
+
+Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # what a model makes of a fixed set of prompts
+
+
+class LMTrainConfig(Config):
+    """Architecture and budget. `batch_size` says what batches to make; each step takes `accumulate` of them."""
+
+    network: TransformerConfig = TransformerConfig()
+    batch_size: int = Field(default=16, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    steps: int = Field(default=20_000, ge=1)
+    minutes: float | None = Field(default=None, gt=0)  # a budget of time in place of one of steps; the schedule follows it
+    lr: float = Field(default=1e-3, gt=0)
+    floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: float = Field(default=0.02, ge=0, lt=1)  # share of the budget
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    ema: float = Field(default=0.0, ge=0, lt=1)  # moving average of the weights; if any, that is what is evaluated and kept
+    compile: bool = False
+    log_every: int = Field(default=50, ge=1)
+    valid_every: int = Field(default=500, ge=1)  # each validation makes a checkpoint; the best one is what training returns
+    valid_batches: int = Field(default=8, ge=1)
+    unigram_batches: int = Field(default=64, ge=1)
+    save_every: int = Field(default=500, ge=1)
+    seed: int = 0
+
+
+def train_lm(
+    stage: Stage,
+    config: LMTrainConfig,
+    batches: Batches,
+    run: Run,
+    fabric: Fabric,
+    valid: Batches | None = None,
+    listener: Listener | None = None,
+) -> LanguageModel:
+    """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode."""
+    torch.manual_seed(config.seed)
+    network = language_model(stage, config.network).to(fabric.device)
+    average = placed(copy.deepcopy(network).requires_grad_(False), fabric) if config.ema else network
+    if config.compile:
+        network.transformer.compile()
+    model = fabric.setup_module(network)
+    optimizer: Any = optimizer_of(network, config)
+    told = torch.zeros(2, stage.predict.levels)  # nats and counts of each level since the last line of metrics
+    state: dict[str, Any] = {"model": network, "optimizer": optimizer, "seconds": 0.0, "told": told, "hours": 0.0}
+    if config.ema:
+        state["average"] = average
+    kept = "average" if config.ema else "model"
+    step = run.resume(state)
+    optimizer = fabric.setup_optimizers(optimizer)
+    unigram = unigram_bits(stage, batches, valid, config.unigram_batches, config.valid_batches) if valid is not None else {}
+    sums = state["told"] = state["told"].to(fabric.device)
+    began, line_began = time.monotonic() - state["seconds"], time.monotonic()
+
+    budget = config.steps if config.minutes is None else math.ceil(60 * config.minutes)
+
+    def position() -> float:
+        """How much of the budget is spent: finished steps, or seconds."""
+        return step if config.minutes is None else state["seconds"]
+
+    def scheduled() -> float:
+        thousandths = max(1, int(1000 * position()))
+        return learning_rate(thousandths, config.lr, 1000 * budget, round(1000 * budget * config.warmup), config.floor)
+
+    with run.progress(budget, int(position())) as show:
+        while position() < budget:
+            step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = scheduled()
+            model.train()
+            for part in range(config.accumulate):
+                # Every process has its own batches, and what is random in one (dropout) depends on nothing but its number.
+                index = ((step - 1) * config.accumulate + part) * fabric.world_size + fabric.global_rank
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                items = batches.batch(index)
+                batch = collate_items(stage, items, index, config.seed)
+                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
+                    nats, counts = model(*fabric.to_device(batch))
+                    fabric.backward(nats.sum() / counts.sum() / config.accumulate)
+                sums += torch.stack((nats.detach(), counts))
+                frames = sum(item["predicted"].shape[-1] for item in items)
+                state["hours"] += fabric.world_size * frames / stage.predict.spec.frame_rate / 3600
+            norm = clip(fabric, model, optimizer, config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            if config.ema:
+                follow(average, network, min(config.ema, step / (step + 10)))
+            if config.minutes is not None:
+                state["seconds"] = fabric.broadcast(time.monotonic() - began)
+
+            last = position() >= budget
+            score = None
+            if step % config.log_every == 0 or last:
+                run.check(step, loss=sums[0].sum(), norm=norm)
+                bits, now = _bits(stage, *sums.cpu()), time.monotonic()
+                speed = fabric.world_size * float(sums[1].sum()) / (now - line_began)
+                figures = {"norm": norm, "lr": optimizer.param_groups[0]["lr"], "hours": state["hours"]}
+                run.log(step, **bits, **figures, tokens_per_second=speed)
+                show(int(position()), **bits)
+                line_began = now
+                sums.zero_()
+            if valid is not None and (step % config.valid_every == 0 or last):
+                with fabric.autocast():
+                    bits = bits_per_token(average, stage, valid, config.valid_batches)
+                score = bits["bits"]
+                run.log(step, **_named("valid", bits), **_named("unigram", unigram))
+            if listener is not None and run.listening(step):
+                listen(step, run, listener, stage, config, average)
+            run.checkpoint(step, state, config.save_every, total=step if last else step + 1, score=score, norm=norm)
+    fabric.barrier()
+    trained = {kept: language_model(stage, config.network)}
+    run.load(run.steps()[-1] if run.best is None else run.best, trained)
+    return trained[kept].to(fabric.device).eval()
+
+
+@torch.no_grad()
+def listen(step: int, run: Run, listener: Listener, stage: Stage, config: LMTrainConfig, network: LanguageModel) -> None:
+    """Keep what a copy of the network makes of the prompts: neither the network nor the randomness of training is touched."""
+    weights = whole(network.state_dict(), keep=run.main)  # every process gives what it holds; one listens
+    if run.main:
+        with random_untouched():
+            twin = language_model(stage, config.network).to(network.heads.device)
+            twin.load_state_dict(weights)
+            run.listen(step, listener(twin.eval()))
+
+
+class Batch(NamedTuple):
+    """Items as the language model takes them: ids (B, L), the index of each START (B,), codes to predict (B, F, Q)."""
+
+    ids: Tensor
+    starts: Tensor
+    targets: Tensor
+
+
+def collate_items(stage: Stage, items: Sequence[Mapping[str, Any]], step: int, seed: int = 0) -> Batch | Masked:
+    """Items as the stage's network takes them; (seed, step) decide what is hidden from a parallel one."""
+    return mask(stage, items, seed * 1_000_003 + step) if stage.parallel else collate(stage, items)
+
+
+def collate(stage: Stage, items: Sequence[Mapping[str, Any]]) -> Batch:
+    """Pack and pad on the right. Targets are the codes after START, N for EOS, IGNORED elsewhere."""
+    levels, ends = stage.predict.levels, stage.predict.spec.codebook_size
+    lines = [stage.pack(item["given"], item["predicted"], item["ends"]) for item in items]
+    starts = [int((line == stage.start).nonzero()) for line in lines]
+    frames = max(-(-(len(line) - start - 1) // levels) for line, start in zip(lines, starts, strict=True))
+    targets = torch.full((len(lines), frames * levels), IGNORED)
+    offsets = stage.offsets[-1].flatten().repeat(frames)
+    for row, (line, start) in enumerate(zip(lines, starts, strict=True)):
+        after = line[start + 1 :]
+        targets[row, : len(after)] = torch.where(after == stage.eos, ends, after - offsets[: len(after)])
+    ids = pad_sequence(lines, batch_first=True, padding_value=stage.pad)
+    return Batch(ids, torch.tensor(starts), targets.view(len(lines), frames, levels))
+
+
+def optimizer_of(network: nn.Module, config: LMTrainConfig) -> torch.optim.AdamW:
+    """AdamW, in one kernel where there is one; weights of products decay, embeddings and norms do not."""
+    decaying = {name: parameter.ndim > 1 and "embedding" not in name for name, parameter in network.named_parameters()}
+    groups = [
+        {"params": [p for name, p in network.named_parameters() if decaying[name] is decays], "weight_decay": decay}
+        for decays, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW(groups, config.lr, (0.9, 0.95), fused=True)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """One step of the moving average of the weights."""
+    for mean, newest in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(newest, 1 - decay)
+
+
+@torch.no_grad()
+def bits_per_token(model: LanguageModel, stage: Stage, batches: Batches, count: int) -> dict[str, float]:
+    """Bits per token over the first `count` batches: "bits" of all, "bits_1" of codebook 1, and so on. The end counts too.
+
+    Leaves the model's mode and all random states as they were.
+    """
+    training = model.training
+    sums = torch.zeros(2, stage.predict.levels)
+    with random_untouched():
+        model.eval()
+        for index in range(count):
+            batch = collate_items(stage, batches.batch(index), index)
+            sums += torch.stack(model(*(each.to(model.heads.device) for each in batch))).cpu()
+        model.train(training)
+    return _bits(stage, *sums)
+
+
+def unigram_bits(stage: Stage, batches: Batches, valid: Batches, count: int, valid_count: int) -> dict[str, float]:
+    """As `bits_per_token`, of a model that knows each level's frequencies in `count` training batches and nothing else."""
+    levels, codes = stage.predict.levels, stage.predict.spec.codebook_size + 1
+    found, seen = torch.ones(levels, codes), torch.zeros(levels, codes)  # one of each: none is impossible
+    found[1:, -1] = 0  # but the end inside a frame
+    for counts, source, length in ((found, batches, count), (seen, valid, valid_count)):
+        for index in range(length):
+            for level, targets in enumerate(collate_items(stage, source.batch(index), index).targets.flatten(0, 1).T):
+                counts[level] += targets[targets != IGNORED].bincount(minlength=codes)
+    nats = torch.special.xlogy(seen, found / found.sum(1, keepdim=True)).neg().sum(1)
+    return _bits(stage, nats, seen.sum(1))
+
+
+def _bits(stage: Stage, nats: Tensor, counts: Tensor) -> dict[str, float]:
+    each = nats / counts / math.log(2)
+    names = [f"bits_{level}" for level in range(stage.predict.first + 1, stage.predict.last + 1)]
+    return {"bits": float(nats.sum() / counts.sum() / math.log(2)), **dict(zip(names, each.tolist(), strict=True))}
+
+
+def _named(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in values.items()}
