@@ -84,7 +84,8 @@ def continuations(
                 words = [Tokens(each.asked[way], model.semantic.spec) for each in batch]
                 prompts = [None if way == "revoiced" else each.prompt for each in batch]
                 requests = [Request(p, semantic=w, seed=own) for p, w, own in zip(prompts, words, seeds, strict=True)]
-                sounds = model.generate_batch(requests, decoder="parallel" if way == "parallel" else None, watermark=False)
+                decoder = "parallel" if "parallel" in (way, chain[0]) else "autoregressive"
+                sounds = model.generate_batch(requests, decoder=decoder, watermark=False)
             elif way == "acoustic" and way in model.stages:
                 requests = [Request(c.prompt, c.sounds["real"].seconds, seed=own) for c, own in zip(batch, seeds, strict=True)]
                 sounds = model.generate_batch(requests, only_new=True, chain="acoustic", watermark=False)
@@ -97,7 +98,7 @@ def continuations(
 
 
 def acoustic_chain(model: AudioLM) -> list[str]:
-    """The stages by which the model says units if nothing else is asked for, lowest levels first; some bundles have none."""
+    """The stages by which the model says units, lowest levels first: the paper's where it has them; some bundles have none."""
     found = [name for name in ("coarse", "piano", "parallel") if name in model.stages][:1]
     if found and "fine" in model.stages and model.stages[found[0]][0].predict.last < model.codec.spec.num_codebooks:
         found.append("fine")

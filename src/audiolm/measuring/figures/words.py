@@ -85,16 +85,15 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
     return sounds
 
 
-def _decoders(bench: Bench) -> dict[str, AcousticDecoder | None]:
-    """The ways from units to sound that the model has: the usual one, and the parallel one where it is another."""
+def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
+    """The ways from units to sound that the model has: the paper's, and the parallel one where it is another."""
     chain = acoustic_chain(bench.model)
-    ways: dict[str, AcousticDecoder | None] = {"": None} if chain else {}
-    if chain and chain[0] != "parallel" and "parallel" in bench.model.stages:
-        ways["_parallel"] = "parallel"
-    return ways
+    if not chain or chain[0] == "parallel":
+        return {"": "parallel"} if chain else {}
+    return {"": "autoregressive", "_parallel": "parallel"} if "parallel" in bench.model.stages else {"": "autoregressive"}
 
 
-def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder | None) -> list[Waveform]:
+def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder) -> list[Waveform]:
     made: list[Waveform] = []
     for first in range(0, len(requests), BATCH):
         made += bench.model.generate_batch(requests[first : first + BATCH], decoder=decoder, watermark=False)
