@@ -84,6 +84,7 @@ class RecipeConfig(Config):
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     listen_every: int = Field(default=1000, ge=0)  # steps between samples to listen to; 0: none
     weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8 is for the stages only
+    decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's own, where it has stages for both
     prepare: PrepareConfig = PrepareConfig()
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
     encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes, each may build on the one before
@@ -176,7 +177,7 @@ def steps(config: RecipeConfig) -> list[Step]:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
-    about = {"name": config.name, "licence": config.licence, "sampling": sampling, "weights": config.weights}
+    about = {"name": config.name, "licence": config.licence, "sampling": sampling, "weights": config.weights, "decoder": config.decoder}
     chain.append(Step("bundle", ("codec", "units", *config.stages), about, do_bundle))
     return chain
 
@@ -356,6 +357,7 @@ def do_bundle(shop: Workshop) -> str:
         "licence": config.licence,
         "hours": {split: round(each["hours"], 3) for split, each in summary["splits"].items()},
         "recordings": summary["recordings"],
+        "decoder": config.decoder,
         "training_seconds": {
             step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]
         },
