@@ -177,7 +177,13 @@ def steps(config: RecipeConfig) -> list[Step]:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
-    about = {"name": config.name, "licence": config.licence, "sampling": sampling, "weights": config.weights, "decoder": config.decoder}
+    about = {
+        "name": config.name,
+        "licence": config.licence,
+        "sampling": sampling,
+        "weights": config.weights,
+        "decoder": config.decoder,
+    }
     chain.append(Step("bundle", ("codec", "units", *config.stages), about, do_bundle))
     return chain
 
