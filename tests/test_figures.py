@@ -15,7 +15,7 @@ from audiolm.bundle import language_model
 from audiolm.measuring.continuations import acoustic_chain, continuation_figures, continuations
 from audiolm.measuring.evaluation import PARTS, evaluate
 from audiolm.measuring.figures import voices, words
-from audiolm.measuring.figures.bench import Bench, Clip, Missing, in_turn, tokenized
+from audiolm.measuring.figures.bench import Bench, Clip, Missing, tokenized
 from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
 from audiolm.measuring.figures.units import abx_figures, layer_figures
 from audiolm.measuring.figures.words import word_figures
@@ -25,7 +25,7 @@ from audiolm.measuring.scoring import masked_nats
 from audiolm.model import AudioLM, AudioTokens
 from audiolm.parallel import mask
 from audiolm.tokens import Tokens, TokenSpec
-from audiolm.training.data import Recording
+from audiolm.training.data import Recording, in_turn
 from audiolm.transformer import TransformerConfig
 
 SAID = {

@@ -11,7 +11,7 @@ ROWS = """
     errors kernels files storage tokens config containers plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining phonetics metrics speaker classifier zerospeech tables sampling parallel adapters
-    tokenizers scoring generation detector abx recognition tables_of_paper
+    tokenizers scoring generation rendering detector abx recognition tables_of_paper
     model bundle report
     data token_index token_store run engine continuations card batching limits uploads
     figures page blindtest

@@ -27,7 +27,8 @@ from audiolm.config import Config
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
 from audiolm.kernels import Precision, use
-from audiolm.provenance import Marker, embed, payload_of
+from audiolm.provenance import embed, payload_of
+from audiolm.rendering import new_sound
 from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream, without_repeats
 from audiolm.tokenizers import SemanticTokenizer
@@ -379,38 +380,13 @@ class AudioLM:
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
 
     def _new_sound(self, job: "_Job", codes: Iterable[Tensor], watermark: bool) -> Iterator[Tensor]:
-        """What is new, (1, n) samples at a time, marked or not; codes as in `_unmarked`."""
-        if not watermark:
-            yield from self._unmarked(job, codes)
-            return
-        marker = Marker(self.payload, self.sample_rate)
-        for sound in self._unmarked(job, codes):
-            if (ready := marker.push(sound)).shape[1]:
-                yield ready
-        if (rest := marker.flush()).shape[1]:
-            yield rest
-
-    def _unmarked(self, job: "_Job", codes: Iterable[Tensor]) -> Iterator[Tensor]:
-        """What is new, (1, n) samples at a time, of acoustic codes (Q, n) that come from the prompt's first frame on."""
-        old = 0 if job.prompt is None else job.prompt.shape[1]  # samples of the prompt that are still to come
+        """See audiolm.rendering. A prompt to given words is heard for its voice alone, in whole frames, and left out."""
+        old, last = 0 if job.prompt is None else job.prompt.shape[1], None
         if job.request.semantic is not None:
             old = old // self.semantic.hop * self.semantic.hop
-        # The recording and the codec's rendering of it differ by a step at the seam: fade that out over 5 ms.
-        fade, step, made = torch.linspace(1, 0, min(self.sample_rate // 200, job.samples)), torch.zeros(1, 1), 0
-        for sound in self._decoded(codes):
-            if job.prompt is not None and job.request.semantic is None and 0 < old <= sound.shape[1]:
-                step = job.prompt[:, -1:].cpu() - sound[:, old - 1 : old]
-            sound, old = sound[:, old:][:, : job.samples - made].clone(), max(0, old - sound.shape[1])
-            sound[:, : max(0, len(fade) - made)] += step * fade[made : made + sound.shape[1]]
-            made += sound.shape[1]
-            if sound.shape[1]:
-                yield sound
-
-    def _decoded(self, codes: Iterable[Tensor]) -> Iterator[Tensor]:
-        decoder = self.codec.decoder_stream()
-        for part in codes:
-            yield decoder.push(part[None].to(self.device))[0].float().cpu()
-        yield decoder.flush()[0].float().cpu()
+        elif job.prompt is not None:
+            last = job.prompt[:, -1:]
+        return new_sound(self.codec, codes, job.samples, old, last, self.payload if watermark else None)
 
 
 @dataclass(eq=False)

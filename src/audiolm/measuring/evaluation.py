@@ -24,7 +24,7 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.blindtest import write_test
 from audiolm.measuring.continuations import SHORTEST, continuation_figures
-from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, in_turn, tokenized
+from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, tokenized
 from audiolm.measuring.figures.codec import codec_figures, visqol_figures
 from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
 from audiolm.measuring.figures.units import abx_figures, layer_figures, unit_figures
@@ -34,7 +34,7 @@ from audiolm.measuring.metrics import Measure, needed
 from audiolm.measuring.page import real_sounds, write_page
 from audiolm.measuring.report import markdown
 from audiolm.model import AudioLM
-from audiolm.training.data import Recording, Skipped, scan
+from audiolm.training.data import Recording, Skipped, in_turn, scan
 
 
 class Part(NamedTuple):

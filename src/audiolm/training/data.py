@@ -98,15 +98,19 @@ def scan(
     ]
 
 
-def by_speaker(recordings: Sequence[Recording], seed: int) -> list[Recording]:
-    """One recording of each speaker, then a second of each, and so on; order by the seed."""
-    order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed)).tolist()
+def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
+    """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
+    order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
     rounds: dict[str, int] = {}
     ranks = {}
     for number in order:
-        speaker = recordings[number].speaker
-        ranks[number] = rounds[speaker] = rounds.get(speaker, -1) + 1
-    return [recordings[number] for number in sorted(order, key=ranks.__getitem__)]
+        ranks[number] = rounds[speakers[number]] = rounds.get(speakers[number], -1) + 1
+    return sorted(order, key=ranks.__getitem__)
+
+
+def by_speaker(recordings: Sequence[Recording], seed: int) -> list[Recording]:
+    """Recordings in turn."""
+    return [recordings[number] for number in in_turn([each.speaker for each in recordings], seed)]
 
 
 def report(skipped: Skipped, path: Path | None = None) -> None:

@@ -14,7 +14,7 @@ from audiolm.measuring.continuations import PROMPT, SHORTEST, Continuation, cont
 from audiolm.measuring.metrics import Measure
 from audiolm.measuring.phonetics import Phone, PhoneAligner
 from audiolm.model import AudioLM, AudioTokens
-from audiolm.training.data import Recording, Skipped
+from audiolm.training.data import Recording, Skipped, in_turn
 
 LONGEST = 30.0  # seconds of a recording that are measured
 
@@ -110,17 +110,6 @@ def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -
     if not clips:
         raise InputError(f"evaluation: none of {len(recordings)} recordings can be used: {left_out[0][1]}")
     return clips, left_out
-
-
-def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
-    """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
-    order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
-    rounds: dict[str, int] = {}
-    ranked = []
-    for place, number in enumerate(order):
-        rank = rounds[speakers[number]] = rounds.get(speakers[number], -1) + 1
-        ranked.append((rank, place, number))
-    return [number for _, _, number in sorted(ranked)]
 
 
 def by_speaker(clips: Sequence[Clip], seed: int) -> list[Clip]:

@@ -15,10 +15,10 @@ from torch import Tensor
 from audiolm.classifier import CHANNELS, CROP, CropClassifier, crop_logits
 from audiolm.errors import InputError
 from audiolm.measuring.continuations import PROMPT, SHORTEST, continuations
-from audiolm.measuring.figures.bench import Bench, Figures, Missing, at_16k, in_turn, read_clip
+from audiolm.measuring.figures.bench import Bench, Figures, Missing, at_16k, read_clip
 from audiolm.measuring.metrics import Measure, bootstrap, frechet, mean
 from audiolm.measuring.speaker import voice_encoder
-from audiolm.training.data import Recording
+from audiolm.training.data import Recording, in_turn
 
 SMALL = tuple(channels // 4 for channels in CHANNELS)
 LEAST = 6  # recordings of a speaker

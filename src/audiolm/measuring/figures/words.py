@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 from audiolm.audio import Waveform
 from audiolm.measuring.continuations import PROMPT, SHORTEST, acoustic_chain
-from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k, in_turn
+from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
 from audiolm.measuring.metrics import ratio
 from audiolm.measuring.recognition import Recogniser, normalised, rates
 from audiolm.model import AcousticDecoder, Request
 from audiolm.tokens import Tokens
+from audiolm.training.data import in_turn
 
 LEAST, MOST = 4.0, 10.0  # seconds of a clip: the paper's
 BATCH = 8

@@ -1,0 +1,49 @@
+"""Acoustic codes as the sound that is handed out: decoded as they come, joined to the prompt without a step, and marked."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from audiolm.codec import Codec
+from audiolm.provenance import Marker
+
+
+def new_sound(
+    codec: Codec, codes: Iterable[Tensor], samples: int, old: int = 0, last: Tensor | None = None, payload: int | None = None
+) -> Iterator[Tensor]:
+    """What is new, `samples` in all, (1, n) at a time, of acoustic codes (Q, n) that come from the prompt's first frame on.
+
+    old: how many samples of the prompt the codes say first. last: the prompt's last sample (1, 1) where the new sound is heard
+    right after it. payload: of the watermark; None leaves it out.
+    """
+    sounds = _unmarked(codec, codes, samples, old, last)
+    if payload is None:
+        yield from sounds
+        return
+    marker = Marker(payload, codec.sample_rate)
+    for sound in sounds:
+        if (ready := marker.push(sound)).shape[1]:
+            yield ready
+    if (rest := marker.flush()).shape[1]:
+        yield rest
+
+
+def _unmarked(codec: Codec, codes: Iterable[Tensor], samples: int, old: int, last: Tensor | None) -> Iterator[Tensor]:
+    # The recording and the codec's rendering of it differ by a step at the seam: fade that out over 5 ms.
+    fade, step, made = torch.linspace(1, 0, min(codec.sample_rate // 200, samples)), torch.zeros(1, 1), 0
+    for sound in _decoded(codec, codes):
+        if last is not None and 0 < old <= sound.shape[1]:
+            step = last.cpu() - sound[:, old - 1 : old]
+        sound, old = sound[:, old:][:, : samples - made].clone(), max(0, old - sound.shape[1])
+        sound[:, : max(0, len(fade) - made)] += step * fade[made : made + sound.shape[1]]
+        made += sound.shape[1]
+        if sound.shape[1]:
+            yield sound
+
+
+def _decoded(codec: Codec, codes: Iterable[Tensor]) -> Iterator[Tensor]:
+    decoder, device = codec.decoder_stream(), next(codec.parameters()).device
+    for part in codes:
+        yield decoder.push(part[None].to(device))[0].float().cpu()
+    yield decoder.flush()[0].float().cpu()
