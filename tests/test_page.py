@@ -338,7 +338,7 @@ def test_mistakes_in_the_servers_words(browser: Any, address: str, tmp_path: Pat
     (tmp_path / "notes.txt").write_text("no sound at all")
     page = Page(browser, address)
     page.one("#go").click()
-    assert page.text("#error") == "First record something, choose a file, or take an example."
+    page.until(lambda: page.text("#error") == "First record something, choose a file, or take an example.")
     page.one("#audio input[type=file]").send_keys(str(tmp_path / "notes.txt"))
     page.until(lambda: "cannot be shown" in page.text("#audio .length"))
     page.one("#go").click()

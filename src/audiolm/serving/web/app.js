@@ -126,7 +126,6 @@ async function start() {
   for (const option of [...samples.options]) option.disabled = Number(option.value) > server.max_samples;
   const examples = await (await ask("/v1/examples")).json();
   for (const source of Object.values(sources)) source.offer(examples);
-  complain(null);
   arrange();
 }
 
@@ -144,7 +143,7 @@ $("#dice").addEventListener("click", () => {
 });
 $("#unlock").addEventListener("click", () => {
   useKey($("#key").value.trim());
-  start().catch(complain);
+  start().then(() => complain(null), complain);
 });
 // A file dropped beside the fields would otherwise replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
