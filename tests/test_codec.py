@@ -33,7 +33,7 @@ def sound(female: Waveform) -> torch.Tensor:
     return female.samples[None, :, : 3 * 16_000]
 
 
-@pytest.fixture(scope="module", params=["spectral", "waveform"])
+@pytest.fixture(scope="module", params=["spectral", "vocoder", "waveform"])
 def codec(request: pytest.FixtureRequest, sound: torch.Tensor) -> Codec:
     return tiny(request.param, sound)
 
@@ -75,7 +75,7 @@ def test_streamed_equals_offline(codec: Codec, sound: torch.Tensor, data: st.Dat
         blocks.append(player.push(left[..., :size]))
         # Nothing is held back beyond the stated look-ahead.
         done = codes.shape[-1] - left[..., size:].shape[-1]
-        assert sum(block.shape[-1] for block in blocks) == done * 320 - codec.body.margin
+        assert sum(block.shape[-1] for block in blocks) == done * 320 - codec.body.lag
         left = left[..., size:]
     torch.testing.assert_close(torch.cat([*blocks, player.flush()], -1), offline, atol=1e-5, rtol=1e-4)
 
@@ -83,13 +83,13 @@ def test_streamed_equals_offline(codec: Codec, sound: torch.Tensor, data: st.Dat
 def test_causal_within_the_stated_look_ahead(codec: Codec, sound: torch.Tensor) -> None:
     changed = sound.clone()
     changed[..., 16_000:] = 0.3
-    assert codec.body.margin == round((codec.delay - 0.02) / 2 * 16_000)
+    assert codec.body.margin + codec.body.lag == round((codec.delay - 0.02) * 16_000)
     same = (16_000 - codec.body.margin) // 320  # frames that end, look-ahead included, before the change
     assert torch.equal(codec.encode(changed)[..., :same], codec.encode(sound)[..., :same])
     codes = codec.encode(sound)
     other = codes.clone()
     other[..., 50:] = 0
-    heard = 50 * 320 - codec.body.margin
+    heard = 50 * 320 - codec.body.lag
     torch.testing.assert_close(codec.decode(other)[..., :heard], codec.decode(codes)[..., :heard], atol=1e-5, rtol=1e-4)
 
 

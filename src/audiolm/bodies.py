@@ -1,8 +1,10 @@
-"""The two bodies of the codec: between sound and the latents that its quantiser sees.
+"""The three bodies of the codec: between sound and the latents that its quantiser sees.
 
-`WaveformBody` is the paper's: strided causal convolutions on samples. `SpectralBody` works on spectra at the frame rate
-and starts as their principal components: with its networks still silent it is a transform codec, and training improves on
-that. No layer of it runs at 16 kHz.
+`WaveformBody` is the paper's: strided causal convolutions on samples. The other two have no layer at 16 kHz, so that they
+train on a processor. `SpectralBody` starts as the principal components of spectra: with its networks still silent it is a
+transform codec, and training improves on that. `VocoderBody` codes how loud each band is and leaves the phase to its
+decoder: at this few bits the best by far (docs/training-log.md), and what its codes say changes slowly, which suits
+language models; but the sound is no longer the recording's wave, only its like.
 
 Streaming keeps state instead of padding: every causal layer takes the dictionary `state` and finds its own past in it
 (none: silence). Offline is one push through the same code.
@@ -23,21 +25,21 @@ State = dict[nn.Module, Tensor]
 class CodecConfig(Config):
     """Architecture of a codec; everything a saved bundle needs to build it again."""
 
-    body: Literal["spectral", "waveform"] = "spectral"
+    body: Literal["spectral", "vocoder", "waveform"] = "spectral"
     sample_rate: int = 16_000
     strides: tuple[int, ...] = (2, 4, 5, 8)  # their product is the hop: 320 samples, 50 Hz
     num_codebooks: int = 12
     codebook_size: int = 1024
     groups: int = 1
-    latent: int = 96
+    latent: int = 96  # vocoder body: mel bands
     decay: float = 0.98
     revive_below: float = 0.05
     channels: int = 32  # waveform body: C of the paper
-    encoder_width: int = 256  # spectral body
+    encoder_width: int = 256  # spectral and vocoder bodies
     encoder_layers: int = 4  # 0: the straight path alone
     decoder_width: int = 384
     decoder_layers: int = 8
-    compression: float = 0.7  # spectral body: exponent of the magnitudes
+    compression: float = 0.7  # spectral and vocoder bodies: exponent of the magnitudes
 
     @property
     def hop(self) -> int:
@@ -94,7 +96,7 @@ class ResidualUnit(nn.Module):
 class WaveformBody(nn.Module):
     """SoundStream section III-A, figure 3: strides 2-4-5-8, ELU, no normalisation, fully causal, no look-ahead."""
 
-    margin = 0
+    margin = lag = 0
     encoder_parts = ("first.", "down.", "to_latent.")
 
     def __init__(self, config: CodecConfig) -> None:
@@ -181,7 +183,8 @@ class SpectralBody(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.hop, self.margin, self.power = config.hop, config.hop // 2, config.compression
+        self.hop, self.power = config.hop, config.compression
+        self.margin = self.lag = config.hop // 2
         time = torch.arange(2 * config.hop) + 0.5
         angles = math.pi / config.hop * (time[:, None] + config.hop / 2) * (torch.arange(config.hop) + 0.5)
         self.cosines = nn.Buffer(math.sqrt(2 / config.hop) * angles.cos(), persistent=False)  # MDCT, (2 hop, hop)
@@ -226,7 +229,7 @@ class SpectralBody(nn.Module):
         return (straight + self.encoder_out(x)).transpose(1, 2)
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """Audio of latents (B, D, F), `margin` samples behind them: the first push gives that much less, `close` the rest."""
+        """Audio of latents (B, D, F), `lag` samples behind them: the first push gives that much less, `close` the rest."""
         latents = latents.transpose(1, 2)
         x = self.decoder_in(latents)
         for block in self.decoder:
@@ -245,7 +248,7 @@ class SpectralBody(nn.Module):
         return audio[:, None]
 
     def close(self, state: State) -> Tensor:
-        """The last `margin` samples (B, 1, margin)."""
+        """The last `lag` samples (B, 1, lag)."""
         return (state[self] * self.opening.flip(0))[:, None, : self.margin]
 
     def _compress(self, mdct: Tensor) -> Tensor:
@@ -269,3 +272,118 @@ class SpectralBody(nn.Module):
         self.analysis.bias.copy_(-axes @ mean / scale)
         self.synthesis.weight.copy_(axes.T * scale)
         self.synthesis.bias.copy_(mean)
+
+
+class VocoderBody(nn.Module):
+    """Compressed mel magnitudes -> latents -> causal ConvNeXt blocks -> spectra, four to a window, whose phases are invented.
+
+    A window of two hops is centred on each frame's hop, and each band's magnitude is raised to `compression` (0.3 is near
+    to how loudness grows, so the quantiser's error is spread as the ear would have it). The decoder's frame is two spectra
+    half a hop apart, which overlap by three quarters: magnitudes start as the bands say, and what the blocks add to them, and
+    the phases, is learned (the head of Vocos: Siuzdak 2023, 2306.00814). So the encoder hears `margin` = hop / 2 samples past
+    a frame's end, and the decoder is `lag` = 3/4 hop samples behind.
+    """
+
+    encoder_parts = ("mean", "scale", "encoder")
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__()
+        self.hop, self.power = config.hop, config.compression
+        self.margin, self.lag, self.step = config.hop // 2, config.hop * 3 // 4, config.hop // 2
+        filters = narrow_mel_filters(config.sample_rate, 2 * config.hop, config.latent)
+        self.window = nn.Buffer(torch.hann_window(2 * config.hop), persistent=False)
+        self.filters = nn.Buffer((filters / filters.sum(1, keepdim=True)).T, persistent=False)  # (bins, bands): means
+        self.spread = nn.Buffer(filters / filters.sum(0).clamp_min(1e-8), persistent=False)  # (bands, bins), back again
+        self.mean = nn.Buffer(torch.zeros(config.latent))
+        self.scale = nn.Buffer(torch.ones(1))
+        bins = config.hop + 1
+        self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
+        if self.encoder:
+            self.encoder_in = nn.Linear(bins + config.latent, config.encoder_width)
+            self.encoder_out = _silent(nn.Linear(config.encoder_width, config.latent))
+        self.decoder_in = nn.Linear(config.latent, config.decoder_width)
+        self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(config.decoder_width)
+        self.decoder_magnitudes = _silent(nn.Linear(config.decoder_width, 2 * bins))
+        self.decoder_phases = nn.Linear(config.decoder_width, 4 * bins)
+
+    def loudness(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Compressed magnitudes of all bins (B, F, hop + 1) and of the bands (B, F, D), of audio (B, 1, F * hop + 2 * margin)."""
+        with torch.autocast(audio.device.type, enabled=False):
+            frames = audio[:, 0].float().unfold(-1, 2 * self.hop, self.hop) * self.window
+            energy = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) / (2 * self.hop)
+            return (energy + 1e-10) ** (self.power / 2), (energy @ self.filters + 1e-10) ** (self.power / 2)
+
+    def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
+        """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
+        bins, bands = self.loudness(audio)
+        latents = (bands - self.mean) / self.scale
+        if self.encoder:
+            x = self.encoder_in(torch.cat([bins, latents], -1))
+            for block in self.encoder:
+                x = block(x, state)
+            latents = latents + self.encoder_out(x)
+        return latents.transpose(1, 2)
+
+    def decode(self, latents: Tensor, state: State) -> Tensor:
+        """Audio of latents (B, D, F), `lag` samples behind them: the first push gives that much less, `close` the rest."""
+        latents = latents.transpose(1, 2)
+        x = self.decoder_in(latents)
+        for block in self.decoder:
+            x = block(x, state)
+        x = self.decoder_norm(x)
+        (batch, frames, _), bins = latents.shape, self.hop + 1
+        more, phases = self.decoder_magnitudes(x).float(), self.decoder_phases(x).float()
+        with torch.autocast(latents.device.type, enabled=False):
+            bands = (latents.float() * self.scale + self.mean).clamp_min(1e-3) ** (2 / self.power)
+            known = (bands @ self.spread + 1e-10).log() / 2
+            loud = (known.repeat(1, 1, 2) + more).clamp(max=7).exp().view(batch, 2 * frames, bins)
+            phases = phases.view(batch, 2 * frames, bins, 2)
+            phases = phases * (phases.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+            spectra = torch.view_as_complex(loud[..., None] * phases) * math.sqrt(2 * self.hop)
+            pieces = torch.fft.irfft(spectra, n=2 * self.hop) * self.window
+        # The windows' squares are summed as one more sound: at the ends, where windows are missing, they add up to less.
+        pieces = torch.cat([pieces, self.window.square().expand(1, 2 * frames, -1)])
+        size = (1, (2 * frames + 3) * self.step)
+        sound = F.fold(pieces.transpose(1, 2), size, (1, 2 * self.hop), stride=(1, self.step)).flatten(1)
+        opening = self not in state
+        if not opening:
+            sound[:, : 3 * self.step] += state[self]
+        state[self] = sound[:, -3 * self.step :]
+        return self._level(sound[:, : -3 * self.step])[:, :, self.lag * opening :]
+
+    def close(self, state: State) -> Tensor:
+        """The last `lag` samples (B, 1, lag)."""
+        return self._level(state[self])[:, :, : self.lag]
+
+    @staticmethod
+    def _level(sound: Tensor) -> Tensor:
+        return (sound[:-1] / sound[-1:].clamp_min(1e-3))[:, None]
+
+    @torch.no_grad()
+    def start(self, audio: Tensor) -> None:
+        """The mean of the bands over audio (B, 1, T), and one scale that makes the latents' mean energy 1."""
+        audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
+        bands = self.loudness(F.pad(audio, (self.margin, self.margin)))[1].flatten(0, 1)
+        self.mean.copy_(bands.mean(0))
+        self.scale.copy_((bands - self.mean).square().mean().sqrt().clamp_min(1e-8))
+
+
+BODIES: dict[str, type[SpectralBody] | type[VocoderBody] | type[WaveformBody]] = {
+    "spectral": SpectralBody,
+    "vocoder": VocoderBody,
+    "waveform": WaveformBody,
+}
+
+
+def narrow_mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
+    """Triangles (bands, window // 2 + 1) on the HTK mel scale, each at least one bin wide to either side.
+
+    So many bands that low ones are narrower than a bin only interpolate there, and no band is empty.
+    """
+    top = 2595 * math.log10(1 + sample_rate / 1400)
+    edges = 700 * (10 ** (torch.linspace(0, top, bands + 2) / 2595) - 1) * window / sample_rate  # in bins
+    middle, bins = edges[1:-1, None], torch.arange(window // 2 + 1)
+    rising = (bins - middle) / (middle - edges[:-2, None]).clamp_min(1) + 1
+    falling = (middle - bins) / (edges[2:, None] - middle).clamp_min(1) + 1
+    return torch.minimum(rising, falling).clamp_min(0)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm.bodies import CodecConfig, SpectralBody, State, WaveformBody
+from audiolm.bodies import BODIES, CodecConfig, State
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer
 from audiolm.tokens import TokenSpec
@@ -27,7 +27,7 @@ class Codec(nn.Module):
         self.config = config
         self.sample_rate, self.hop = config.sample_rate, config.hop
         self.spec = TokenSpec("acoustic", config.codebook_size, config.num_codebooks, config.sample_rate / config.hop)
-        self.body = SpectralBody(config) if config.body == "spectral" else WaveformBody(config)
+        self.body = BODIES[config.body](config)
         self.frozen_encoder = False
         self.quantizer = ResidualQuantizer(
             config.latent, config.num_codebooks, config.codebook_size, config.groups, config.decay, config.revive_below
@@ -35,8 +35,8 @@ class Codec(nn.Module):
 
     @property
     def delay(self) -> float:
-        """Streaming delay in seconds: one frame, and the body's look-ahead on either side."""
-        return (self.hop + 2 * self.body.margin) / self.sample_rate
+        """Streaming delay in seconds: one frame, what the encoder hears past its end, and what the decoder is behind."""
+        return (self.hop + self.body.margin + self.body.lag) / self.sample_rate
 
     def latents(self, audio: Tensor) -> Tensor:
         """Unquantised latents (B, D, ceil(T / hop)) of audio (B, 1, T); the end is padded with silence to a whole frame."""
@@ -136,7 +136,7 @@ class EncoderStream:
 
 
 class DecoderStream:
-    """Codes in blocks of any length -> audio, `margin` samples behind; `flush` gives those."""
+    """Codes in blocks of any length -> audio, `lag` samples behind; `flush` gives those."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec

@@ -41,15 +41,17 @@ def mel_loss(audio: Tensor, reference: Tensor, sample_rate: int, windows: tuple[
     return total / len(windows)
 
 
-def spectral_loss(audio: Tensor, reference: Tensor, power: float = 0.5, windows: tuple[int, ...] = (320, 640, 1280)) -> Tensor:
-    """Mean absolute difference of compressed complex spectra (phase counts) plus that of their magnitudes."""
-    total = audio.new_zeros(())
+def spectral_losses(
+    audio: Tensor, reference: Tensor, power: float = 0.5, windows: tuple[int, ...] = (320, 640, 1280)
+) -> tuple[Tensor, Tensor]:
+    """Mean absolute differences of compressed spectra, complex (phase counts) and of their magnitudes alone."""
+    whole = magnitudes = audio.new_zeros(())
     for window in windows:
         ours, theirs = (torch.view_as_real(stft(x, window, window // 2)) for x in (audio, reference))
         our_energy, their_energy = (x.square().sum(-1, keepdim=True) + 1e-8 for x in (ours, theirs))
-        complex_part = F.l1_loss(ours * our_energy ** ((power - 1) / 2), theirs * their_energy ** ((power - 1) / 2))
-        total = total + complex_part + F.l1_loss(our_energy ** (power / 2), their_energy ** (power / 2))
-    return total / len(windows)
+        whole = whole + F.l1_loss(ours * our_energy ** ((power - 1) / 2), theirs * their_energy ** ((power - 1) / 2))
+        magnitudes = magnitudes + F.l1_loss(our_energy ** (power / 2), their_energy ** (power / 2))
+    return whole / len(windows), magnitudes / len(windows)
 
 
 class SpectralDiscriminator(nn.Module):

@@ -26,7 +26,7 @@ from audiolm.bundle import language_model
 from audiolm.codec import Codec
 from audiolm.conformer import Conformer
 from audiolm.stages import Stage
-from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, spectral_loss
+from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, spectral_losses
 from audiolm.training.checkpoint import State
 from audiolm.training.recipe import Workshop, stage_config, stage_of
 from audiolm.training.run import Run
@@ -177,7 +177,7 @@ def _codec_loops(shop: Workshop) -> list[Loop]:
         sound = torch.zeros(own.batch_size, 1, round(own.seconds * rate))
         made, _ = codec.eval()(sound)  # eval: no codebook may learn from zeros
         judged = [] if critics is None else [logits.sum() for logits, _ in critics(made[: own.discriminator_batch])]
-        return mel_loss(made, sound, rate) + spectral_loss(made, sound) + sum(judged)
+        return mel_loss(made, sound, rate) + sum(spectral_losses(made, sound)) + sum(judged)
 
     def run(begin: float, copy: Any, watch: Run) -> object:
         return train_codec(copy.model_copy(update={"adversarial_from": begin}), _sound(shop, own), watch, shop.fabric)

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from audiolm.audio import Waveform
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config
-from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_loss
+from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_losses
 from audiolm.training.data import Crops
 from audiolm.training.engine import clip
 from audiolm.training.randomness import random_untouched
@@ -27,7 +27,8 @@ class LossWeights(Config):
     """Weights of the codec's losses."""
 
     mel: float = Field(default=1.0, ge=0)
-    spectrum: float = Field(default=20.0, ge=0)
+    spectrum: float = Field(default=20.0, ge=0)  # complex: 0 for the vocoder body, whose phases are its own
+    magnitude: float = Field(default=20.0, ge=0)
     commitment: float = Field(default=0.5, ge=0)
     energy: float = Field(default=3.0, ge=0)
     adversarial: float = Field(default=0.05, ge=0)
@@ -107,7 +108,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                 with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
                     sound, losses = model.train()(audio, keep)
                     losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-                    losses["spectrum"] = spectral_loss(sound, audio)
+                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio)
                     if step > critic_from:
                         heard.append((audio[few], sound[few].detach()))
                         # The bare critics: data parallel would wait for gradients that they are not to have here.
@@ -182,7 +183,7 @@ def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tens
         for levels in (max(1, codes.shape[1] // 3), codes.shape[1]):
             sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
             result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
-            result[f"valid_spectrum_{levels}"] = spectral_loss(sound, audio)
+            result[f"valid_spectrum_{levels}"], result[f"valid_magnitude_{levels}"] = spectral_losses(sound, audio)
         for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
             result[f"energy_{level}"] = energy
             result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
