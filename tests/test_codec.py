@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolm.audio import Waveform
+from audiolm.bodies import State, VocoderBody, narrow_mel_filters
 from audiolm.codec import Codec, CodecConfig
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer
@@ -108,6 +110,30 @@ def test_spectral_body_starts_as_a_transform_codec(sound: torch.Tensor) -> None:
     with torch.no_grad():
         rendered = codec._decode(codec.latents(sound))
     assert float((rendered - sound).square().sum() / sound.square().sum()) < 0.1
+
+
+def test_vocoder_body_codes_loudness_alone(sound: torch.Tensor) -> None:
+    """Its codes do not know the phase, and what it decodes is as loud in each band, whatever phases it invents."""
+    codec = tiny("vocoder", sound)
+    assert torch.equal(codec.encode(-sound), codec.encode(sound))
+    body = VocoderBody(CodecConfig(body="vocoder", latent=40, compression=0.3, encoder_layers=0, decoder_layers=1))
+    body.start(sound)
+    latents = body.encode(F.pad(sound, (body.margin, body.margin)), {}, last=True)
+    state: State = {}
+    with torch.no_grad():
+        rendered = torch.cat([body.decode(latents, state), body.close(state)], -1)
+    before, after = (body.loudness(F.pad(each, (body.margin, body.margin)))[1].flatten(0, 1) for each in (sound, rendered))
+    assert float((after.mean(0) / before.mean(0) - 1).abs().max()) < 0.3
+    assert float(torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1]) > 0.9
+
+
+@pytest.mark.parametrize(("window", "bands"), [(640, 16), (640, 192), (512, 257)])
+def test_mel_filters_leave_no_band_empty_and_no_bin_out(window: int, bands: int) -> None:
+    filters = narrow_mel_filters(16_000, window, bands)
+    assert filters.shape == (bands, window // 2 + 1)
+    assert filters.min() >= 0
+    assert filters.sum(1).min() > 0.5
+    assert filters.sum(0)[1:-1].min() > 0
 
 
 def test_groups_split_the_width(sound: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -57,6 +58,26 @@ def test_continue_is_the_librarys(client: TestClient, tiny_model: AudioLM, femal
     new = client.post(f"/v1/continue?{query}&only_new=true", files={"audio": flac})
     assert new.headers["x-audiolm-prompt-seconds"] == "0.000000"
     assert np.array_equal(samples(new.content), made(alone)[16_000:])
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "kind"), [("webm", "libopus", "video/webm"), ("mp4", "aac", "audio/mp4"), ("adts", "aac", "audio/aac")]
+)
+def test_what_phones_and_browsers_record(client: TestClient, female: Waveform, form: str, codec: str, kind: str) -> None:
+    sound, file = female.trim(1.5).resample(48_000), io.BytesIO()
+    with av.open(file, "w", format=form) as container:
+        stream = container.add_stream(codec, rate=48_000, layout="mono", format="fltp" if codec == "aac" else "flt")
+        frame = av.AudioFrame.from_ndarray(sound.samples.numpy(), format=stream.format.name, layout="mono")
+        frame.sample_rate, frame.pts = 48_000, 0
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    for options in (
+        {"files": {"audio": ("memo", file.getvalue())}},
+        {"content": file.getvalue(), "headers": {"Content-Type": kind}},
+    ):
+        answer = client.post("/v1/reconstruct", **options)
+        assert answer.status_code == 200, answer.text
+        assert len(samples(answer.content)) / 16_000 == pytest.approx(1.5, abs=0.06)
 
 
 def test_sampling_as_in_the_program(client: TestClient, tiny_model: AudioLM) -> None:

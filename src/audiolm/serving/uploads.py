@@ -91,8 +91,7 @@ def sound_of(file: IO[bytes], name: str, seconds: float, rate: int, keep: float 
     file.seek(0)
     head = file.read(12)
     # The suffix chooses who reads it; libsndfile looks for itself what it has got.
-    suffix = ".m4a" if head[4:8] == b"ftyp" else ".webm" if head[:4] == b"\x1aE\xdf\xa3" else ".wav"
-    with NamedTemporaryFile(suffix=suffix) as copy:
+    with NamedTemporaryFile(suffix=_suffix(head)) as copy:
         file.seek(0)
         shutil.copyfileobj(file, copy)
         copy.flush()
@@ -100,6 +99,15 @@ def sound_of(file: IO[bytes], name: str, seconds: float, rate: int, keep: float 
             return _decoded(Path(copy.name), name, seconds, rate, keep)
         except InputError as error:
             raise InputError(str(error).replace(copy.name, name)) from None
+
+
+def _suffix(head: bytes) -> str:
+    if head[4:8] == b"ftyp":
+        return ".m4a"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return ".webm"
+    # The sync word of bare AAC frames; MP3's has other bits for its layer.
+    return ".aac" if head[:1] == b"\xff" and head[1:2] and head[1] & 0xF6 == 0xF0 else ".wav"
 
 
 def _decoded(path: Path, name: str, seconds: float, rate: int, keep: float | None) -> Waveform:
