@@ -87,7 +87,8 @@ def _codec(report: Mapping[str, Any]) -> str:
         "Codec",
         table(["", "kbit/s", "PESQ-WB (4.64)", "STOI (1)", "mel distance (0)", "SI-SDR, dB", *VISQOLS[: len(heard)]], rows),
         "Mel distance: mean absolute difference of log10 mel magnitudes, over seven windows of 32 to 2048 samples (5 to "
-        "320 bands). SI-SDR compares waves: a decoder that invents phases is far below 0, however it sounds. Published: Codec-SUPERB, other recordings. ViSQOL: of "
+        "320 bands). SI-SDR compares waves: a decoder that invents phases is far below 0, however it sounds. Published: "
+        "Codec-SUPERB, other recordings. ViSQOL: of "
         f"{report.get('visqol.real.fit.clips', 0)} recordings, by the exponential fit of its first versions, most likely the "
         "paper's, and by the lattice network of version 3.3; the latter's best depends on the recording.",
     )
