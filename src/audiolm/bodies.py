@@ -11,10 +11,11 @@ Streaming keeps state instead of padding: every causal layer takes the dictionar
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from audiolm.config import Config
@@ -45,6 +46,12 @@ class CodecConfig(Config):
     def hop(self) -> int:
         """Samples per frame."""
         return math.prod(self.strides)
+
+    @model_validator(mode="after")
+    def _quarters(self) -> Self:
+        if self.body == "vocoder" and self.hop % 4:
+            raise ValueError(f"strides {self.strides}: the vocoder body wants a hop that 4 divides; change the strides")
+        return self
 
 
 class CausalConv1d(nn.Module):
