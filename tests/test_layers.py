@@ -15,7 +15,7 @@ ROWS = """
     model bundle report
     data token_index token_store run engine continuations card batching limits uploads
     figures page blindtest
-    train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process listening
+    train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
     recipe server doctor cluster
     plan rehearsal

@@ -6,13 +6,19 @@ from torch import Tensor
 
 from audiolm.transformer import IGNORED, Cache, LanguageModel, Transformer, TransformerConfig, bucket
 
-POSITIONS = ["rotary", "t5"]
+POSITIONS = ["rotary", "t5", "rotary, 2 kv_heads", "t5, 1 kv_heads"]
 VOCABULARY, LEVELS, CODES = 70, 3, 20
+
+
+def config_of(positions: str) -> TransformerConfig:
+    kind, _, shared = positions.partition(", ")
+    kv_heads = int(shared[0]) if shared else None
+    return TransformerConfig(layers=2, heads=4, kv_heads=kv_heads, width=32, ffn=48, positions=kind)  # type: ignore[arg-type]
 
 
 def model_of(positions: str, dtype: torch.dtype = torch.float32) -> LanguageModel:
     torch.manual_seed(0)
-    config = TransformerConfig(layers=2, heads=4, width=32, ffn=48, dropout=0.1, positions=positions)  # type: ignore[arg-type]
+    config = config_of(positions)
     model = LanguageModel(config, VOCABULARY, LEVELS, CODES).eval()
     for parameter in model.parameters():  # far from the start, where attention is nearly uniform and hides mistakes
         if parameter.ndim > 1:
@@ -97,15 +103,14 @@ def test_the_future_changes_nothing(positions: str) -> None:
 @torch.inference_mode()
 def test_bidirectional_sees_both_sides_and_not_the_absent(positions: str) -> None:
     torch.manual_seed(0)
-    config = TransformerConfig(layers=2, heads=4, width=32, ffn=48, positions=positions)  # type: ignore[arg-type]
-    network, x = Transformer(config, causal=False).double().eval(), torch.randn(2, 20, 32).double()
+    network, x = Transformer(config_of(positions), causal=False).double().eval(), torch.randn(2, 20, 32).double()
     absent = torch.arange(20) >= torch.tensor([20, 14])[:, None]
     whole = network(x, absent=absent)
     assert (whole[1, :14] - network(x[1:, :14])[0]).abs().max() < 1e-9
     changed = x.clone()
     changed[:, 13] += torch.randn(32).double()
     assert bool((network(changed, absent=absent)[:, :13] != whole[:, :13]).any(-1).all())
-    if positions == "t5":  # before and after are told apart
+    if positions.startswith("t5"):  # before and after are told apart
         assert (network(x.flip(1)).flip(1) - network(x)).abs().max() > 1e-4
 
 
@@ -142,6 +147,8 @@ def test_loss_is_cross_entropy_of_each_level_over_its_own_codes(positions: str) 
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="multiple"):
         TransformerConfig(width=30, heads=4)
+    with pytest.raises(ValueError, match="kv_heads"):
+        TransformerConfig(width=32, heads=4, kv_heads=3)
 
 
 @pytest.mark.slow

@@ -30,10 +30,13 @@ class TransformerConfig(Config):
 
     positions: "time" rotates by when a frame sounds, "rotary" and "t5" count ids: then the distance between an acoustic id
     and the semantic id of the same instant is another one everywhere, and a small model never finds it (docs/training-log.md).
+    kv_heads: keys and values that the heads share among themselves (GQA, 2305.13245; 1: MQA, 1911.02150); None: each has its own.
+    Where many sounds are made at once, reading those is most of the time.
     """
 
     layers: PositiveInt = 6
     heads: PositiveInt = 6
+    kv_heads: PositiveInt | None = None
     width: PositiveInt = 384
     ffn: PositiveInt = 1024  # the gated part has this many products
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -43,18 +46,25 @@ class TransformerConfig(Config):
     def _even_heads(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width={self.width} must be a multiple of twice heads={self.heads}")
+        if self.heads % self.shared_heads:
+            raise ValueError(f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
         return self
+
+    @property
+    def shared_heads(self) -> int:
+        """Of keys and values."""
+        return self.kv_heads or self.heads
 
 
 class Cache:
-    """Keys and values of the positions seen so far, (B, heads, size, width / heads) for each layer; allocated once.
+    """Keys and values of the positions seen so far, (B, kv_heads, size, width / heads) for each layer; allocated once.
 
     padding: how many ids at the left of each row are not there, (B,); None where no row has any.
     """
 
     def __init__(self, transformer: "Transformer", batch: int, size: int, padding: Tensor | None = None) -> None:
         config, device, dtype = transformer.config, transformer.norm.weight.device, transformer.dtype
-        shape = (2, config.layers, batch, config.heads, size, config.width // config.heads)
+        shape = (2, config.layers, batch, config.shared_heads, size, config.width // config.heads)
         self.kept = torch.empty(shape, device=device, dtype=dtype).flatten(0, 1)  # keys of all layers, then values
         self.layers, self.length = config.layers, 0
         self.tables = transformer.tables(size)
@@ -84,27 +94,40 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values come from one product."""
+    """Multi-head self-attention, whose heads may share keys and values; these and the queries come from one product."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.qkv = Linear(config.width, 3 * config.width)
+        self.heads, self.shared = config.heads, config.shared_heads
+        self.qkv = Linear(config.width, (self.heads + 2 * self.shared) * (config.width // config.heads))
         self.out = Linear(config.width, config.width)
 
     def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
         batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3 * self.heads, width // self.heads)
-        queries_keys, value = qkv.split([2 * self.heads, self.heads], dim=2)
+        qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.shared, width // self.heads)
+        queries_keys, value = qkv.split([self.heads + self.shared, self.shared], dim=2)
         if context.rotation is not None:
             queries_keys = rotate(queries_keys, *context.rotation)
-        query, key = queries_keys.transpose(1, 2).chunk(2, dim=1)
+        query, key = queries_keys.transpose(1, 2).split([self.heads, self.shared], dim=1)
         value = value.transpose(1, 2)
         if context.cache is not None:
             key, value = context.cache.extend(layer, key, value)
-        # Attention weights have no dropout: the fused kernels for CPUs know none.
-        mixed = nnf.scaled_dot_product_attention(query, key, value, context.mask, is_causal=context.causal)
+        mixed = self._attend(query, key, value, context)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+        """Queries (B, heads, L, D / heads) -> the same, of keys and values (B, kv_heads, ...)."""
+        # Attention weights have no dropout: the fused kernels for CPUs know none.
+        mask = context.mask
+        if self.shared < self.heads and query.shape[2] == 1:
+            # Heads that share keys stand side by side as if they were positions: every key is read once for all of them.
+            if mask is not None and mask.shape[1] == self.heads:
+                mask = mask.unflatten(1, (self.shared, -1)).squeeze(3)
+            query = query.unflatten(1, (self.shared, -1)).squeeze(3)
+            return nnf.scaled_dot_product_attention(query, key, value, mask).flatten(1, 2)[:, :, None]
+        if self.shared < self.heads:
+            key, value = (each.repeat_interleave(self.heads // self.shared, 1) for each in (key, value))
+        return nnf.scaled_dot_product_attention(query, key, value, mask, is_causal=context.causal)
 
 
 class Block(nn.Module):
@@ -288,7 +311,9 @@ class LanguageModel(nn.Module):
         """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
         whole = cache is None or cache.length == 0
         positions = self.places(ids) if whole and self.places is not None else None
-        return self.transformer(self.embedding(ids), cache, positions=positions)
+        # A compiled network is for training: of what is written through the cache's views torch.compile loses some (2.13).
+        run = self.transformer if cache is None else self.transformer.forward
+        return run(self.embedding(ids), cache, positions=positions)
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""

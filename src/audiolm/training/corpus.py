@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,23 @@ from audiolm.audio import read
 from audiolm.codec import Codec
 from audiolm.errors import InputError
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.training.data import AudioStore, Recording, Skipped, report
+from audiolm.training.data import Entry, Recording, Skipped, report
 from audiolm.training.storage import fetched
 from audiolm.training.token_store import Key, TokenStore, TokenWriter, store_key
 
-Source = AudioStore | Sequence[Recording]
 SHARD_SECONDS = 3600.0
+
+
+class Decoded(Protocol):
+    """Recordings at one rate, such as an `AudioStore`."""
+
+    entries: list[Entry]
+    sample_rate: int
+
+    def read(self, number: int) -> Tensor: ...
+
+
+Source = Decoded | Sequence[Recording]
 
 
 def tokenize_corpus(
@@ -89,7 +100,7 @@ def tokenize_shard(
         for count, number in enumerate(numbers, 1):
             entry = entries[number]
             try:
-                audio = source.read(number) if isinstance(source, AudioStore) else _mono(source[number], codec.sample_rate)
+                audio = _mono(source[number], codec.sample_rate) if isinstance(source, Sequence) else source.read(number)
                 writer.add(
                     entry.name,
                     {"semantic": encode(semantic, audio, semantic.hop), "acoustic": encode(codec, audio, semantic.hop)},
@@ -147,11 +158,11 @@ def weights_hash(module: nn.Module | Mapping[str, Tensor]) -> str:
 
 
 def _entries(source: Source) -> Sequence[Any]:
-    return source.entries if isinstance(source, AudioStore) else source
+    return source if isinstance(source, Sequence) else source.entries
 
 
 def _seconds(source: Source, number: int) -> float:
-    return source.entries[number].length / source.sample_rate if isinstance(source, AudioStore) else source[number].seconds
+    return source[number].seconds if isinstance(source, Sequence) else source.entries[number].length / source.sample_rate
 
 
 def _mono(recording: Recording, sample_rate: int) -> Tensor:

@@ -29,8 +29,9 @@ from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import TokenSpec
 from audiolm.training.card import card
-from audiolm.training.data import AudioCrops, AudioStore, Skipped, scan
+from audiolm.training.data import SPLITS, AudioCrops, AudioStore, Skipped, scan
 from audiolm.training.run import Run, progress, versions
+from audiolm.training.speeds import AtSpeeds
 from audiolm.training.token_store import TokenCrops, TokenStore
 from audiolm.transformer import LanguageModel
 
@@ -56,6 +57,18 @@ class PrepareConfig(Config):
     valid: float = Field(default=0.05, ge=0, lt=1)
     test: float = Field(default=0.05, ge=0, lt=1)
     minimum: float = Field(default=0.5, gt=0)  # seconds; shorter recordings are left out
+
+
+class TokensConfig(Config):
+    """What the stages are trained on: every recording, and the training ones also at other speeds (1.1: faster and higher)."""
+
+    speeds: tuple[float, ...] = (1.0,)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if 1.0 not in self.speeds or len(set(self.speeds)) < len(self.speeds) or not all(0.5 <= s <= 2 for s in self.speeds):
+            raise ValueError(f"speeds={list(self.speeds)}: different ones from 0.5 to 2, 1 among them")
+        return self
 
 
 class StageConfig(LMTrainConfig):
@@ -89,6 +102,7 @@ class RecipeConfig(Config):
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
     encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes, each may build on the one before
     units: UnitsConfig = UnitsConfig.model_validate({})
+    tokens: TokensConfig = TokensConfig()
     measured: int = Field(default=60, ge=1)  # valid recordings that a layer is chosen by, where units.layer is not given
     stages: tuple[StageName, ...] = ("semantic", "coarse", "fine")
     semantic: StageConfig = StageConfig()
@@ -171,7 +185,7 @@ def steps(config: RecipeConfig) -> list[Step]:
             together=True,
         ),
         Step("units", ("prepare", "encoder"), config.units.plain() | {"measured": config.measured}, do_units),
-        Step("tokens", ("prepare", "codec", "units"), {}, do_tokens),
+        Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens),
     ]
     for name in config.stages:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
@@ -333,7 +347,7 @@ def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torc
 
 
 def do_tokens(shop: Workshop) -> str:
-    audio = shop.audio()
+    audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
     with progress(len(audio), label="tokens") as show:
         store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show)
     return digest([store.key, [entry.checksum for entry in store.entries]])
@@ -357,12 +371,12 @@ def do_bundle(shop: Workshop) -> str:
         networks[name] = stage, network.cpu()
         if own.sampling:
             sampling[name] = own.sampling
-    summary = store.summary()
+    audio = shop.audio()
     about = {
         "name": config.name,
         "licence": config.licence,
-        "hours": {split: round(each["hours"], 3) for split, each in summary["splits"].items()},
-        "recordings": summary["recordings"],
+        "hours": {split: round(audio.hours(split), 3) for split in SPLITS if audio.split(split)},
+        "recordings": len(audio),
         "decoder": config.decoder,
         "training_seconds": {
             step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]

@@ -1,0 +1,54 @@
+"""More voices than there are: the training recordings played faster or slower, and so higher or lower, as if by others.
+
+The oldest of augmentations (Ko et al., Interspeech 2015), done before tokenising, so that a recording keeps one voice from
+its beginning to its end, which is what the coarse stage is to learn. Valid and test recordings are never changed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from audiolm.audio import Waveform
+from audiolm.training.data import AudioStore
+
+
+class AtSpeeds:
+    """The recordings of a store at each of `speeds` (1: as it is; 1.1: a tenth faster and higher).
+
+    The copies are named "name@speed" and their speakers "speaker@speed": to whoever hears them they are other people.
+    """
+
+    def __init__(self, store: AudioStore, speeds: Sequence[float]) -> None:
+        self.store, self.sample_rate = store, store.sample_rate
+        self.sources = [
+            (number, speed)
+            for speed in speeds
+            for number, entry in enumerate(store.entries)
+            if speed == 1 or entry.split == "train"
+        ]
+        originals = [store.entries[number] for number, _ in self.sources]
+        self.entries = [
+            entry
+            if speed == 1
+            else replace(
+                entry,
+                name=f"{entry.name}@{speed:g}",
+                speaker=f"{entry.speaker}@{speed:g}",
+                length=round(entry.length / speed),
+            )
+            for entry, (_, speed) in zip(originals, self.sources, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, number: int) -> Tensor:
+        """Samples (T,) float32 of a recording at its speed."""
+        source, speed = self.sources[number]
+        samples = self.store.read(source)
+        return (
+            samples
+            if speed == 1
+            else Waveform(samples[None], round(self.sample_rate * speed)).resample(self.sample_rate).samples[0]
+        )
