@@ -227,6 +227,8 @@ def test_stages_in_eight_bits(tiny_model: AudioLM, tmp_path: Path, female: Wavef
     tokens, same = half.tokenize(female), eight.tokenize(female)
     assert torch.equal(tokens.acoustic.codes, same.acoustic.codes)
     assert torch.equal(tokens.semantic.codes, same.semantic.codes)
+    difference = half.decode(tokens.acoustic).samples - eight.decode(tokens.acoustic).samples
+    assert 0 < float(difference.norm()) < 0.05 * float(half.decode(tokens.acoustic).samples.norm())
     for name, (_, network) in eight.stages.items():
         for key, tensor in tiny_model.stages[name][1].state_dict().items():
             rough = network.state_dict()[key]

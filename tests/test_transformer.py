@@ -43,6 +43,11 @@ def test_cached_is_uncached(positions: str, dtype: torch.dtype, tolerance: float
     whole = model.hidden(ids)
     for sizes in ([40], [1] * 40, [17] + [1] * 23, [5, 20, 1, 14]):
         assert (in_steps(model, ids, sizes) - whole).abs().max() < tolerance
+    assert (model.hidden(ids, newest=True) - whole[:, -1:]).abs().max() < tolerance
+    cache = Cache(model.transformer, 2, 40)
+    for part in ids.split([25, 1, 14], dim=1):
+        last = model.hidden(part, cache, newest=True)
+        assert (last - whole[:, cache.length - 1 : cache.length]).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

@@ -4,6 +4,7 @@ config.json alone decides the architecture. Nothing is unpickled, and the networ
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,14 +27,14 @@ from audiolm.transformer import LanguageModel, TransformerConfig
 FORMAT = 1  # of config.json; a newer one is refused
 PRETRAINED = Path(__file__).parent / "pretrained"
 TRAINING_ONLY = (".count", ".total")  # a codebook's moving averages train it; no bundle keeps them
-TOKENIZERS = ("codec", "encoder")  # never in 8 bits: tokens must be those that the stages were trained on
 SCALE = ".scale"  # of a matrix in 8 bits, one per row
 
 
 def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write a bundle, weights rounded to `dtype`. config.json comes last, so that a folder with one is whole.
 
-    torch.int8: the stages' matrices in 8 bits a weight with a scale per row, everything else in bfloat16.
+    torch.int8: matrices in 8 bits a weight with a scale per row, everything else in bfloat16; and so are the encoder and
+    whatever else decides a token, which must be those that the stages were trained on.
     """
     folder = Path(folder)
     try:
@@ -42,8 +43,7 @@ def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = tor
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
     for name, part in parts(model).items():
-        narrow = torch.bfloat16 if dtype is torch.int8 and name in TOKENIZERS else dtype
-        save_tensors(folder / f"{name}.safetensors", packed(part, narrow))
+        save_tensors(folder / f"{name}.safetensors", packed(part, dtype, exact=deciding(name, part)))
     config = {
         "format": FORMAT,
         "about": model.about,
@@ -142,13 +142,20 @@ def parts(model: AudioLM) -> dict[str, nn.Module]:
     return {"codec": model.codec, "encoder": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}
 
 
-def packed(part: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A network's weights as a bundle keeps them."""
+def deciding(name: str, part: nn.Module) -> Collection[str]:
+    """The weights of a part on which tokens depend."""
+    if name not in ("codec", "encoder"):
+        return ()
+    return part.coder() if isinstance(part, Codec) else part.state_dict()
+
+
+def packed(part: nn.Module, dtype: torch.dtype, exact: Collection[str] = ()) -> dict[str, Tensor]:
+    """A network's weights as a bundle keeps them; in 8 bits all but `exact`."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in part.state_dict().items():
         if name.endswith(TRAINING_ONLY):
             continue
-        if dtype is torch.int8 and tensor.is_floating_point() and tensor.ndim > 1:
+        if dtype is torch.int8 and name not in exact and tensor.is_floating_point() and tensor.ndim > 1:
             scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
             tensors[name], tensors[name + SCALE] = (tensor / scale).round().to(torch.int8), scale
         elif tensor.is_floating_point():

@@ -102,7 +102,7 @@ class Attention(nn.Module):
         self.qkv = Linear(config.width, (self.heads + 2 * self.shared) * (config.width // config.heads))
         self.out = Linear(config.width, config.width)
 
-    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
+    def forward(self, x: Tensor, context: Context, layer: int, newest: bool = False) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(x).view(batch, length, self.heads + 2 * self.shared, width // self.heads)
         queries_keys, value = qkv.split([self.heads + self.shared, self.shared], dim=2)
@@ -112,22 +112,24 @@ class Attention(nn.Module):
         value = value.transpose(1, 2)
         if context.cache is not None:
             key, value = context.cache.extend(layer, key, value)
-        mixed = self._attend(query, key, value, context)
-        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+        mask, causal = context.mask, context.causal
+        if newest:  # sees all that there is
+            query, mask, causal = query[:, :, -1:], None if mask is None else mask[..., -1:, :], False
+        mixed = self._attend(query, key, value, mask, causal)
+        return self.out(mixed.transpose(1, 2).reshape(batch, -1, width))
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """Queries (B, heads, L, D / heads) -> the same, of keys and values (B, kv_heads, ...)."""
         # Attention weights have no dropout: the fused kernels for CPUs know none.
-        mask = context.mask
         if self.shared < self.heads and query.shape[2] == 1:
             # Heads that share keys stand side by side as if they were positions: every key is read once for all of them.
-            if mask is not None and mask.shape[1] == self.heads:
-                mask = mask.unflatten(1, (self.shared, -1)).squeeze(3)
+            if mask is not None and mask.ndim > 2 and mask.shape[-3] == self.heads:
+                mask = mask.unflatten(-3, (self.shared, -1)).squeeze(-2)
             query = query.unflatten(1, (self.shared, -1)).squeeze(3)
             return nnf.scaled_dot_product_attention(query, key, value, mask).flatten(1, 2)[:, :, None]
         if self.shared < self.heads:
             key, value = (each.repeat_interleave(self.heads // self.shared, 1) for each in (key, value))
-        return nnf.scaled_dot_product_attention(query, key, value, mask, is_causal=context.causal)
+        return nnf.scaled_dot_product_attention(query, key, value, mask, is_causal=causal)
 
 
 class Block(nn.Module):
@@ -143,8 +145,10 @@ class Block(nn.Module):
         self.down = Linear(config.ffn, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: Context, layer: int) -> Tensor:
-        x = x + self._dropped(self.attention(_normed(x, self.attention_norm), context, layer))
+    def forward(self, x: Tensor, context: Context, layer: int, newest: bool = False) -> Tensor:
+        """`newest`: the last position alone comes out."""
+        mixed = self.attention(_normed(x, self.attention_norm), context, layer, newest)
+        x = (x[:, -1:] if newest else x) + self._dropped(mixed)
         gate, up = self.gate_up(_normed(x, self.ffn_norm)).chunk(2, dim=-1)
         return x + self._dropped(self.down(nnf.silu(gate) * up))
 
@@ -201,12 +205,17 @@ class Transformer(nn.Module):
         return torch.cat((cosine, cosine), -1).to(self.dtype), torch.cat((-sine, sine), -1).to(self.dtype)
 
     def forward(
-        self, x: Tensor, cache: Cache | None = None, absent: Tensor | None = None, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        cache: Cache | None = None,
+        absent: Tensor | None = None,
+        positions: Tensor | None = None,
+        newest: bool = False,
     ) -> Tensor:
         """x: all positions, (B, L, D); with a cache the next L, which may be all of a prompt or one.
 
         absent: True at positions that nobody may see, (B, L); with a cache, its padding says so instead. positions: where
-        rotation puts each, (B, L), without which each follows the one before.
+        rotation puts each, (B, L), without which each follows the one before. newest: return the last position only, (B, 1, D).
         """
         length = x.shape[1]
         start = 0 if cache is None else cache.length
@@ -231,8 +240,9 @@ class Transformer(nn.Module):
             cache.advance(length)
         context = Context(rotation, mask, causal, cache)
         x = self.dropout(x) if self.training else x
+        last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
-            x = block(x, context, layer)
+            x = block(x, context, layer, newest and layer == last)
         return _normed(x, self.norm)
 
     def _mask(self, start: int, length: int, unseen: Tensor | None) -> Tensor | None:
@@ -307,13 +317,16 @@ class LanguageModel(nn.Module):
         for parameter in (self.embedding.weight, self.heads, self.end):
             nn.init.normal_(parameter, std=0.02)
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
-        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
+    def hidden(self, ids: Tensor, cache: Cache | None = None, newest: bool = False) -> Tensor:
+        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each; newest: the last, (B, 1, D).
+
+        Of a prompt's positions the last block computes keys and values alone, if only the last of them is to say what comes.
+        """
         whole = cache is None or cache.length == 0
         positions = self.places(ids) if whole and self.places is not None else None
         # A compiled network is for training: of what is written through the cache's views torch.compile loses some (2.13).
         run = self.transformer if cache is None else self.transformer.forward
-        return run(self.embedding(ids), cache, positions=positions)
+        return run(self.embedding(ids), cache, positions=positions, newest=newest)
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
