@@ -46,7 +46,7 @@ def test_cached_is_uncached(positions: str, dtype: torch.dtype, tolerance: float
     assert (model.hidden(ids, newest=True) - whole[:, -1:]).abs().max() < tolerance
     cache = Cache(model.transformer, 2, 40)
     for part in ids.split([25, 1, 14], dim=1):
-        last = model.hidden(part, cache, newest=True)
+        last = model.newest(part, cache)
         assert (last - whole[:, cache.length - 1 : cache.length]).abs().max() < tolerance
 
 

@@ -98,7 +98,7 @@ def sample_frames(
         for frame in range(count):
             codes = []
             for level in range(levels):
-                logits = model.logits(model.hidden(newest, cache, newest=True)[:, 0], level, allow_eos).float()
+                logits = model.logits(model.newest(newest, cache)[:, 0], level, allow_eos).float()
                 if stage.dedup_predicted:  # what the stage never saw in training: a code twice in a row
                     repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
                     logits = logits.masked_fill(repeated, -math.inf)

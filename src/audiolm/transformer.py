@@ -8,6 +8,7 @@ level: logits exist only over the codes of the level that is due.
 N is the size of a codebook; the other letters are those of audiolm.tokens.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from audiolm.config import Config
 from audiolm.kernels import Linear, Precision, Product, packed, version
 
 IGNORED = -100  # a target that does not count
+TOGETHER = 2048  # positions of prompts that are read at once
 BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from which on all share the last one
 
 
@@ -75,6 +77,13 @@ class Cache:
         end = self.length + count
         self.newest, self.live = self.kept[:, :, :, self.length : end].unbind(), self.kept[:, :, :, :end].unbind()
         self.length = end
+
+    def rows(self, first: int, last: int) -> "Cache":
+        """The part of an empty cache that belongs to rows [first, last); what is written there stands here too."""
+        part = copy.copy(self)
+        part.kept = self.kept[:, first:last]
+        part.unseen = None if self.unseen is None else self.unseen[first:last]
+        return part
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the newest positions of one layer; views over all that are live, the newest included."""
@@ -317,11 +326,23 @@ class LanguageModel(nn.Module):
         for parameter in (self.embedding.weight, self.heads, self.end):
             nn.init.normal_(parameter, std=0.02)
 
-    def hidden(self, ids: Tensor, cache: Cache | None = None, newest: bool = False) -> Tensor:
-        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each; newest: the last, (B, 1, D).
+    def newest(self, ids: Tensor, cache: Cache) -> Tensor:
+        """As `hidden`, but of the last position only, (B, 1, D): the last block then computes the others' keys and values alone.
 
-        Of a prompt's positions the last block computes keys and values alone, if only the last of them is to say what comes.
+        Prompts are read a few rows at a time: what many of them are in between would not fit the processor's caches.
         """
+        if cache.length:
+            return self.hidden(ids, cache, newest=True)
+        rows = max(1, TOGETHER // ids.shape[1]) if ids.device.type == "cpu" else len(ids)
+        parts = [
+            self.hidden(part, cache.rows(first, first + len(part)), newest=True)
+            for first, part in zip(range(0, len(ids), rows), ids.split(rows), strict=True)
+        ]
+        cache.length = ids.shape[1]
+        return torch.cat(parts)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None, newest: bool = False) -> Tensor:
+        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
         whole = cache is None or cache.length == 0
         positions = self.places(ids) if whole and self.places is not None else None
         # A compiled network is for training: of what is written through the cache's views torch.compile loses some (2.13).
