@@ -261,6 +261,13 @@ def test_an_unexpected_error_is_no_traceback(capsys, monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().err.startswith("audiolm: RuntimeError: the unexpected happened")
 
 
+def test_the_package_is_the_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "audiolm", "continue", "nowhere.wav", "-o", "x.wav"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("audiolm: nowhere.wav: ")
+
+
 def test_help_is_quick_and_teaches_by_examples() -> None:
     """Neither torch nor any other heavy import stands between a user and the help."""
     code = "import sys; from audiolm.cli import run; run(['--help']); sys.exit('torch' in sys.modules)"
