@@ -1,7 +1,7 @@
 """A folder of MIDI files -> a corpus of piano sound, by fluidsynth and a free sound font: for recipes/piano.toml.
 
     python scripts/render_piano.py MIDI_FOLDER -o piano
-    audiolm train recipes/piano.toml data=piano out=runs/piano device=cuda
+    audiolm train recipes/piano.toml data=piano out=runs/piano
 
 Every piece is rendered in one of several rooms (or, with --takes, in more than one), with the velocities and the pedal of the
 file, as 16-bit flac. MIDI_FOLDER may have a manifest.csv with a column `path` and any others, which are kept (`licence`,
