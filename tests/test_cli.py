@@ -265,7 +265,8 @@ def test_the_package_is_the_program() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "audiolm", "continue", "nowhere.wav", "-o", "x.wav"], capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.startswith("audiolm: nowhere.wav: ")
+    assert done.returncode == 2
+    assert done.stderr.startswith("audiolm: nowhere.wav: ")
 
 
 def test_help_is_quick_and_teaches_by_examples() -> None:
