@@ -94,6 +94,19 @@ def test_left_padding_is_exact(positions: str) -> None:
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @torch.inference_mode()
+def test_prompts_read_row_by_row_are_those_read_at_once(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids, padding = model_of(positions, torch.float64), ids_of(3, 20), torch.tensor([0, 7, 3])
+    found = []
+    for together in (1, 40, 1000):
+        monkeypatch.setattr("audiolm.transformer.TOGETHER", together)
+        cache = Cache(model.transformer, 3, 25, padding)
+        found.append([model.newest(part, cache) for part in ids.split([15, 1, 4], dim=1)])
+    for other in found[:-1]:
+        torch.testing.assert_close(other, found[-1], atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@torch.inference_mode()
 def test_the_future_changes_nothing(positions: str) -> None:
     model, ids = model_of(positions, torch.float64), ids_of(2, 30)
     changed = ids.clone()
