@@ -1,5 +1,6 @@
 """The HTTP API says what the library says: sounds, tokens, marks and mistakes, by the same words (contracts 3, 8, 10)."""
 
+import asyncio
 import io
 import zipfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+import torch
 from fastapi.testclient import TestClient
 
 from audiolm import bundle, detector
@@ -19,7 +21,7 @@ from audiolm.model import AudioLM, Sampling
 from audiolm.provenance import detect
 from audiolm.serving import server
 from audiolm.serving.limits import Limits
-from audiolm.serving.server import create_app
+from audiolm.serving.server import Service, create_app
 
 LIMITS = Limits(seconds=5, sound_seconds=6, upload_mb=1, samples=3, rate=0)
 
@@ -299,6 +301,28 @@ def test_who_asks_for_too_long_is_told(tiny_model: AudioLM) -> None:
         answer = client.post("/v1/generate?seconds=5")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
         assert "not done within 0.05 s" in answer.json()["detail"]
+
+
+def test_only_the_models_thread_has_helpers(tiny_model: AudioLM) -> None:
+    """OpenMP lets everybody's helpers sleep as soon as they are more than the cores (Service.open)."""
+
+    async def threads() -> tuple[int, int]:
+        service.open()
+        assert service.worker is not None
+        assert service.files is not None
+        try:
+            loop = asyncio.get_running_loop()
+            others = await loop.run_in_executor(service.files, torch.get_num_threads)
+            return others, await service.worker.call(torch.get_num_threads)
+        finally:
+            await asyncio.to_thread(service.close)
+
+    service, before = Service(tiny_model, Limits(), None), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert asyncio.run(threads()) == (1, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_packaged_model_answers(flac: bytes) -> None:

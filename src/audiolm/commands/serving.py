@@ -2,6 +2,7 @@
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from audiolm.errors import InputError
@@ -58,7 +59,9 @@ def serve(
     if host not in LOOPBACK and not keys:
         print(f"audiolm: anyone who reaches {host} may use this server; --api-key-file asks for a key", file=sys.stderr)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None
-    loaded, voice = bundle.load(model, device), detector.of_bundle(bundle.folder_of(model))
+    with ThreadPoolExecutor(1) as apart:  # its helpers end with it: see Service.open
+        loaded = apart.submit(bundle.load, model, device).result()
+        voice = apart.submit(lambda: detector.of_bundle(bundle.folder_of(model))).result()
     listen(create_app(loaded, taken, keys, hosts, voice), host, port, taken)
 
 

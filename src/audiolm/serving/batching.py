@@ -16,6 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from audiolm.audio import Waveform
 from audiolm.model import AcousticDecoder, AudioLM, Chain, Request, Sampling
 
@@ -136,6 +138,7 @@ class Worker:
         self._closing = False
         self._batch_seconds = 1.0  # of late
         self._turn_began = self._turn_seconds = 0.0
+        self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -214,6 +217,7 @@ class Worker:
     # In the model's thread
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)  # as many as where the server was made, whatever other threads take
         while True:
             with self.changed:
                 self.changed.wait_for(self._has_work)
