@@ -217,7 +217,8 @@ class Worker:
     # In the model's thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # as many as where the server was made, whatever other threads take
+        torch.set_num_threads(self._threads)  # as many as where the server was made
+        torch.get_num_threads()  # the first look makes it final; until then another thread's setting would be taken over
         while True:
             with self.changed:
                 self.changed.wait_for(self._has_work)
