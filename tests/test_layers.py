@@ -13,7 +13,7 @@ ROWS = """
     pretraining phonetics metrics speaker classifier zerospeech tables sampling parallel adapters
     tokenizers scoring generation rendering detector abx recognition tables_of_paper
     model bundle report
-    data token_index token_store run engine continuations card batching limits uploads
+    data further token_index token_store run engine continuations card batching limits uploads
     figures page blindtest
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates

@@ -117,6 +117,55 @@ def test_a_parallel_decoder_is_one_more_stage(whole: Path, corpus: Path, tmp_pat
         quick(corpus, tmp_path / "out", 'stages=["parallel"]', "parallel.dedup=true")
 
 
+def test_further_from_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """The base's codec and units say the same tokens; a stage begins with its weights; others are carried over."""
+    options = ["threads=1", f"data={corpus}", f"base={whole / 'bundle'}", 'stages=["semantic"]', "weights=float32", *UNGATED]
+    few = [f"semantic.{key}={value}" for key, value in {**FEW, "lr": 1e-9, "steps": 2}.items()]
+
+    def config(name: str, *more: str) -> RecipeConfig:
+        return load_config(RecipeConfig, None, [*options, f"out={tmp_path / name}", *few, *more])
+
+    base, model = bundle.load(whole / "bundle"), bundle.load(run_recipe(config("out")))
+    sound = read(next(corpus.glob("*/0.wav"))).trim(1.0)
+    ours, theirs = model.tokenize(sound), base.tokenize(sound)
+    assert torch.equal(ours.semantic.codes, theirs.semantic.codes)
+    assert torch.equal(ours.acoustic.codes, theirs.acoustic.codes)
+    assert model.sampling == base.sampling
+    assert list(model.stages) == ["semantic", "coarse", "fine"]
+    for name, (stage, network) in model.stages.items():
+        assert stage == base.stages[name][0]
+        for weight, before in zip(network.parameters(), base.stages[name][1].parameters(), strict=True):
+            torch.testing.assert_close(weight, before, rtol=0.01, atol=1e-5)  # a trained one passes through bfloat16
+    assert "It goes on from tiny (licence: not stated)" in (tmp_path / "out" / "bundle" / "README.md").read_text()
+
+    moved = bundle.load(run_recipe(config("moved", "semantic.lr=0.1")))
+    pairs = zip(moved.stages["semantic"][1].parameters(), base.stages["semantic"][1].parameters(), strict=True)
+    assert max(float((one - other).abs().max()) for one, other in pairs) > 0.01
+
+    shutil.copytree(whole / "bundle", tmp_path / "other")
+    about = json.loads((tmp_path / "other" / "config.json").read_text())
+    about["weights"]["codec"] = "0123456789abcdef"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"codec\.base was .* is \"0123456789abcdef\""):
+        run_recipe(config("out", f"base={tmp_path / 'other'}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base=nowhere", r"nowhere: no such model"),
+        ("codec.steps=3", r"codec: that of base=speech is taken as it is; leave codec out"),
+        ("coarse.levels=3", r"coarse\.levels=3: the base has 4"),
+        ("semantic.network.width=64", r"semantic\.network\.width=64: the base has 256; only dropout may differ"),
+    ],
+)
+def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", override])
+    config = load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", "coarse.network.dropout=0.3"])
+    assert (config.coarse.network.dropout, config.coarse.network.kv_heads, config.coarse.levels) == (0.3, 1, 4)
+
+
 def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "out", random.Random(1)
     for sign in (

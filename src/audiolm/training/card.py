@@ -12,7 +12,7 @@ def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
         [
             f"# {about['name']}",
             "",
-            "An AudioLM (Borsos et al. 2022) trained by `audiolm train`. It was trained on the recordings below alone.",
+            "An AudioLM (Borsos et al. 2022) trained by `audiolm train`. " + _origin(about.get("base")),
             "",
             f"- Recordings: {about['recordings']} ({hours})",
             f"- Licence: {about['licence']}",
@@ -27,6 +27,15 @@ def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
             f"Made with {', '.join(f'{name} {version}' for name, version in about['versions'].items())}.",
             "",
         ]
+    )
+
+
+def _origin(base: Mapping[str, Any] | None) -> str:
+    if base is None:
+        return "It was trained on the recordings below alone."
+    return (
+        f"It goes on from {base['name']} (licence: {base['licence']}), whose codec and units it has; "
+        "the stages with a time below were trained further on the recordings below."
     )
 
 

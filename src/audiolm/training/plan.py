@@ -28,6 +28,7 @@ from audiolm.kmeans import KMeans
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.chain import Step, read_json
 from audiolm.training.data import AudioStore, scan
+from audiolm.training.further import TAKEN
 from audiolm.training.recipe import RecipeConfig, Workshop, steps
 from audiolm.training.rehearsal import Loop, loops
 from audiolm.training.run import progress, random_untouched
@@ -117,6 +118,8 @@ def make_plan(config: RecipeConfig) -> Plan:
         for number, step in enumerate(chain, 1):
             if _done(shop, step):
                 plan.rows.append(Row(step.name, seconds=0.0, note="done already"))
+            elif config.base and step.name in TAKEN:
+                plan.rows.append(Row(step.name, seconds=1.0, note=f"of {config.base}"))
             elif trained := loops(step.name, shop):
                 plan.rows.append(_training(step.name, trained, shop, corpus, plan, here))
             else:

@@ -4,7 +4,8 @@
           `--> encoder -> units (k-means) --'
 
 What is done stays done, and what was made with something else is refused (audiolm.training.chain). Killed at any moment, the same
-call goes on: training steps by their run folder, the others by their stores.
+call goes on: training steps by their run folder, the others by their stores. With a `base` the chain begins with a model's codec,
+units and stages (audiolm.training.further).
 """
 
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import TokenSpec
 from audiolm.training.card import card
 from audiolm.training.data import SPLITS, AudioCrops, AudioStore, Skipped, scan
+from audiolm.training.further import TAKEN, upon, weights
 from audiolm.training.run import Run, progress, versions
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.token_store import TokenCrops, TokenStore
@@ -86,6 +88,7 @@ class RecipeConfig(Config):
 
     data: str
     out: str
+    base: str | None = None  # a model to go on from: packaged, a bundle's folder, or a hub id
     name: str = "mine"
     licence: str = "not stated"
     seed: int = Field(default=0, ge=0)  # of whatever has no seed of its own below
@@ -115,7 +118,9 @@ class RecipeConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_seed(cls, data: Any) -> Any:
+    def _complete(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("base"), str):
+            data = upon(data)
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
             for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano", "parallel"):
@@ -174,21 +179,25 @@ def steps(config: RecipeConfig) -> list[Step]:
     """The chain of a recipe, in order."""
     training = {"precision": config.precision}
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
+    of_base = weights(config.base) if config.base else {}
+    made: dict[str, dict[str, Any]] = {
+        "codec": training | config.codec.plain(),
+        "encoder": training | {str(number): each.plain() for number, each in enumerate(config.encoder)},
+        "units": config.units.plain() | {"measured": config.measured},
+    }
+    if of_base:
+        made = {name: {"base": of_base[part]} for name, part in TAKEN.items()}
     chain = [
         Step("prepare", (), prepare | config.prepare.plain(), do_prepare),
-        Step("codec", ("prepare",), training | config.codec.plain(), do_codec, together=True),
-        Step(
-            "encoder",
-            ("prepare",),
-            training | {str(number): each.plain() for number, each in enumerate(config.encoder)},
-            do_encoder,
-            together=True,
-        ),
-        Step("units", ("prepare", "encoder"), config.units.plain() | {"measured": config.measured}, do_units),
+        Step("codec", ("prepare",), made["codec"], do_codec, together=True),
+        Step("encoder", ("prepare",), made["encoder"], do_encoder, together=True),
+        Step("units", ("prepare", "encoder"), made["units"], do_units),
         Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens),
     ]
     for name in config.stages:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
+        if name in of_base:
+            plain["base"] = of_base[name]
         chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
     about = {
@@ -230,6 +239,7 @@ class Workshop:
         self.config, self.out = config, Path(config.out)
         self.fabric = engine(config.device, config.precision)
         self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
+        self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
 
     # Results
 
@@ -306,6 +316,8 @@ def do_prepare(shop: Workshop) -> str:
 
 
 def do_codec(shop: Workshop) -> str:
+    if shop.base:
+        return shop.save(shop.base.codec, "codec")
     config = shop.config.codec
     crops, valid = shop.crops(config)
     with shop.run("codec", config, "prepare") as run:
@@ -313,6 +325,8 @@ def do_codec(shop: Workshop) -> str:
 
 
 def do_encoder(shop: Workshop) -> str:
+    if shop.base:
+        return shop.save(shop.base.semantic.encoder, "encoder")
     conformer = None
     for number, config in enumerate(shop.config.encoder, 1):
         crops, valid = shop.crops(config)
@@ -323,6 +337,9 @@ def do_encoder(shop: Workshop) -> str:
 
 
 def do_units(shop: Workshop) -> str:
+    if shop.base:
+        write_json(shop.out / "units" / "units.json", {"layer": shop.base.semantic.layer, "pnmi": {}})
+        return shop.save(shop.base.semantic, "units")
     config, conformer = shop.config.units, shop.encoder()
     crops, _ = shop.crops(shop.config.encoder[-1])
     figures: dict[int, float] = {}
@@ -359,13 +376,15 @@ def do_stage(shop: Workshop, name: StageName) -> str:
     crops = TokenCrops(store, stage, "train", config.batch_size, config.seed)
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
     listener = stage_listener(stage, shop.codec(), valid or crops)
+    start = shop.base.stages[name][1] if shop.base and name in shop.base.stages else None
     with shop.run(name, trained_with(shop.config, name), "tokens") as run:
-        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener), name)
+        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener, start), name)
 
 
 def do_bundle(shop: Workshop) -> str:
     config, store = shop.config, TokenStore(shop.out / "tokens")
-    networks, sampling = {}, {}
+    base = shop.base
+    networks, sampling = (dict(base.stages), dict(base.sampling)) if base else ({}, {})
     for name in config.stages:
         stage, network, own = shop.trained(name)
         networks[name] = stage, network.cpu()
@@ -384,10 +403,12 @@ def do_bundle(shop: Workshop) -> str:
         "gates": verdicts(shop.out, [step.name for step in steps(config)]),
         "versions": versions(),
     }
+    if base:
+        about["base"] = {name: base.about.get(name) for name in ("name", "licence")}
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
     model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
-    bundle.save(model, shop.out / "bundle", card(about, config.stages), getattr(torch, config.weights))
+    bundle.save(model, shop.out / "bundle", card(about, list(networks)), getattr(torch, config.weights))
     return file_hash(shop.out / "bundle" / "config.json")
 
 

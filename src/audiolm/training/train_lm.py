@@ -69,10 +69,16 @@ def train_lm(
     fabric: Fabric,
     valid: Batches | None = None,
     listener: Listener | None = None,
+    start: LanguageModel | None = None,
 ) -> LanguageModel:
-    """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode."""
+    """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode.
+
+    start: a network of the same sizes, with whose weights it begins.
+    """
     torch.manual_seed(config.seed)
     network = language_model(stage, config.network).to(fabric.device)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
     average = placed(copy.deepcopy(network).requires_grad_(False), fabric) if config.ema else network
     if config.compile:
         network.transformer.compile()
