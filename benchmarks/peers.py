@@ -88,8 +88,11 @@ def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
 
 def audiocraft(shape: str, repeats: int) -> dict[str, float]:
     """MusicGen's language model, without text: a step gives a code of each of four codebooks."""
-    for name in ("xformers", "xformers.ops", "flashy", "av", "spacy", "num2words", "librosa", "torchmetrics", "demucs", "julius"):
+    unused = "av av.subtitles demucs encodec julius librosa librosa.filters spacy torchaudio torchaudio.functional "
+    unused += "torchaudio.transforms torchdiffeq torchmetrics transformers hydra_colorlog flashy flashy.distrib "
+    for name in (unused + "audiocraft.solvers audiocraft.solvers.compression xformers xformers.ops").split():
         sys.modules.setdefault(name, MagicMock())
+    sys.modules["xformers"].ops.unbind = torch.unbind  # with torch's own attention, its default, it uses nothing else of it
     from audiocraft.models.lm import LMModel
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
     from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider
