@@ -220,10 +220,18 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
         if conformer is not None:
             conformer = conformer.eval().to(device)
             sample = torch.zeros(1, 1, 32_000, device=device)
-            few = torch.randn(4 * config.units.units, own.network.width)
+            few = torch.randn(2 * config.units.units, own.network.width)
             each = _seconds(lambda: conformer(conformer.log_mel(sample)))
-            fit = _seconds(lambda: KMeans.fit(few, config.units.units, config.units.epochs))
-            row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit * frames / len(few)
+            began = time.monotonic()
+            units = KMeans.fit(few, config.units.units, epochs=1)
+            starts, look = time.monotonic() - began, _seconds(lambda: units.assign(few))
+            # The starts are chosen from three batches; moving a centroid takes about twice as long as finding the nearest.
+            fit = starts * min(frames, 12_288) / len(few) + 3 * look * config.units.epochs * frames / len(few)
+            row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit
+        if row.memory > plan.free["memory"]:
+            most = int(config.units.batches * (plan.free["memory"] - BASE) / (row.memory - BASE))
+            needed, free = _bytes(row.memory), _bytes(plan.free["memory"])
+            plan.refused.append(f"units: needs about {needed} of memory and {free} are free; units.batches={most} would fit")
         return row
     codes = round(corpus.seconds * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
     row = Row(name, hours, tokens=codes, memory=BASE, disk=2.0 * codes)
