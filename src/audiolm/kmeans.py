@@ -43,6 +43,7 @@ class KMeans(nn.Module):
         if len(frames) < units:
             raise InputError(f"k-means: {len(frames)} frames cannot make {units} units; give more audio or fewer units")
         from sklearn.cluster import MiniBatchKMeans
+        from threadpoolctl import threadpool_limits
 
         kmeans = KMeans(units, frames.shape[-1])
         frames = frames.float()
@@ -51,7 +52,8 @@ class KMeans(nn.Module):
         normal = ((frames - kmeans.mean) / kmeans.std).numpy()
         # Its own type hints leave out the None and the 1 that its documentation allows.
         settings: dict[str, Any] = {"n_init": 1, "max_iter": epochs, "max_no_improvement": None, "random_state": seed}
-        fitted = MiniBatchKMeans(units, batch_size=max(batch, units), **settings).fit(normal)
+        with threadpool_limits(torch.get_num_threads()):  # numpy's products know nothing of torch's setting
+            fitted = MiniBatchKMeans(units, batch_size=max(batch, units), **settings).fit(normal)
         kmeans.centroids.copy_(torch.from_numpy(fitted.cluster_centers_))
         return kmeans
 
