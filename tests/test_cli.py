@@ -12,6 +12,7 @@ import soundfile
 from audiolm import bundle
 from audiolm.audio import read
 from audiolm.cli import run
+from audiolm.commands import making
 from audiolm.model import AudioLM
 
 
@@ -275,3 +276,15 @@ def test_help_is_quick_and_teaches_by_examples() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "audiolm continue prompt.wav -o out.wav" in done.stdout
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with making.bars() as show:
+        show("coarse", 1, 9)
+    assert not capsys.readouterr().err  # sooner than EVERY
+    monkeypatch.setattr(making, "EVERY", 0.0)
+    with making.bars() as show:
+        show("coarse", 2, 9)
+    assert capsys.readouterr().err == "coarse 2/9\n"

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not
 
 Decoder = Literal["parallel", "autoregressive"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
 @Parameter(name="*")
@@ -218,10 +220,18 @@ def check_length(seconds: float, option: str) -> None:
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None] | None]:
-    """A bar per stage with the time left, on a terminal; silence elsewhere."""
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per stage with the time left, on a terminal; a line every `EVERY` seconds elsewhere."""
     if not sys.stderr.isatty():
-        yield None
+        told = time.monotonic()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                print(f"{stage} {done}/{total}", file=sys.stderr, flush=True)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
