@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from audiolm.asking import Request
 from audiolm.audio import Waveform
 from audiolm.errors import InputError
-from audiolm.model import AudioLM, Request
+from audiolm.model import AudioLM
 from audiolm.serving.batching import AHEAD, Busy, Way, Worker
 
 
@@ -92,7 +93,7 @@ class Stub:
     def __init__(self) -> None:
         self.free, self.begun, self.told = threading.Event(), threading.Event(), 0
 
-    def generate_batch(self, requests, only_new, chain, decoder, sampling, progress) -> list[Waveform]:
+    def generate_batch(self, requests, progress, **_: Any) -> list[Waveform]:
         self.begun.set()
         if any(request.seed == 13 for request in requests):
             raise InputError("13 will not do")

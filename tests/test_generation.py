@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audiolm import bundle, stages
+from audiolm.asking import Request, Sampling
 from audiolm.audio import Waveform, concatenate
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
 from audiolm.generation import Tape, of_length, spread
-from audiolm.model import AudioLM, Request, Sampling
+from audiolm.model import AudioLM
 from audiolm.transformer import TransformerConfig
 
-WAYS = [{"decoder": "autoregressive"}, {"decoder": "parallel"}, {"chain": "acoustic"}]
+WAYS = [{"decoder": "autoregressive"}, {"decoder": "parallel"}, {"chain": "acoustic"}, {"codebooks": 2}]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def same(blocks: list[Waveform], whole: Waveform) -> None:
     torch.testing.assert_close(joined.samples, whole.samples, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic"])
+@pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic", "few levels"])
 @pytest.mark.parametrize(("prompt", "seconds"), [(1.2345, 2.5), (3.1, 1.0), (None, 2.3)])
 def test_streamed_is_generated(model: AudioLM, female: Waveform, way: dict, prompt: float | None, seconds: float) -> None:
     sound = None if prompt is None else female.trim(prompt)

@@ -11,13 +11,14 @@ ROWS = """
     errors kernels files storage tokens config containers plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining phonetics metrics speaker classifier zerospeech tables sampling parallel adapters
-    tokenizers scoring generation rendering detector abx recognition tables_of_paper
+    asking tokenizers scoring generation rendering detector abx recognition tables_of_paper
     model bundle report
     data further token_index token_store run engine continuations card batching limits uploads
     figures page blindtest
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
     recipe server doctor cluster
+    steps
     plan rehearsal
     commands
     cli

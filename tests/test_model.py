@@ -1,5 +1,6 @@
 """The bundle: the paper's modes on a tiny model, contracts 3 and 5, saving and loading."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_batched_equals_single(tiny_model: AudioLM, female: Waveform, male: Wave
 def test_acoustic_generation_says_the_given_words(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
     words = tiny_model.tokenize(male.trim(1.3)).semantic
     job = tiny_model._job(Request(female.trim(1), semantic=words))
-    tiny_model._sample_acoustic([job], ["coarse", "fine"], tiny_model.sampling, None)
+    tiny_model._sample_acoustic([job], tiny_model._way([job.request]), None)
     voice = tiny_model.tokenize(female.trim(1))
     assert torch.equal(job.semantic, torch.cat([voice.semantic.codes, words.codes], 1))
     assert torch.equal(job.acoustic[:, : voice.acoustic.codes.shape[1]], voice.acoustic.codes)
@@ -89,6 +90,29 @@ def test_the_piano_form_has_no_fine_stage(tiny_model: AudioLM, female: Waveform)
     network = language_model(stage, TransformerConfig(layers=1, heads=1, width=16, ffn=16))
     piano = AudioLM(tiny_model.semantic, tiny_model.codec, {"semantic": tiny_model.stages["semantic"], "piano": (stage, network)})
     assert piano.generate(female.trim(1), seconds=1).seconds == pytest.approx(2)
+
+
+def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) -> None:
+    """Levels are of the sound: those that a stage makes are the same however many of them are heard."""
+    request, coarse = Request(female.trim(1), 1.0, seed=2), tiny_model.stages["coarse"][0].predict.levels
+    told: list[str] = []
+    few = tiny_model.generate_batch([request], lambda stage, *_: told.append(stage), codebooks=coarse)[0]
+    assert set(told) == {"semantic", "coarse"}
+    job = tiny_model._job(request)
+    tiny_model._sample_semantic([job], tiny_model.sampling, None)
+    for codebooks in (coarse - 1, coarse, coarse + 1):
+        way = tiny_model._way([request], codebooks=codebooks, watermark=True)
+        own = copy.copy(job)
+        tiny_model._sample_acoustic([own], way, None)
+        whole = copy.copy(job)
+        tiny_model._sample_acoustic([whole], tiny_model._way([request]), None)
+        whole.acoustic = whole.acoustic[:codebooks]
+        heard, expected = (tiny_model._render(each, way).samples for each in (own, whole))
+        assert torch.equal(heard, expected)
+        assert (codebooks == coarse) == torch.equal(heard, few.samples)
+    for wrong in (0, 7):
+        with pytest.raises(InputError, match=rf"codebooks={wrong}: this model makes 1 to 6"):
+            tiny_model.generate(female.trim(1), 1.0, codebooks=wrong)
 
 
 def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform) -> None:

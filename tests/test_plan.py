@@ -16,8 +16,9 @@ from audiolm.doctor import extras, memory
 from audiolm.errors import InputError
 from audiolm.training import plan, rehearsal
 from audiolm.training.plan import Plan, Row, make_plan
-from audiolm.training.recipe import RecipeConfig, Workshop, stage_of, steps
+from audiolm.training.recipe import RecipeConfig, stage_of
 from audiolm.training.rehearsal import Loop, RandomTokens, loops
+from audiolm.training.steps import Workshop, steps
 
 ROOT = Path(__file__).parents[1]
 FAST = ["threads=1", "codec.steps=1000", "units.batches=2", "units.epochs=1"]

@@ -16,14 +16,16 @@ import soundfile
 import torch
 from lightning.fabric import Fabric
 
-import audiolm.training.recipe
+import audiolm.training.steps
 from audiolm import bundle
 from audiolm.audio import read
 from audiolm.config import load_config
 from audiolm.errors import InputError
 from audiolm.training.chain import Chain, Step
 from audiolm.training.gates import GATES
-from audiolm.training.recipe import RecipeConfig, run_recipe, stage_of, steps
+from audiolm.training.recipe import RecipeConfig, stage_of
+from audiolm.training.steps import run_recipe, steps
+from audiolm.training.train_encoder import UnitsConfig
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -90,7 +92,7 @@ def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPa
         raise AssertionError("done again")
 
     for name in ("scan", "train_codec", "train_encoder", "fit_units", "tokenize_corpus", "train_lm"):
-        monkeypatch.setattr(audiolm.training.recipe, name, refuse)
+        monkeypatch.setattr(audiolm.training.steps, name, refuse)
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
     run_recipe(quick(corpus, whole))
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.name != ".lock" and path.is_file()}
@@ -343,5 +345,5 @@ def test_no_speakers_for_validation_is_no_obstacle(tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-def _unset_layer() -> audiolm.training.recipe.UnitsConfig:
-    return audiolm.training.recipe.UnitsConfig.model_validate({"layer": None})
+def _unset_layer() -> UnitsConfig:
+    return UnitsConfig.model_validate({"layer": None})

@@ -15,9 +15,10 @@ import torch
 from fastapi.testclient import TestClient
 
 from audiolm import bundle, detector
+from audiolm.asking import Sampling
 from audiolm.audio import Waveform
 from audiolm.cli import run
-from audiolm.model import AudioLM, Sampling
+from audiolm.model import AudioLM
 from audiolm.provenance import detect
 from audiolm.serving import server
 from audiolm.serving.limits import Limits

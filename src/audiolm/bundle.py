@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from audiolm.asking import Sampling
 from audiolm.codec import Codec, CodecConfig
 from audiolm.conformer import Conformer, ConformerConfig
 from audiolm.errors import InputError
 from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
 from audiolm.kernels import Precision
 from audiolm.kmeans import KMeans
-from audiolm.model import AudioLM, Sampling
+from audiolm.model import AudioLM
 from audiolm.parallel import ParallelModel
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer

@@ -7,6 +7,7 @@
     model.reconstruct(sound, codebooks=3)                     the codec alone
     model.generate(prompt, seconds=7, chain="acoustic")       the paper's baseline without semantic tokens
     model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm in place of the coarse and fine stages
+    model.generate(prompt, seconds=7, codebooks=4)            without the fine stage
     model.stream(prompt, seconds=60)                          the same sound in blocks, while it is made
 
 How it is kept on disk: audiolm.bundle.
@@ -15,47 +16,25 @@ How it is kept on disk: audiolm.bundle.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, AcousticDecoder, Chain, How, Progress, Request, Sampling
 from audiolm.audio import Waveform
 from audiolm.codec import Codec
-from audiolm.config import Config
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
 from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
-from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream, without_repeats
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
 
-SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds of a prompt, and of what one call generates
-TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
-
 BLOCK = 10.0  # seconds of tokens that are decoded at once
-
-Chain = Literal["full", "acoustic"]
-AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); all levels in a few passes
-Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
-
-
-class Sampling(Config):
-    """How one stage is sampled: temperature 0 takes the likeliest code; top_k and top_p cut the unlikely ones off."""
-
-    temperature: float = Field(default=1.0, ge=0)
-    top_k: int | None = Field(default=None, ge=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-
-    @property
-    def options(self) -> Options:
-        """As arguments of `audiolm.sampling`."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +50,16 @@ class AudioTokens:
         return self.acoustic.seconds
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """One thing to generate. With `semantic`, its words and its length; else `seconds` of new sound after the prompt."""
+@dataclass(frozen=True)
+class _Way:
+    """`How` as a model understands it."""
 
-    prompt: Waveform | None = None
-    seconds: float | None = None
-    semantic: Tokens | None = None
-    seed: int = 0
+    stages: Sequence[str]  # acoustic ones, in the order of their levels
+    codebooks: int
+    settings: Mapping[str, Sampling]
+    speaks: bool  # words come first
+    only_new: bool
+    watermark: bool
 
 
 @dataclass
@@ -89,7 +70,7 @@ class AudioLM:
     codec: Codec
     stages: dict[str, tuple[Stage, LanguageModel]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
-    # Name, version, licence, data: whatever the card should say. "decoder" is the way from words to sound if none is asked for.
+    # Name, version, licence, data: whatever the card should say. "decoder" and "codebooks" hold where none are asked for.
     about: dict[str, Any] = field(default_factory=dict)
     precision: Precision | Literal["auto"] | None = "auto"  # of the stages' weights on processors; see audiolm.kernels
 
@@ -161,42 +142,24 @@ class AudioLM:
         seconds: float | None = None,
         semantic: Tokens | None = None,
         seed: int = 0,
-        only_new: bool = False,
-        chain: Chain = "full",
-        decoder: AcousticDecoder | None = None,
-        sampling: Mapping[str, Sampling] | None = None,
         progress: Progress | None = None,
-        watermark: bool = True,
+        **how: Unpack[How],
     ) -> Waveform:
         """Continue a prompt by `seconds`, or generate them from nothing, or say the words of `semantic` (in the prompt's voice).
 
-        The result is the prompt itself, resampled, followed by what is new; `only_new` leaves the prompt out, and so
-        does `semantic`, whose words are not the prompt's. The same seed gives the same sound. decoder: how semantic tokens
-        become acoustic ones, where the model can do both; as in the paper if nothing is said.
-        watermark: mark what is new, inaudibly, as made by this model; the prompt never is (audiolm.provenance).
+        The result is the prompt itself, resampled, followed by what is new. The same seed gives the same sound. how: see `How`.
         """
-        request = Request(prompt, seconds, semantic, seed)
-        return self.generate_batch([request], only_new, chain, decoder, sampling, progress, watermark)[0]
+        return self.generate_batch([Request(prompt, seconds, semantic, seed)], progress, **how)[0]
 
-    def generate_batch(
-        self,
-        requests: Sequence[Request],
-        only_new: bool = False,
-        chain: Chain = "full",
-        decoder: AcousticDecoder | None = None,
-        sampling: Mapping[str, Sampling] | None = None,
-        progress: Progress | None = None,
-        watermark: bool = True,
-    ) -> list[Waveform]:
+    def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None, **how: Unpack[How]) -> list[Waveform]:
         """`generate` for many requests of any lengths at once; each comes out as it would alone."""
-        stages = self._stages(requests, chain, decoder)
-        settings = {**self.sampling, **(sampling or {})}
+        way = self._way(requests, **how)
         with torch.inference_mode():
             jobs = [self._job(request) for request in requests]
-            if chain == "full":
-                self._sample_semantic(jobs, settings, progress)
-            self._sample_acoustic(jobs, stages, settings, progress)
-            return [self._render(job, only_new, watermark) for job in jobs]
+            if way.speaks:
+                self._sample_semantic(jobs, way.settings, progress)
+            self._sample_acoustic(jobs, way, progress)
+            return [self._render(job, way) for job in jobs]
 
     def stream(
         self,
@@ -204,33 +167,27 @@ class AudioLM:
         seconds: float | None = None,
         semantic: Tokens | None = None,
         seed: int = 0,
-        only_new: bool = False,
-        chain: Chain = "full",
-        decoder: AcousticDecoder | None = None,
-        sampling: Mapping[str, Sampling] | None = None,
         block: float = 0.25,
-        watermark: bool = True,
+        **how: Unpack[How],
     ) -> Iterator[Waveform]:
         """`generate` in blocks of about `block` seconds, each as soon as it can be; joined, they are what `generate` gives.
 
         The prompt comes first, at once. Memory stays that of one window of each stage, however long the sound.
         """
         request = Request(prompt, seconds, semantic, seed)
-        stages = self._stages([request], chain, decoder)
+        way = self._way([request], **how)
         frames = self.codec.spec.frame_rate * block
         if not 1 <= frames < math.inf:
             raise InputError(f"block={block}: give seconds, at least {1 / self.codec.spec.frame_rate:g}")
         with torch.inference_mode():
             job = self._job(request)
-        return self._stream(job, stages, {**self.sampling, **(sampling or {})}, only_new, round(frames), watermark)
+        return self._stream(job, way, round(frames))
 
     @torch.inference_mode()
-    def _stream(
-        self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling], only_new: bool, frames: int, watermark: bool
-    ) -> Iterator[Waveform]:
-        if job.prompt is not None and job.request.semantic is None and not only_new:
+    def _stream(self, job: "_Job", way: _Way, frames: int) -> Iterator[Waveform]:
+        if job.prompt is not None and job.request.semantic is None and not way.only_new:
             yield Waveform(job.prompt.cpu(), self.sample_rate)
-        for sound in self._new_sound(job, of_length(self._codes(job, stages, settings), frames), watermark):
+        for sound in self._new_sound(job, of_length(self._codes(job, way), frames), way):
             yield Waveform(sound, self.sample_rate)
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
@@ -284,13 +241,11 @@ class AudioLM:
         """Without repeats a token has no length of its own: as many are drawn as usually fill the time, and spread over it."""
         return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self._stage("semantic")[0].dedup else job.frames
 
-    def _sample_acoustic(
-        self, jobs: Sequence["_Job"], stages: Sequence[str], settings: Mapping[str, Sampling], progress: Progress | None
-    ) -> None:
+    def _sample_acoustic(self, jobs: Sequence["_Job"], way: _Way, progress: Progress | None) -> None:
         """One stage after another, each predicts the levels that follow those of the one before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
-        for name in stages:
+        for name in way.stages:
             stage, network = self._stage(name)
             given = [
                 [job.semantic if self._is_semantic(stream) else stream.take(codes) for stream in stage.given]
@@ -299,20 +254,20 @@ class AudioLM:
             sampled = complete(
                 network, stage, given, [stage.predict.take(codes) for codes in prompts],
                 [job.frames * self._ratio for job in jobs], [job.request.seed for job in jobs], _of(name, progress),
-                **settings[name].options,
+                **way.settings[name].options,
             )  # fmt: skip
             done = [torch.cat([codes, new]) if len(codes) else new for codes, new in zip(done, sampled, strict=True)]
         for job, codes in zip(jobs, done, strict=True):
             job.acoustic = codes
 
-    def _codes(self, job: "_Job", stages: Sequence[str], settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
+    def _codes(self, job: "_Job", way: _Way) -> Iterator[Tensor]:
         """Acoustic codes (levels, n) from the prompt's first frame on, as they come: each stage pulls at the one before."""
-        semantic, codes = Tape(self._semantic_codes(job, settings)), None
-        for name in stages:
+        semantic, codes = Tape(self._semantic_codes(job, way.settings)), None
+        for name in way.stages:
             stage, network = self._stage(name)
             lower = semantic if codes is None else Tape(codes)
             given = [semantic if self._is_semantic(each) else lower for each in stage.given]
-            frames, options = job.frames * self._ratio, settings[name].options
+            frames, options = job.frames * self._ratio, way.settings[name].options
             new = stream(network, stage, given, stage.predict.take(job.acoustic), frames, job.request.seed, **options)
             codes = new if codes is None else stacked(lower, new)
         assert codes is not None
@@ -336,8 +291,17 @@ class AudioLM:
     def _is_semantic(self, stream: Stream) -> bool:
         return stream.spec.name == self.semantic.spec.name
 
-    def _stages(self, requests: Sequence[Request], chain: Chain, decoder: AcousticDecoder | None) -> list[str]:
-        """The acoustic stages that do what is asked, in the order of their levels. InputError where one is missing."""
+    def _way(
+        self,
+        requests: Sequence[Request],
+        only_new: bool = False,
+        chain: Chain = "full",
+        decoder: AcousticDecoder | None = None,
+        codebooks: int | None = None,
+        sampling: Mapping[str, Sampling] | None = None,
+        watermark: bool = True,
+    ) -> _Way:
+        """What is asked, as it will be done. InputError where the model cannot do it."""
         if chain == "acoustic":
             if decoder == "parallel":
                 raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; leave decoder out")
@@ -352,8 +316,8 @@ class AudioLM:
         found = [name for name in first if name in self.stages][:1]
         if not found:
             self._stage(" or ".join(first))  # says what there is instead
-        last = self.stages[found[0]][0].predict
-        if last.last < last.spec.num_codebooks and "fine" in self.stages:
+        most, codebooks = self.codec.spec.num_codebooks, self.about.get("codebooks") if codebooks is None else codebooks
+        if self.stages[found[0]][0].predict.last < min(codebooks or most, most) and "fine" in self.stages:
             found.append("fine")
         levels = 0
         for name in found:
@@ -361,7 +325,10 @@ class AudioLM:
             if stream.first != levels:
                 raise InputError(f"stage {name} predicts level {stream.first + 1} on, after {levels}: one between is missing")
             levels = stream.last
-        return found
+        if codebooks is not None and not 1 <= codebooks <= levels:
+            raise InputError(f"codebooks={codebooks}: this model makes 1 to {levels}")
+        settings = {**self.sampling, **(sampling or {})}
+        return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark)
 
     def _stage(self, name: str) -> tuple[Stage, LanguageModel]:
         try:
@@ -372,21 +339,22 @@ class AudioLM:
             use(network, self.precision)
         return stage, network
 
-    def _render(self, job: "_Job", only_new: bool, watermark: bool) -> Waveform:
+    def _render(self, job: "_Job", way: _Way) -> Waveform:
         block = round(BLOCK * self.codec.spec.frame_rate)
-        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), watermark)), 1)
-        if job.prompt is None or job.request.semantic is not None or only_new:
+        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), way)), 1)
+        if job.prompt is None or job.request.semantic is not None or way.only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
 
-    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], watermark: bool) -> Iterator[Tensor]:
+    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], way: _Way) -> Iterator[Tensor]:
         """See audiolm.rendering. A prompt to given words is heard for its voice alone, in whole frames, and left out."""
         old, last = 0 if job.prompt is None else job.prompt.shape[1], None
         if job.request.semantic is not None:
             old = old // self.semantic.hop * self.semantic.hop
         elif job.prompt is not None:
             last = job.prompt[:, -1:]
-        return new_sound(self.codec, codes, job.samples, old, last, self.payload if watermark else None)
+        levels = (part[: way.codebooks] for part in codes)
+        return new_sound(self.codec, levels, job.samples, old, last, self.payload if way.watermark else None)
 
 
 @dataclass(eq=False)

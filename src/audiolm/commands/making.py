@@ -14,10 +14,11 @@ from cyclopts import Parameter
 from audiolm.errors import InputError
 
 if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+    from audiolm.asking import How, Sampling
     from audiolm.audio import Waveform
-    from audiolm.model import AudioLM, Sampling
+    from audiolm.model import AudioLM
 
-Decoder = Literal["parallel", "autoregressive"]
+Decoder = Literal["autoregressive", "parallel"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
@@ -41,6 +42,8 @@ class Common:
     "Draw from the likeliest codes that together have this probability."
     decoder: Decoder | None = None
     "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
+    codebooks: int | None = None
+    "Levels of the sound, each 0.5 kbit/s of the packaged model's; 4 leave out its fine stage and are faster. Default: all."
     plot: Path | None = None
     "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
     watermark: bool = True
@@ -66,7 +69,7 @@ def write_all(
     common: Common,
     output: Path,
     make: Callable[["AudioLM"], list["Waveform"]],
-    how: dict[str, Any],
+    told: dict[str, Any],
     prompt_seconds: float = 0.0,
 ) -> None:
     """Check the outputs, load the model, make the sounds, write them, and say what was done: in their tags too."""
@@ -81,11 +84,12 @@ def write_all(
         check_picture(common.plot)
     model = load(common)
     sounds = make(model)
-    how = {
-        **how,
+    told = {
+        **told,
         "decoder": common.decoder,
+        "codebooks": common.codebooks,
         "sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}
-        if how["verb"] != "reconstruct"
+        if told["verb"] != "reconstruct"
         else None,
         "watermark": f"{model.payload:04x}" if common.watermark else None,
     }
@@ -93,7 +97,7 @@ def write_all(
     for number, sound in enumerate(sounds, 1):
         path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
         made = {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
-        named = tags({"model": model.about.get("name"), **made, **how})
+        named = tags({"model": model.about.get("name"), **made, **told})
         sound.write(path, named)
         written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
         if common.sidecar:
@@ -128,6 +132,18 @@ def load(common: Common) -> "AudioLM":
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
     return bundle.load(common.model, common.device, common.precision)
+
+
+def how(model: "AudioLM", common: Common, only_new: bool = False, chain: Chain = "full") -> "How":
+    """What the command line says of how to generate."""
+    return {
+        "only_new": only_new,
+        "chain": chain,
+        "decoder": common.decoder,
+        "codebooks": common.codebooks,
+        "sampling": sampling_of(model, common),
+        "watermark": common.watermark,
+    }
 
 
 def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
@@ -175,16 +191,7 @@ def _blocks(
     model = load(common)
     rate = model.sample_rate
     prompt = None if prompt is None else prompt.mono().resample(rate)
-    blocks = model.stream(
-        prompt,
-        seconds,
-        seed=common.seed,
-        only_new=only_new,
-        chain=chain,
-        decoder=common.decoder,
-        sampling=sampling_of(model, common),
-        watermark=common.watermark,
-    )
+    blocks = model.stream(prompt, seconds, seed=common.seed, **how(model, common, only_new, chain))
     return blocks, round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
 
 
@@ -192,15 +199,9 @@ def sampling_of(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
     """The model's own sampling settings with what the command line says instead."""
     settings = dict(model.sampling)
     if common.temperature is not None:
-        try:
-            values = [float(value) for value in common.temperature.split(",")]
-        except ValueError:
-            values = []
-        if len(values) not in (1, 3) or any(value < 0 for value in values):
-            raise InputError(f"--temperature {common.temperature}: give one number, or three as 0.6,0.8,0.6, none below 0")
-        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
-        given = {"semantic": semantic, "fine": fine}
-        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
+        from audiolm.asking import at_temperatures
+
+        settings = at_temperatures(settings, temperatures(common.temperature))
     for name in ("top_k", "top_p"):
         value = getattr(common, name)
         if value is not None:
@@ -212,8 +213,19 @@ def sampling_of(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
     return settings
 
 
+def temperatures(text: str) -> list[float]:
+    """The numbers of --temperature: one, or three."""
+    try:
+        values = [float(value) for value in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3) or any(value < 0 for value in values):
+        raise InputError(f"--temperature {text}: give one number, or three as 0.6,0.8,0.6, none below 0")
+    return values
+
+
 def check_length(seconds: float, option: str) -> None:
-    from audiolm.model import LONGEST
+    from audiolm.asking import LONGEST
 
     if not 0 < seconds <= LONGEST:
         raise InputError(f"{option} {seconds:g}: say how much to generate, above 0 and at most {LONGEST:.0f} s")

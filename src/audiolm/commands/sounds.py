@@ -47,8 +47,8 @@ def continue_(
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
+    from audiolm.asking import Request
     from audiolm.audio import read
-    from audiolm.model import Request
 
     making.check_length(seconds, "--seconds")
     sound = read(prompt, minimum_seconds=0.1)
@@ -61,9 +61,7 @@ def continue_(
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
-            return model.generate_batch(
-                requests, only_new, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
-            )
+            return model.generate_batch(requests, show, **making.how(model, common, only_new, chain))
 
     making.write_all(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
 
@@ -92,7 +90,7 @@ def generate(
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
-    from audiolm.model import Request
+    from audiolm.asking import Request
 
     making.check_length(seconds, "--seconds")
     if stream or play:
@@ -102,9 +100,7 @@ def generate(
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
-            return model.generate_batch(
-                requests, False, chain, common.decoder, making.sampling_of(model, common), show, common.watermark
-            )
+            return model.generate_batch(requests, show, **making.how(model, common, chain=chain))
 
     making.write_all(common, output, make, {"verb": "generate", "chain": chain})
 
@@ -121,8 +117,8 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
     voice
         A recording of the voice to use, about three seconds; without it, a random one.
     """
+    from audiolm.asking import Request
     from audiolm.audio import read
-    from audiolm.model import Request
 
     sound = read(source, minimum_seconds=0.1)
     speaker = None if voice is None else read(voice, minimum_seconds=0.1)
@@ -131,20 +127,12 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
         words = model.tokenize(sound).semantic
         requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
-            return model.generate_batch(
-                requests,
-                decoder=common.decoder,
-                sampling=making.sampling_of(model, common),
-                progress=show,
-                watermark=common.watermark,
-            )
+            return model.generate_batch(requests, show, **making.how(model, common))
 
     making.write_all(common, output, make, {"verb": "revoice"})
 
 
-def reconstruct(
-    source: Path, /, output: Output = Path("out.wav"), *, codebooks: int | None = None, common: Common = COMMON
-) -> None:
+def reconstruct(source: Path, /, output: Output = Path("out.wav"), *, common: Common = COMMON) -> None:
     """The codec alone: a recording through its tokens and back, at any bitrate.
 
     Parameters
@@ -153,11 +141,12 @@ def reconstruct(
         Any recording.
     output
         The same length, at the codec's rate.
-    codebooks
-        How many levels to keep, from 1 (0.5 kbit/s) to all (the default).
     """
     from audiolm.audio import read
 
     sound = read(source, minimum_seconds=0.1)
-    how = {"verb": "reconstruct", "codebooks": codebooks}
-    making.write_all(common, output, lambda model: [model.reconstruct(sound, codebooks, common.watermark)], how)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        return [model.reconstruct(sound, common.codebooks, common.watermark)]
+
+    making.write_all(common, output, make, {"verb": "reconstruct"})

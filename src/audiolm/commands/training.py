@@ -94,7 +94,8 @@ def train(
         Go on where a step's result is below its threshold in the recipe's [gates]; the model's card will say so.
     """
     from audiolm.config import load_config
-    from audiolm.training.recipe import RecipeConfig, run_recipe
+    from audiolm.training.recipe import RecipeConfig
+    from audiolm.training.steps import run_recipe
 
     run_recipe(load_config(RecipeConfig, recipe, settings), only, force, ignore_gates)
 

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator
 
+from audiolm.asking import Request
 from audiolm.audio import Waveform
 from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.page import PROMPT, asset, document, sound_source
-from audiolm.model import AudioLM, Request
+from audiolm.model import AudioLM
 
 ANSWERS = ("real", "generated")
 SEAM = 0.005  # seconds over which a prompt and what follows are joined

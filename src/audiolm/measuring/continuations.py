@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from audiolm.asking import Request
 from audiolm.audio import Waveform, concatenate
 from audiolm.errors import InputError
 from audiolm.measuring.metrics import Measure, mean, ratio, unit_errors
 from audiolm.measuring.scoring import nats_of
 from audiolm.measuring.speaker import SAMPLE_RATE, similarities, voice_encoder
-from audiolm.model import AudioLM, Request
+from audiolm.model import AudioLM
 from audiolm.sampling import sample_windows
 from audiolm.stages import without_repeats
 from audiolm.tokens import Tokens

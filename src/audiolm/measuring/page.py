@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audiolm.asking import Request
 from audiolm.audio import Waveform, blocks
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import needed
-from audiolm.model import AudioLM, Request
+from audiolm.model import AudioLM
 from audiolm.training.adversarial import mel_filters
 from audiolm.training.data import Recording, by_speaker
 

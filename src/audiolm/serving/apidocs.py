@@ -45,6 +45,11 @@ class Making(Sound):
     decoder: Literal["autoregressive", "parallel"] | None = Field(
         default=None, description="How words become sound, where the model can do both; its own choice if nothing is said."
     )
+    codebooks: int | None = Field(
+        default=None,
+        ge=1,
+        description="Levels of the sound; all if nothing is said. Few need no fine stage: faster.",
+    )
     stream: bool = Field(default=False, description="Send a WAV while it is made; for one sample.")
 
 

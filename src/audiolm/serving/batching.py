@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from audiolm.asking import AcousticDecoder, Chain, How, Request, Sampling
 from audiolm.audio import Waveform
-from audiolm.model import AcousticDecoder, AudioLM, Chain, Request, Sampling
+from audiolm.model import AudioLM
 
 T = TypeVar("T")
 AHEAD = 2  # pieces that a stream may be ahead of its listener
@@ -30,12 +31,23 @@ _END = object()
 
 @dataclass(frozen=True)
 class Way:
-    """How to generate. Requests of one way can share a batch. sampling: as in `AudioLM.generate`, as pairs."""
+    """How to generate, as in `audiolm.asking.How`; sampling: as pairs. Requests of one way can share a batch."""
 
     only_new: bool = False
     chain: Chain = "full"
     decoder: AcousticDecoder | None = None
+    codebooks: int | None = None
     sampling: tuple[tuple[str, Sampling], ...] = ()
+
+    @property
+    def how(self) -> How:
+        return {
+            "only_new": self.only_new,
+            "chain": self.chain,
+            "decoder": self.decoder,
+            "codebooks": self.codebooks,
+            "sampling": dict(self.sampling),
+        }
 
 
 class Busy(Exception):
@@ -269,7 +281,7 @@ class Worker:
                 self._turn_began = time.monotonic()
 
         try:
-            sounds = self.model.generate_batch(requests, way.only_new, way.chain, way.decoder, dict(way.sampling), between)
+            sounds = self.model.generate_batch(requests, between, **way.how)
         except _GivenUp:
             return
         except Exception as error:

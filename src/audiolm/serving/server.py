@@ -26,12 +26,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from audiolm.asking import Request as Wish
+from audiolm.asking import Sampling, at_temperatures
 from audiolm.audio import Waveform, probe
 from audiolm.config import Config, parse_config
 from audiolm.detector import Detector
 from audiolm.errors import InputError
-from audiolm.model import AudioLM, Sampling
-from audiolm.model import Request as Wish
+from audiolm.model import AudioLM
 from audiolm.provenance import detect, tags
 from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice
@@ -188,6 +189,7 @@ class Service:
             "sample_rate": model.sample_rate,
             "decoders": apidocs.decoders(model),
             "codebooks": model.codec.spec.num_codebooks,
+            "own_codebooks": model.about.get("codebooks") or model.codec.spec.num_codebooks,
             "bitrate": model.codec.spec.bitrate,
             "levels": {name: [stage.predict.first, stage.predict.last] for name, (stage, _) in model.stages.items()},
             "max_seconds": limits.seconds,
@@ -237,6 +239,7 @@ class Service:
             "X-AudioLM-Seed": str(options.seed),
             "X-AudioLM-Prompt-Seconds": f"{prompt_seconds:.6f}",
         }
+        way = Way(only_new, "full", options.decoder, options.codebooks, tuple(settings.items()))
         assert self.worker is not None
         if options.stream:
             if options.samples > 1 or options.format != "wav":
@@ -246,8 +249,7 @@ class Service:
             self.metrics.seconds.inc(new or 0.0)
 
             def start() -> Iterator[bytes]:
-                how = {"decoder": options.decoder, "sampling": settings}
-                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, only_new, **how)
+                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, **way.how)
                 return wav(blocks, samples, model.sample_rate)
 
             parts = self.worker.stream(start)
@@ -255,11 +257,11 @@ class Service:
             return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
         seeds = range(options.seed, options.seed + options.samples)
         wishes = [Wish(wish.prompt, wish.seconds, wish.semantic, seed) for seed in seeds]
-        way = Way(only_new, "full", options.decoder, tuple(settings.items()))
         sounds = await attended(request, self.worker.generate(wishes, way))
         self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
-        how = {"verb": verb, "decoder": options.decoder, "sampling": {name: each.plain() for name, each in settings.items()}}
-        how |= {"model": name_of(model), "prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
+        how = {"verb": verb, "decoder": options.decoder, "codebooks": options.codebooks, "model": name_of(model)}
+        how |= {"sampling": {name: each.plain() for name, each in settings.items()}}
+        how |= {"prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
         written = [
             await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
             for seed, sound in zip(seeds, sounds, strict=True)
@@ -344,10 +346,7 @@ def sampling_of(model: AudioLM, options: Making) -> dict[str, Sampling]:
     changes = {name: value for name in ("top_k", "top_p") if (value := getattr(options, name)) is not None}
     settings = {name: each.model_copy(update=changes) for name, each in model.sampling.items()}
     if options.temperature is not None:
-        values = [float(value) for value in options.temperature.split(",")]
-        semantic, coarse, fine = values * (3 if len(values) == 1 else 1)
-        given = {"semantic": semantic, "fine": fine}
-        settings = {name: each.model_copy(update={"temperature": given.get(name, coarse)}) for name, each in settings.items()}
+        settings = at_temperatures(settings, [float(value) for value in options.temperature.split(",")])
     return settings
 
 

@@ -29,9 +29,10 @@ from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.chain import Step, read_json
 from audiolm.training.data import AudioStore, scan
 from audiolm.training.further import TAKEN
-from audiolm.training.recipe import RecipeConfig, Workshop, steps
+from audiolm.training.recipe import RecipeConfig
 from audiolm.training.rehearsal import Loop, loops
 from audiolm.training.run import progress, random_untouched
+from audiolm.training.steps import Workshop, steps
 
 BASE = 0.5e9  # bytes of Python and its libraries
 PATIENCE = 6.0  # seconds at the speed of large products; a step that would take longer is not tried, only counted

@@ -28,8 +28,9 @@ from audiolm.conformer import Conformer
 from audiolm.stages import Stage
 from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, spectral_losses
 from audiolm.training.checkpoint import State
-from audiolm.training.recipe import Workshop, stage_config, stage_of
+from audiolm.training.recipe import stage_config, stage_of
 from audiolm.training.run import Run
+from audiolm.training.steps import Workshop
 from audiolm.training.train_codec import train_codec
 from audiolm.training.train_encoder import train_encoder
 from audiolm.training.train_lm import train_lm

@@ -51,7 +51,8 @@ async function make() {
   const first = Number(form.elements.seed.value);
   const count = drawn ? Number(form.elements.samples.value) : 1;
   const takes = Array.from({ length: count }, (_, i) => {
-    const details = [files.audio && `of ${sources.audio.name}`, drawn ? `seed ${first + i}` : `levels ${query.get("codebooks")}`];
+    const levels = query.has("codebooks") && `levels ${query.get("codebooks")}`;
+    const details = [files.audio && `of ${sources.audio.name}`, drawn && `seed ${first + i}`, levels];
     return new Take(MODES[way].noun, details.filter(Boolean).join(", "), `${way}-${drawn ? first + i : query.get("codebooks")}.wav`);
   });
   $("#empty").hidden = true;
@@ -108,7 +109,7 @@ function arrange() {
   $("#hint").textContent = MODES[way].hint;
   $("#go").textContent = MODES[way].go;
   $("output[for=seconds]").textContent = seconds(Number(form.elements.seconds.value));
-  const levels = Number(form.elements.codebooks.value);
+  const levels = Number($("#codebooks").value);
   $("output[for=codebooks]").textContent = server.bitrate ? `${levels}, ${(levels * server.bitrate) / server.codebooks / 1000} kbit/s` : levels;
 }
 
@@ -117,8 +118,9 @@ async function start() {
   Object.assign(server, models[0]);
   $("#model").textContent = `model: ${server.name}`;
   form.elements.seconds.max = Math.min(MOST_SECONDS, server.max_seconds);
-  const { codebooks, decoder, temperature, samples } = form.elements;
-  codebooks.max = codebooks.value = server.codebooks;
+  const { decoder, temperature, samples } = form.elements;
+  $("#codebooks").max = $("#codebooks").value = $("#levels").max = server.codebooks;
+  $("#levels").placeholder = server.own_codebooks;
   decoder.length = 1;
   for (const name of server.decoders) decoder.add(new Option(name));
   const warmth = (name) => server.sampling?.[name]?.temperature;

@@ -1,0 +1,308 @@
+"""From a folder of audio to a model of one's own: the chain of steps, each done once.
+
+    prepare -> codec ------------------------.-> tokens -> semantic, coarse, fine, ... -> bundle
+          `--> encoder -> units (k-means) --'
+
+What is done stays done, and what was made with something else is refused (audiolm.training.chain). Killed at any moment, the same
+call goes on: training steps by their run folder, the others by their stores. With a `base` the codec, the encoder and the units
+are taken, not trained, and its stages are where the recipe's begin (audiolm.training.further).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audiolm import bundle
+from audiolm.codec import Codec
+from audiolm.config import Config, digest
+from audiolm.conformer import Conformer
+from audiolm.errors import InputError
+from audiolm.files import file_hash, save_tensors
+from audiolm.kmeans import KMeans
+from audiolm.model import AudioLM
+from audiolm.stages import Stage
+from audiolm.tokenizers import SemanticTokenizer
+from audiolm.training.card import card
+from audiolm.training.data import SPLITS, AudioCrops, AudioStore, Skipped, scan
+from audiolm.training.further import TAKEN, weights
+from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of, trained_with
+from audiolm.training.run import Run, progress, versions
+from audiolm.training.speeds import AtSpeeds
+from audiolm.training.token_store import TokenCrops, TokenStore
+from audiolm.transformer import LanguageModel
+
+try:
+    from audiolm.measuring.phonetics import label_recordings, measure_units
+    from audiolm.training.chain import Chain, Step, read_json, write_json
+    from audiolm.training.corpus import tokenize_corpus
+    from audiolm.training.engine import engine
+    from audiolm.training.gates import check, verdicts
+    from audiolm.training.listening import stage_listener
+    from audiolm.training.train_codec import CodecTrainConfig, train_codec
+    from audiolm.training.train_encoder import EncoderConfig, choose_layer, fit_units, train_encoder
+    from audiolm.training.train_lm import train_lm
+except ImportError as missing:
+    raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
+
+
+def steps(config: RecipeConfig) -> list[Step]:
+    """The chain of a recipe, in order."""
+    training = {"precision": config.precision}
+    prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
+    of_base = weights(config.base) if config.base else {}
+    chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare)]
+    if config.base:
+        chain += [Step(name, ("prepare",), {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
+    else:
+        encoder = training | {str(number): each.plain() for number, each in enumerate(config.encoder)}
+        units = config.units.plain() | {"measured": config.measured}
+        chain += [
+            Step("codec", ("prepare",), training | config.codec.plain(), do_codec, together=True),
+            Step("encoder", ("prepare",), encoder, do_encoder, together=True),
+            Step("units", ("prepare", "encoder"), units, do_units),
+        ]
+    chain.append(Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens))
+    for name in config.stages:
+        plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
+        if name in of_base:
+            plain["base"] = of_base[name]
+        chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
+    sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
+    about = {
+        "name": config.name,
+        "licence": config.licence,
+        "sampling": sampling,
+        "weights": config.weights,
+        "decoder": config.decoder,
+    }
+    if config.codebooks:
+        about["codebooks"] = config.codebooks
+    chain.append(Step("bundle", ("codec", "units", *config.stages), about, do_bundle))
+    return chain
+
+
+def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = False, ignore_gates: bool = False) -> Path:
+    """Do every step that is not done yet, or `only` one whose inputs are done; returns the bundle's folder.
+
+    force: a step that was made with something else is deleted and done again; the one in `only` in any case.
+    ignore_gates: go on where a result is not good enough, and record that.
+    InputError where a step was made with something else, an input is not done, or there is no such step; GateFailed
+    where what a step made is below a threshold of config.gates.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    shop = Workshop(config)
+    gates = partial(check, shop=shop, config=config.gates, ignore=ignore_gates)
+    Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force, gates)
+    return shop.out / "bundle"
+
+
+class Workshop:
+    """What the steps share: the recipe, its folder, the accelerator, and the results of the steps that are done."""
+
+    def __init__(self, config: RecipeConfig) -> None:
+        self.config, self.out = config, Path(config.out)
+        self.fabric = engine(config.device, config.precision)
+        self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
+        self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
+        self.carried = self.base.stages if self.base else {}  # where training of a stage begins, and what stays as it is
+
+    # Results
+
+    def audio(self) -> AudioStore:
+        return AudioStore(self.out / "prepare")
+
+    def crops(self, config: CodecTrainConfig | EncoderConfig) -> tuple[AudioCrops, AudioCrops | None]:
+        """Training crops, and those of the valid recordings if there are any."""
+        store = self.audio()
+        make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
+        return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
+
+    def train_crops(self) -> AudioCrops:
+        """Those that the encoder is trained on."""
+        return self.crops(self.config.encoder[-1])[0]
+
+    def token_crops(self, name: StageName, split: str) -> TokenCrops:
+        """A stage's batches; "valid" are training ones where there are no valid recordings."""
+        config, store = stage_config(self.config, name), TokenStore(self.out / "tokens")
+        chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
+        return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
+
+    def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
+        """The run folder of a training on what the step `source` made."""
+        own, done = self.config, read_json(self.out / source / "done.json")
+        return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
+
+    def save(self, part: nn.Module, step: str) -> str:
+        """Keep a network as a bundle will, so that what is trained next hears exactly what will be shipped."""
+        if self.fabric.global_rank:
+            return ""  # the first process's result is the step's; no waiting here: not every step is everybody's
+        path = self.out / step / f"{step}.safetensors"
+        save_tensors(path, bundle.packed(part, torch.bfloat16))
+        return file_hash(path)
+
+    def codec(self) -> Codec:
+        codec = Codec(self.config.codec.network)
+        bundle.unpack(codec, self.out / "codec" / "codec.safetensors")
+        return codec.eval().to(self.fabric.device)
+
+    def encoder(self) -> Conformer:
+        conformer = Conformer(self.config.encoder[-1].network)
+        bundle.unpack(conformer, self.out / "encoder" / "encoder.safetensors")
+        return conformer.eval().to(self.fabric.device)
+
+    def semantic(self) -> SemanticTokenizer:
+        conformer = Conformer(self.config.encoder[-1].network)
+        layer = read_json(self.out / "units" / "units.json")["layer"]
+        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.width), layer)
+        bundle.unpack(semantic, self.out / "units" / "units.safetensors")
+        return semantic.eval().to(self.fabric.device)
+
+    def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
+        """A stage, its language model and how that was trained."""
+        stage, config = stage_of(self.config, name), stage_config(self.config, name)
+        network = bundle.language_model(stage, config.network)
+        bundle.unpack(network, self.out / name / f"{name}.safetensors")
+        return stage, network.eval().to(self.fabric.device), config
+
+
+# --- What each step does ----------------------------------------------------------------------------------------------
+
+
+def do_prepare(shop: Workshop) -> str:
+    config = shop.config.prepare
+    skipped: Skipped = []
+    recordings = scan(shop.config.data, config.valid, config.test, shop.config.seed, config.minimum, skipped)
+    if not any(recording.split == "train" for recording in recordings):
+        raise InputError(f"{shop.config.data}: no recording is in the train split; correct the split column")
+    rate = shop.config.codec.network.sample_rate
+    with progress(len(recordings), label="prepare") as show:
+        store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
+    return digest([asdict(entry) for entry in store.entries])
+
+
+def do_codec(shop: Workshop) -> str:
+    config = shop.config.codec
+    crops, valid = shop.crops(config)
+    with shop.run("codec", config, "prepare") as run:
+        return shop.save(train_codec(config, crops, run, shop.fabric, valid), "codec")
+
+
+def do_encoder(shop: Workshop) -> str:
+    conformer = None
+    for number, config in enumerate(shop.config.encoder, 1):
+        crops, valid = shop.crops(config)
+        with shop.run(f"encoder/pass-{number}", config, "prepare") as run:
+            conformer = train_encoder(config, crops, run, shop.sharding, valid, conformer)
+    assert conformer is not None
+    return shop.save(conformer, "encoder")
+
+
+def do_units(shop: Workshop) -> str:
+    config, conformer = shop.config.units, shop.encoder()
+    crops, _ = shop.crops(shop.config.encoder[-1])
+    figures: dict[int, float] = {}
+    if config.layer is None:
+        figures, layer = choose_layer(conformer, config, crops, _phonetic_measure(shop))
+        config = config.model_copy(update={"layer": layer})
+    write_json(shop.out / "units" / "units.json", {"layer": config.layer, "pnmi": figures})
+    units = fit_units(conformer, config, crops)
+    return shop.save(SemanticTokenizer(conformer, units, config.layer or 0), "units")
+
+
+def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torch.Tensor]], float]:
+    store = shop.audio()
+    numbers = store.split("valid")
+    numbers = numbers[:: max(1, len(numbers) // shop.config.measured)]  # of all speakers
+    if not numbers:
+        raise InputError(f"{store.folder}: no valid recordings to choose a layer by; give units.layer=NUMBER, or more speakers")
+    recordings = [(store.read(number)[None, None], store.entries[number].columns.get("transcript")) for number in numbers]
+    phones = label_recordings(recordings)
+    device = shop.fabric.device
+    return lambda encode: measure_units(lambda audio: encode(audio.to(device)).cpu(), recordings, phones)["pnmi_corrected"]
+
+
+def do_tokens(shop: Workshop) -> str:
+    audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
+    with progress(len(audio), label="tokens") as show:
+        store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show)
+    return digest([store.key, [entry.checksum for entry in store.entries]])
+
+
+def do_stage(shop: Workshop, name: StageName) -> str:
+    config, stage = stage_config(shop.config, name), stage_of(shop.config, name)
+    store = TokenStore(shop.out / "tokens")
+    crops = TokenCrops(store, stage, "train", config.batch_size, config.seed)
+    valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
+    listener = stage_listener(stage, shop.codec(), valid or crops)
+    start = shop.carried[name][1] if name in shop.carried else None
+    with shop.run(name, trained_with(shop.config, name), "tokens") as run:
+        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener, start), name)
+
+
+def do_bundle(shop: Workshop) -> str:
+    config, store = shop.config, TokenStore(shop.out / "tokens")
+    networks, sampling = dict(shop.carried), dict(shop.base.sampling) if shop.base else {}
+    for name in config.stages:
+        stage, network, own = shop.trained(name)
+        networks[name] = stage, network.cpu()
+        if own.sampling:
+            sampling[name] = own.sampling
+    audio = shop.audio()
+    about = {
+        "name": config.name,
+        "licence": config.licence,
+        "hours": {split: round(audio.hours(split), 3) for split in SPLITS if audio.split(split)},
+        "recordings": len(audio),
+        "decoder": config.decoder,
+        "training_seconds": {
+            step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]
+        },
+        "gates": verdicts(shop.out, [step.name for step in steps(config)]),
+        "versions": versions(),
+    }
+    if config.codebooks:
+        about["codebooks"] = config.codebooks
+    if shop.base:
+        about["base"] = {name: shop.base.about.get(name) for name in ("name", "licence")}
+    if config.semantic.dedup:
+        about["mean_run"] = _mean_run(store)
+    model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
+    bundle.save(model, shop.out / "bundle", card(about, list(networks)), getattr(torch, config.weights))
+    return file_hash(shop.out / "bundle" / "config.json")
+
+
+def _mean_run(store: TokenStore) -> float:
+    """How many frames a semantic token lasts on average: without repeats nothing else tells a generated token's length."""
+    numbers = store.split("train")[:1000]
+    codes = [store.read(number, "semantic") for number in numbers]
+    return sum(each.shape[1] for each in codes) / max(1, sum(each[0].unique_consecutive().numel() for each in codes))
+
+
+# --- The same, of a base --------------------------------------------------------------------------------------------------
+
+
+def take_codec(shop: Workshop) -> str:
+    return shop.save(_base(shop).codec, "codec")
+
+
+def take_encoder(shop: Workshop) -> str:
+    return shop.save(_base(shop).semantic.encoder, "encoder")
+
+
+def take_units(shop: Workshop) -> str:
+    write_json(shop.out / "units" / "units.json", {"layer": _base(shop).semantic.layer, "pnmi": {}})
+    return shop.save(_base(shop).semantic, "units")
+
+
+TAKING = {"codec": take_codec, "encoder": take_encoder, "units": take_units}
+
+
+def _base(shop: Workshop) -> AudioLM:
+    assert shop.base is not None
+    return shop.base
