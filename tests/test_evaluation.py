@@ -396,6 +396,29 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
     assert capfd.readouterr() == ("", "")
 
 
+def test_other_settings_than_the_models(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:
+    rows = [f"{each.path},{each.speaker},test" for each in recordings]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,speaker,split", *rows]))
+    bundle.save(tiny_model, tmp_path / "model", "")
+    figures = {}
+    for name, settings in {
+        "own": {},
+        "few": {"codebooks": 2},
+        "cold": {"temperature": (0.0,)},
+        "int8": {"precision": "int8"},
+    }.items():
+        figures[name] = evaluation.evaluate_folder(
+            tmp_path / "model", tmp_path / "manifest.csv", tmp_path / name, seconds=1, parts=("continuation",), page=False,
+            **settings,
+        )  # fmt: skip
+    heard = {name: report["continuation.full.bits"] for name, report in figures.items()}
+    assert len({heard[name] for name in ("own", "few", "cold")}) == 3
+    assert "--codebooks 2" in figures["few"]["command"]
+    assert "--temperature 0" in figures["cold"]["command"]
+    assert "--precision int8" in figures["int8"]["command"]
+    assert figures["own"]["command"].count("--") == figures["few"]["command"].count("--") - 1
+
+
 def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:
     bundle.save(tiny_model, tmp_path / "model", "")
     for splits, clips, split in ((("train", "test"), 1, "test"), (("train", "valid"), 2, "all")):

@@ -189,6 +189,9 @@ def test_every_way_of_saying_the_words_is_heard(
     ways |= {("after", way) for way in ("real", "codec", "resaid", "resaid_parallel")}
     assert {tuple(name.split(".")[1:3]) for name in figures if name.endswith(".wer")} == ways
     assert all(value(figures[f"words.{part}.{way}.wer"]) == (11 / 13 if part == "whole" else 0) for part, way in ways)
+    said_again = [figures[f"words.after.{way}.pesq"] for way in ("codec", "resaid", "resaid_parallel")]
+    assert all(1 < value(each) < 4.65 for each in said_again)
+    assert "words.after.real.pesq" not in figures  # of nothing with itself
     assert sorted(heard) == [1.4] * 4 + [4.4] * 4
     silent = [replace(clip, recording=replace(clip.recording, columns={})) for clip in clips]
     with pytest.raises(Missing, match="transcript"):
@@ -303,7 +306,7 @@ def test_all_tables_are_written() -> None:
         **{"oracle.coarse.true": 7.0, "oracle.coarse.shuffled": 7.0, "oracle.coarse.shuffled_gain": 0.001},
         **{"oracle.coarse.shuffled_gain.low": -0.01, "oracle.coarse.shuffled_gain.high": 0.01},
         **{"words.whole.clips": 3.0, "words.after.clips": 2.0, "words.whole.real.wer": 0.28, "words.after.resaid.cer": 0.9},
-        **{"words.after.resaid.wer": 0.95},
+        **{"words.after.resaid.wer": 0.95, "words.after.resaid.pesq": 1.2},
         **{"speakers.speakers": 9.0, "speakers.unheard_speakers": 3.0, "speakers.clips": 4.0, "speakers.chance": 1 / 9},
         **{"speakers.full.accuracy": 0.5, "speakers.full.unheard_accuracy": math.nan},
         **{"pairs.lexical.score": 0.55, "pairs.lexical.pairs": 40.0, "distance.real": 0.1, "distance.full": 0.4},
@@ -317,8 +320,8 @@ def test_all_tables_are_written() -> None:
         "| 16 | 0.250 | 0.200 |",
         "| coarse | its own, shuffled | 7.000 | 0.001 (-0.010 to 0.010) |",
         "- The coarse stage does not listen to its semantic tokens",
-        "| whole clips | the recording | 0.280 | - |",
-        "| after a prompt of 3 s | continuation: its units, in the prompt's voice | 0.950 | 0.900 |",
+        "| whole clips | the recording | 0.280 | - | - |",
+        "| after a prompt of 3 s | continuation: its units, in the prompt's voice | 0.950 | 0.900 | 1.200 |",
         "| **continuation** | 50.0 | - | 92.6 |",
         "| sWUGGY | 40 | 55.0 | - | - | 71.5 (83.7 of known words) |",
         "| **continuation** | 0.4000 |",

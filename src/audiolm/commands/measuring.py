@@ -24,6 +24,9 @@ def evaluate(
     pairs: Path | None = None,
     page: bool = True,
     listening_test: int = 0,
+    temperature: str | None = None,
+    codebooks: int | None = None,
+    precision: making.Precision = "auto",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """The paper's tables on recordings the model has not heard: report.md, report.json, and report.html to listen to.
@@ -61,6 +64,12 @@ def evaluate(
         ZeroSpeech 2021's sLM21-dataset, or what scripts/spoken_pairs.py made.
     page
         Make report.html, whose examples take two minutes.
+    temperature
+        Of all that is generated, in place of the model's own: one number, or semantic,coarse,fine.
+    codebooks
+        Levels of all that is generated, in place of the model's own; 4 leave out the packaged model's fine stage.
+    precision
+        Bits of the stages' weights while they generate (docs/performance.md).
     listening_test
         Also write listening.html, a blind test of so many clips (real or generated?), and its key; `audiolm ratings` counts.
     """
@@ -69,7 +78,15 @@ def evaluate(
     chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
     with making.bars() as show:
         options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}
-        extra = {"items": items, "pairs": pairs, "page": page, "listening_test": listening_test}
+        extra = {
+            "items": items,
+            "pairs": pairs,
+            "page": page,
+            "listening_test": listening_test,
+            "codebooks": codebooks,
+            "precision": precision,
+        }
+        extra["temperature"] = making.temperatures(temperature) if temperature else ()
         figures = evaluate_folder(model, data, report, **options, most=recordings or None, **extra)
     if json:
         making.show(figures, True)

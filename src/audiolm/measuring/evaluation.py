@@ -15,13 +15,15 @@ import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from audiolm.asking import at_temperatures
 from audiolm.bundle import load
 from audiolm.errors import InputError
 from audiolm.files import whole_file
+from audiolm.kernels import Precision
 from audiolm.measuring.blindtest import write_test
 from audiolm.measuring.continuations import SHORTEST, continuation_figures
 from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, tokenized
@@ -54,7 +56,7 @@ PARTS = {
     "oracle": Part(oracle_figures),
     "continuation": Part(lambda bench: continuation_figures(bench.model, bench.continued), ("jiwer",)),
     "distance": Part(distance_figures),
-    "words": Part(word_figures, ("pocketsphinx", "jiwer")),
+    "words": Part(word_figures, ("pocketsphinx", "jiwer", "pesq")),
     "speakers": Part(speaker_figures),
     "pairs": Part(pair_figures),
 }
@@ -132,6 +134,9 @@ def evaluate_folder(
     pairs: Path | None = None,
     page: bool = True,
     listening_test: int = 0,
+    temperature: Sequence[float] = (),
+    codebooks: int | None = None,
+    precision: Precision | Literal["auto"] = "auto",
 ) -> dict[str, Any]:
     """Evaluate a model by name or folder on a folder or manifest; writes report.json, .md and .html into `report_dir`.
 
@@ -140,6 +145,8 @@ def evaluate_folder(
 
     split: train, valid, test or all; by default test, where there is one. A folder without a manifest is split as training
     splits it, so that a model's own training folder is measured on voices that it has not heard.
+
+    temperature, codebooks: in place of the model's own, of all that is generated; see audiolm.asking. precision: as in `load`.
     """
     if page:
         needed("markdown_it")
@@ -156,7 +163,11 @@ def evaluate_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
-    bundle = load(model)
+    bundle = load(model, precision=precision)
+    if temperature:
+        bundle.sampling = at_temperatures(bundle.sampling, temperature)
+    if codebooks is not None:
+        bundle.about["codebooks"] = codebooks
     others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}
     measured = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)
@@ -166,6 +177,12 @@ def evaluate_folder(
     command = "audiolm evaluate {} --data {} --report {}".format(*names)
     command += f" --recordings {most or 0} --limit {limit} --seconds {seconds:g} --seed {seed}{chosen}"
     command += "".join(f" --{name} {path.name}" for name, path in (("items", items), ("pairs", pairs)) if path)
+    if temperature:
+        command += f" --temperature {','.join(f'{each:g}' for each in temperature)}"
+    if codebooks is not None:
+        command += f" --codebooks {codebooks}"
+    if precision != "auto":
+        command += f" --precision {precision}"
     if set(parts) != set(PARTS):
         command += f" --parts {','.join(parts)}"
     report = {

@@ -129,16 +129,17 @@ def words(report: Report) -> str:
     for part, title in (("whole", "whole clips"), ("after", "after a prompt of 3 s")):
         for way, name in SAID.items():
             if f"words.{part}.{way}.wer" in report:
-                rows.append([title, name, *(figure(report, f"words.{part}.{way}.{key}", 3) for key in ("wer", "cer"))])
+                rows.append([title, name, *(figure(report, f"words.{part}.{way}.{key}", 3) for key in ("wer", "cer", "pesq"))])
     if not rows:
         return ""
-    rows += [["published", *row] for row in PUBLISHED_WORDS]
+    rows += [["published", *row, ""] for row in PUBLISHED_WORDS]
     return section(
         "Words (Table II)",
-        table(["", "", "WER", "CER"], rows),
+        table(["", "", "WER", "CER", "PESQ"], rows),
         f"{report['words.whole.clips']:.0f} clips of 4 to 10 s, {report['words.after.clips']:.0f} of them with words after 3 s; "
         "heard by pocketsphinx, a far weaker recogniser than the paper's: what counts is the distance from the "
-        "recording's row. A free continuation has words of its own, hence no error rate.",
+        "recording's row. PESQ: of what says the recording's units at their times, against it. A free continuation has words of "
+        "its own, hence no error rate.",
     )
 
 

@@ -1,18 +1,18 @@
 """Are the words still there? Word and character errors of an offline recogniser (AudioLM section IV-C, Table II).
 
 Of whole clips of 4 to 10 s: the recording, the codec alone, and acoustic generation, which says the recording's units in another
-voice. Of what follows a prompt of 3 s: the same, said in the prompt's voice (SoundStorm's Table 1). A free continuation
-has words of its own, and so no error rate.
+voice. Of what follows a prompt of 3 s: the same, said in the prompt's voice (SoundStorm's Table 1), and PESQ against the
+recording, since both say the same at the same time. A free continuation has words of its own, and so no error rate.
 """
 
 from collections.abc import Sequence
 
+from audiolm.asking import AcousticDecoder, Request
 from audiolm.audio import Waveform
 from audiolm.measuring.continuations import PROMPT, SHORTEST, acoustic_chain
 from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
-from audiolm.measuring.metrics import ratio
+from audiolm.measuring.metrics import mean, pesq_wb, ratio
 from audiolm.measuring.recognition import Recogniser, normalised, rates
-from audiolm.model import AcousticDecoder, Request
 from audiolm.tokens import Tokens
 from audiolm.training.data import in_turn
 
@@ -21,7 +21,7 @@ BATCH = 8
 
 
 def word_figures(bench: Bench) -> Figures:
-    """CER and WER of up to `limit` clips whose words are known, of as many speakers as can be."""
+    """CER, WER and PESQ of up to `limit` clips whose words are known, of as many speakers as can be."""
     known = [clip for clip in bench.clips if clip.transcript and LEAST <= clip.tokens.seconds <= MOST]
     if not known:
         raise Missing("WER and CER (Table II) need recordings of 4 to 10 s with a column 'transcript' in their manifest.csv")
@@ -45,6 +45,11 @@ def word_figures(bench: Bench) -> Figures:
             figures[f"words.{part}.{way}.wer"], figures[f"words.{part}.{way}.cer"] = (
                 ratio(errors, words),
                 ratio(wrong, characters),
+            )
+        if part == "after" and way != "real":
+            both = zip(sounds[part, "real"], made, strict=True)
+            figures[f"words.{part}.{way}.pesq"] = mean(
+                [pesq_wb(at_16k(real), at_16k(sound)[: len(at_16k(real))]) for real, sound in both]
             )
     return figures
 
