@@ -243,7 +243,7 @@ def to_first_sound(model: Any, prompt: Any, seconds: float, decoder: str) -> flo
 
 def batch(options: argparse.Namespace) -> None:
     import audiolm
-    from audiolm.model import Request
+    from audiolm.asking import Request
 
     model, rows = loaded(options), []
     prompt = audiolm.read(EXAMPLES / "prompt-male.flac")
@@ -266,9 +266,9 @@ def growth(options: argparse.Namespace) -> None:
     model, rows = loaded(options), []
     prompt = audiolm.read(EXAMPLES / "prompt-male.flac").trim(3.0)
     lengths = [each for each in (1.0, 10.0, 60.0, 180.0, 600.0) if each < options.longest] + [options.longest]
-    decoder = ways(model)[-1]
-    for reached, spent, memory in streamed(model.stream(prompt, lengths[-1], decoder=decoder, only_new=True), lengths):
-        rows.append((decoder, reached, spent, spent / reached, f"{memory:.0f}"))
+    for decoder in ways(model):
+        for reached, spent, memory in streamed(model.stream(prompt, lengths[-1], decoder=decoder, only_new=True), lengths):
+            rows.append((decoder, reached, spent, spent / reached, f"{memory:.0f}"))
     head = ("decoder", "seconds of sound", "seconds", "seconds a second", "peak MB so far")
     table("One stream, looked at on its way", head, rows)
 

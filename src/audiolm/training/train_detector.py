@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from audiolm import bundle, detector
+from audiolm.asking import How, Request
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, blocks, read
 from audiolm.classifier import CROP, SAMPLE_RATE, CropClassifier, crop_logits
@@ -32,7 +33,7 @@ from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import Measure, bootstrap
-from audiolm.model import AudioLM, Request
+from audiolm.model import AudioLM
 from audiolm.training.data import Recording, by_speaker, scan
 from audiolm.training.run import Run, learning_rate, progress
 
@@ -69,6 +70,7 @@ class Plan:
     recording: Recording
     kind: str
     seed: int
+    codebooks: int | None = None  # levels of what the codec leaves and of what is generated, which must not tell them apart
 
     def path(self, folder: Path, kind: str) -> Path:
         return folder / f"{self.name}.{kind}.flac"
@@ -95,7 +97,7 @@ def train_detector(
     folder = bundle.folder_of(model)
     about = bundle.read_config(folder)
     identity = detector.identity(about)
-    plans = plan(scan(data), config, tuple(about["stages"]))
+    plans = plan(scan(data), config, tuple(about["stages"]), levels_of(about["stages"]))
     try:
         (out / "sounds").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -136,7 +138,15 @@ def pack(out: Path, folder: Path) -> None:
 # Sounds
 
 
-def plan(recordings: Sequence[Recording], config: DetectorTrainConfig, stages: Sequence[str]) -> list[Plan]:
+def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
+    """Of what a model generates: all, and without a fine stage if it can do without (config.json's stages)."""
+    coarse = [stages["coarse"]["stage"]["predict"]["last"]] if {"coarse", "fine"} <= set(stages) else []
+    return [*coarse, None]
+
+
+def plan(
+    recordings: Sequence[Recording], config: DetectorTrainConfig, stages: Sequence[str], levels: Sequence[int | None] = (None,)
+) -> list[Plan]:
     """Which recordings, as many speakers as can be, and what is generated from each; splits are the corpus's own."""
     kinds = [
         kind for kind in KINDS if (kind == "acoustic" and "acoustic" in stages) or (kind != "acoustic" and "semantic" in stages)
@@ -152,8 +162,8 @@ def plan(recordings: Sequence[Recording], config: DetectorTrainConfig, stages: S
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
         chosen = by_speaker(found, config.seed)[: math.ceil(config.clips * share)]
         for number, recording in enumerate(chosen):
-            kind = kinds[number % len(kinds)]
-            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans)))
+            kind, codebooks = kinds[number % len(kinds)], levels[number // len(kinds) % len(levels)]
+            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), codebooks))
     return plans
 
 
@@ -161,8 +171,8 @@ def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, 
     """Write what is not there yet, a batch of one kind at a time; workers: that many processes of one thread each, 0: here."""
     due = [each for each in plans if not all(each.path(out, kind).is_file() for kind in ("real", "codec", each.kind))]
     batches = []
-    for kind in dict.fromkeys(KINDS):
-        same = [each for each in due if each.kind == kind]
+    for kind, codebooks in dict.fromkeys((each.kind, each.codebooks) for each in due):
+        same = [each for each in due if (each.kind, each.codebooks) == (kind, codebooks)]
         batches += [same[first : first + BATCH] for first in range(0, len(same), BATCH)]
     with progress(len(due), label="sounds") as show:
         done = 0
@@ -172,7 +182,7 @@ def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, 
 
 def _each_done(folder: Path, batches: Sequence[Sequence[Plan]], out: Path, seconds: float, workers: int) -> Iterator[int]:
     if workers < 2:
-        model = bundle.load(folder) if batches else None
+        model = _loaded(folder) if batches else None
         for batch in batches:
             assert model is not None
             yield make_batch(model, batch, out, seconds)
@@ -183,9 +193,16 @@ def _each_done(folder: Path, batches: Sequence[Sequence[Plan]], out: Path, secon
             yield future.result()
 
 
+def _loaded(folder: Path) -> AudioLM:
+    """A model that makes all its levels unless it is told otherwise."""
+    model = bundle.load(folder)
+    model.about.pop("codebooks", None)
+    return model
+
+
 def _begin_worker(folder: Path) -> None:
     torch.set_num_threads(1)
-    _worker["model"] = bundle.load(folder)
+    _worker["model"] = _loaded(folder)
 
 
 def _work(batch: Sequence[Plan], out: Path, seconds: float) -> int:
@@ -196,19 +213,20 @@ _worker: dict[str, AudioLM] = {}
 
 
 def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float) -> int:
-    """Write the sounds of plans of one kind, nothing of them marked; returns how many plans."""
-    kind, requests = batch[0].kind, []
+    """Write the sounds of plans of one kind and number of levels, nothing of them marked; returns how many plans."""
+    kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
     for each in batch:
         sound = next(blocks(each.recording.path, PROMPT + seconds, model.sample_rate, mono=True))
         prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
         real.write(each.path(out, "real"))
-        model.reconstruct(sound, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
+        model.reconstruct(sound, codebooks, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
         if kind == "revoiced":
             requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
         else:
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
     chain = "acoustic" if kind == "acoustic" else "full"
-    for each, sound in zip(batch, model.generate_batch(requests, only_new=True, chain=chain, watermark=False), strict=True):
+    how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
+    for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):
         sound.write(each.path(out, kind))
     return len(batch)
 
@@ -355,7 +373,8 @@ def card(figures: Mapping[str, Any]) -> str:
             "`audiolm detect` tells what this model generates from real speech that went through its codec, mark or no mark. "
             f"Trained on {clips['train']} clips of {speakers['train']} speakers, calibrated on {clips['valid']} of "
             f"{speakers['valid']}, measured on {clips['test']} real and as many generated clips of {speakers['test']} others "
-            f"({figures['attacks']['none']['crops']} crops of each kind). In brackets: 95 % intervals by bootstrap over clips. "
+            f"({figures['attacks']['none']['crops']} crops of each kind); where the model can do without its fine stage, half of "
+            "both kinds have only the levels before it. In brackets: 95 % intervals by bootstrap over clips. "
             "AudioLM's own detector: 98.6 % (section IV-H).",
             "",
             *(f"| {' | '.join(row)} |" for row in rows),
