@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from audiolm import bundle, detector
+from audiolm.asking import Request
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, concatenate, read
 from audiolm.classifier import CHANNELS, CropClassifier, crop_logits, crops_of
@@ -14,7 +15,16 @@ from audiolm.cli import run
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.training.train_detector import DetectorTrainConfig, pack, train_detector
+from audiolm.training.data import scan
+from audiolm.training.train_detector import (
+    PROMPT,
+    DetectorTrainConfig,
+    levels_of,
+    make_sounds,
+    pack,
+    plan,
+    train_detector,
+)
 
 
 @pytest.fixture
@@ -169,6 +179,32 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     assert made.about["weights"] == detector.identity(bundle.read_config(model))
     both = made(concatenate([real, real])), made(read(tmp_path / "one" / "sounds" / sounds[1]))
     assert None not in both
+
+
+def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> None:
+    """What is generated without the fine stage stands against real speech at as many levels of the codec."""
+    stages = bundle.read_config(model)["stages"]
+    coarse = stages["coarse"]["stage"]["predict"]["last"]
+    assert levels_of(stages) == [coarse, None]
+    assert levels_of({name: stages[name] for name in ("semantic", "coarse")}) == [None]
+    made = plan(scan(corpus), TINY, ("semantic",), levels_of(stages))
+    assert {each.codebooks for each in made if each.split == "train"} == {coarse, None}
+    loaded = bundle.load(model)
+    loaded.about["codebooks"] = coarse
+    bundle.save(loaded, tmp_path / "few", "")
+    for each in (made[0], next(each for each in made if each.codebooks is None)):
+        make_sounds(tmp_path / "few", [each], tmp_path, 1.0)
+        sound = read(each.recording.path).mono().trim(PROMPT + 1.0)
+        codec = loaded.reconstruct(sound, each.codebooks, watermark=False).trim(start=PROMPT)
+        torch.testing.assert_close(read(each.path(tmp_path, "codec")).samples, codec.samples.clamp(-1, 1), atol=1e-4, rtol=0)
+        request = Request(sound.trim(PROMPT), sound.seconds - PROMPT, seed=each.seed)
+        if each.kind == "revoiced":
+            request = Request(semantic=loaded.tokenize(sound.trim(start=PROMPT)).semantic, seed=each.seed)
+        levels = each.codebooks or loaded.codec.spec.num_codebooks
+        generated = loaded.generate_batch([request], only_new=True, codebooks=levels, watermark=False)[0]
+        torch.testing.assert_close(
+            read(each.path(tmp_path, each.kind)).samples, generated.samples.clamp(-1, 1), atol=1e-4, rtol=0
+        )
 
 
 def test_detect_says_what_it_hears(

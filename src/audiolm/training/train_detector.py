@@ -162,8 +162,9 @@ def plan(
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
         chosen = by_speaker(found, config.seed)[: math.ceil(config.clips * share)]
         for number, recording in enumerate(chosen):
-            kind, codebooks = kinds[number % len(kinds)], levels[number // len(kinds) % len(levels)]
-            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), codebooks))
+            turn, place = divmod(number, len(kinds))
+            codebooks = levels[(turn + place) % len(levels)]  # of each kind as many
+            plans.append(Plan(f"{split}-{number:04d}", split, recording, kinds[place], config.seed + len(plans), codebooks))
     return plans
 
 
