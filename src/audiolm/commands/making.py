@@ -61,6 +61,7 @@ class Common:
 
 
 Chain = Literal["full", "acoustic"]
+Live = Callable[[Common, "Waveform | None", float, bool, Chain], None]  # see `stream` and `play`
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 COMMON = Common()
 

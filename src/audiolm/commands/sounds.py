@@ -47,23 +47,13 @@ def continue_(
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
-    from audiolm.asking import Request
     from audiolm.audio import read
 
     making.check_length(seconds, "--seconds")
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
-    if stream or play:
-        live = making.stream if stream else making.play
-        return live(common, sound, seconds, only_new, chain)
-
-    def make(model: "AudioLM") -> list["Waveform"]:
-        requests = [Request(sound, seconds, seed=common.seed + index) for index in range(common.samples)]
-        with making.bars() as show:
-            return model.generate_batch(requests, show, **making.how(model, common, only_new, chain))
-
-    making.write_all(common, output, make, {"verb": "continue", "chain": chain}, 0.0 if only_new else sound.seconds)
+    _new("continue", sound, seconds, only_new, chain, output, making.stream if stream else making.play if play else None, common)
 
 
 def generate(
@@ -90,19 +80,33 @@ def generate(
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
+    making.check_length(seconds, "--seconds")
+    _new("generate", None, seconds, False, chain, output, making.stream if stream else making.play if play else None, common)
+
+
+def _new(
+    verb: str,
+    prompt: "Waveform | None",
+    seconds: float,
+    only_new: bool,
+    chain: Chain,
+    output: Path,
+    live: making.Live | None,
+    common: Common,
+) -> None:
+    """New sound after a prompt or nothing: into a file, or `live`."""
     from audiolm.asking import Request
 
-    making.check_length(seconds, "--seconds")
-    if stream or play:
-        live = making.stream if stream else making.play
-        return live(common, None, seconds, False, chain)
+    if live is not None:
+        return live(common, prompt, seconds, only_new, chain)
 
     def make(model: "AudioLM") -> list["Waveform"]:
-        requests = [Request(None, seconds, seed=common.seed + index) for index in range(common.samples)]
+        requests = [Request(prompt, seconds, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
-            return model.generate_batch(requests, show, **making.how(model, common, chain=chain))
+            return model.generate_batch(requests, show, **making.how(model, common, only_new, chain))
 
-    making.write_all(common, output, make, {"verb": "generate", "chain": chain})
+    heard = 0.0 if prompt is None or only_new else prompt.seconds
+    making.write_all(common, output, make, {"verb": verb, "chain": chain}, heard)
 
 
 def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | None = None, common: Common = COMMON) -> None:
