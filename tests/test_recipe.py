@@ -140,7 +140,8 @@ def test_further_from_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None
             torch.testing.assert_close(weight, before, rtol=0.01, atol=1e-5)  # a trained one passes through bfloat16
     assert "It goes on from tiny (licence: not stated)" in (tmp_path / "out" / "bundle" / "README.md").read_text()
 
-    moved = bundle.load(run_recipe(config("moved", "semantic.lr=0.1")))
+    moved = bundle.load(run_recipe(config("moved", "semantic.lr=0.1", "codebooks=2")))
+    assert (moved.about["codebooks"], model.about.get("codebooks")) == (2, None)
     pairs = zip(moved.stages["semantic"][1].parameters(), base.stages["semantic"][1].parameters(), strict=True)
     assert max(float((one - other).abs().max()) for one, other in pairs) > 0.01
 
@@ -166,6 +167,7 @@ def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> Non
         load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", override])
     config = load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", "coarse.network.dropout=0.3"])
     assert (config.coarse.network.dropout, config.coarse.network.kv_heads, config.coarse.levels) == (0.3, 1, 4)
+    assert (config.decoder, config.codebooks) == ("autoregressive", 4)  # the base's own choices
 
 
 def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_path: Path) -> None:

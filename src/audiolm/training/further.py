@@ -25,6 +25,7 @@ def upon(data: Mapping[str, Any]) -> dict[str, Any]:
         "encoder": [{"network": semantic["encoder"]}],
         "units": {"layer": semantic["layer"], "units": semantic["units"]},
         "decoder": base["about"].get("decoder", "autoregressive"),
+        "codebooks": base["about"].get("codebooks"),
     }
     # All of the base's, also those that are not trained: what is coarse decides what is fine.
     stages = {name: _table(name, each, data.get(name, {})) for name, each in base["stages"].items()}
