@@ -43,7 +43,7 @@ class Common:
     decoder: Decoder | None = None
     "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
     codebooks: int | None = None
-    "Levels of the sound, each 0.5 kbit/s of the packaged model's; 4 leave out its fine stage and are faster. Default: all."
+    "Levels of the sound, 1 to 12 of the packaged model's; above 4 its fine stage works too. Default: 4; reconstruct: all."
     plot: Path | None = None
     "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
     watermark: bool = True

@@ -48,7 +48,7 @@ class Making(Sound):
     codebooks: int | None = Field(
         default=None,
         ge=1,
-        description="Levels of the sound; all if nothing is said. Few need no fine stage: faster.",
+        description="Levels of the sound; the model's own choice if nothing is said. Few need no fine stage: faster.",
     )
     stream: bool = Field(default=False, description="Send a WAV while it is made; for one sample.")
 
