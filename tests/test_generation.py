@@ -18,7 +18,13 @@ from audiolm.generation import Tape, of_length, spread
 from audiolm.model import AudioLM
 from audiolm.transformer import TransformerConfig
 
-WAYS = [{"decoder": "autoregressive"}, {"decoder": "parallel"}, {"chain": "acoustic"}, {"codebooks": 2}]
+WAYS = [
+    {"decoder": "autoregressive"},
+    {"decoder": "parallel"},
+    {"chain": "acoustic"},
+    {"codebooks": 2},
+    {"decoder": "parallel", "codebooks": 2},
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,7 @@ def same(blocks: list[Waveform], whole: Waveform) -> None:
     torch.testing.assert_close(joined.samples, whole.samples, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic", "few levels"])
+@pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic", "few levels", "parallel, few levels"])
 @pytest.mark.parametrize(("prompt", "seconds"), [(1.2345, 2.5), (3.1, 1.0), (None, 2.3)])
 def test_streamed_is_generated(model: AudioLM, female: Waveform, way: dict, prompt: float | None, seconds: float) -> None:
     sound = None if prompt is None else female.trim(prompt)

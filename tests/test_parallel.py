@@ -133,6 +133,24 @@ def test_passes_do_not_grow_with_the_length() -> None:
     assert len(counts) == 2 * (16 + 3)
 
 
+def test_levels_that_are_not_wanted_cost_no_passes_and_stay_masked() -> None:
+    model, prompts, frames, counts = model_of(STAGE), [10, 0, 6], [30, 41, 0], []
+    given, known = items_of(prompts, frames)
+    few = [codes[:2] for codes in known]
+    hook = model.transformer.register_forward_hook(lambda *_: counts.append(1))
+    together = fill(model, STAGE, given, few, frames, [5, 6, 7], **OPTIONS)
+    assert len(counts) == 16 + 1
+    hook.remove()
+    for row, codes in enumerate(together):
+        assert codes.shape == (2, prompts[row] + frames[row])
+        assert torch.equal(codes[:, : prompts[row]], few[row])
+        assert torch.equal(codes, fill(model, STAGE, [given[row]], [few[row]], [frames[row]], [5 + row], **OPTIONS)[0])
+    ids = STAGE.stack(given[0], torch.nn.functional.pad(together[0], (0, 0, 0, 2)))
+    ids[10:, -3] = STAGE.masks[1]
+    ids[:, -2:] = STAGE.masks[2:]  # of the prompt too: nobody will hear them
+    assert torch.equal(model.logits(model.frames(ids[None]), 1)[0, 10:].argmax(-1), together[0][1, 10:])
+
+
 def test_windows_keep_prompts_lengths_and_neighbours_apart() -> None:
     stage = replace(STAGE, crop=0.4, overlap=0.12)
     model, prompts, frames = model_of(stage), [10, 40, 0], [50, 20, 10]

@@ -61,6 +61,11 @@ class _Way:
     only_new: bool
     watermark: bool
 
+    def known(self, stage: Stage, prompt: Tensor) -> Tensor:
+        """What a stage is to go on from, of a prompt's codes (Q, F). A parallel one fills no level that nobody will hear."""
+        codes = stage.predict.take(prompt)
+        return codes[: self.codebooks] if stage.parallel else codes
+
 
 @dataclass
 class AudioLM:
@@ -252,7 +257,7 @@ class AudioLM:
                 for job, codes in zip(jobs, done, strict=True)
             ]
             sampled = complete(
-                network, stage, given, [stage.predict.take(codes) for codes in prompts],
+                network, stage, given, [way.known(stage, codes) for codes in prompts],
                 [job.frames * self._ratio for job in jobs], [job.request.seed for job in jobs], _of(name, progress),
                 **way.settings[name].options,
             )  # fmt: skip
@@ -268,7 +273,7 @@ class AudioLM:
             lower = semantic if codes is None else Tape(codes)
             given = [semantic if self._is_semantic(each) else lower for each in stage.given]
             frames, options = job.frames * self._ratio, way.settings[name].options
-            new = stream(network, stage, given, stage.predict.take(job.acoustic), frames, job.request.seed, **options)
+            new = stream(network, stage, given, way.known(stage, job.acoustic), frames, job.request.seed, **options)
             codes = new if codes is None else stacked(lower, new)
         assert codes is not None
         return codes

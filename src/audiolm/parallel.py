@@ -108,6 +108,7 @@ def fill(
 ) -> list[Tensor]:
     """One window, in place of `audiolm.sampling.sample`: each item's codes go on by `frames[i]` frames, its prompt as it came.
 
+    prompt: of the first levels only, if no others are wanted: those above them stay masked everywhere and cost no passes.
     passes: how many fill each of the first levels. The last one that an item needs for a level takes the likeliest codes.
     """
     assert isinstance(model, ParallelModel)
@@ -116,14 +117,18 @@ def fill(
         raise InputError(f"stage {stage.name}: no frame of a parallel stage can be the end; leave allow_eos out")
     if not max(frames, default=0):
         return [known.long() for known in prompt]
-    levels, device = stage.predict.levels, model.heads.device
-    lines = [stage.stack(parts, nnf.pad(known, (0, count))) for parts, known, count in zip(given, prompt, frames, strict=True)]
+    levels, made, device = stage.predict.levels, len(prompt[0]), model.heads.device
+    lines = [
+        stage.stack(parts, nnf.pad(known, (0, count, 0, levels - made)))
+        for parts, known, count in zip(given, prompt, frames, strict=True)
+    ]
     lengths, first = torch.tensor([len(line) for line in lines]), min(known.shape[1] for known in prompt)
     ids = pad_sequence(lines, True)
     place, known = torch.arange(ids.shape[1]), torch.tensor([codes.shape[1] for codes in prompt])
     new = (place >= known[:, None]) & (place < lengths[:, None])
-    ids[..., -levels:] = torch.where(new[..., None], stage.masks, ids[..., -levels:])
-    each = [passes[level] if level < len(passes) else 1 for level in range(levels)]
+    unknown = new[..., None] | (torch.arange(levels) >= made)
+    ids[..., -levels:] = torch.where(unknown, stage.masks, ids[..., -levels:])
+    each = [passes[level] if level < len(passes) else 1 for level in range(made)]
     random = torch.zeros(len(lines), sum(each), 2, ids.shape[1])
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         random[row, ..., known[row] : lengths[row]] = torch.rand(sum(each), 2, own, generator=generator_of(stage, seed))
@@ -158,7 +163,7 @@ def fill(
                     progress(max(frames) * done // sum(each), max(frames))
     finally:
         model.train(training)
-    filled = (ids[..., -levels:].cpu() - stage.offsets[-1].T).mT
+    filled = (ids[..., -levels:].cpu() - stage.offsets[-1].T).mT[:, :made]
     return [
         torch.cat((codes.long(), row[:, codes.shape[1] : codes.shape[1] + own]), 1)
         for codes, row, own in zip(prompt, filled, frames, strict=True)
