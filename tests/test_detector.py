@@ -187,12 +187,13 @@ def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> 
     coarse = stages["coarse"]["stage"]["predict"]["last"]
     assert levels_of(stages) == [coarse, None]
     assert levels_of({name: stages[name] for name in ("semantic", "coarse")}) == [None]
-    made = plan(scan(corpus), TINY, ("semantic",), levels_of(stages))
-    assert {each.codebooks for each in made if each.split == "train"} == {coarse, None}
+    made = plan(scan(corpus) * 4, TINY.model_copy(update={"clips": 8}), ("semantic",), levels_of(stages))
+    assert [each.codebooks for each in made if each.split == "train"].count(None) == 2  # a quarter of those learned from
+    assert [each.codebooks for each in made if each.split == "test"] == [coarse, None, coarse, None]
     loaded = bundle.load(model)
     loaded.about["codebooks"] = coarse
     bundle.save(loaded, tmp_path / "few", "")
-    for each in (made[0], next(each for each in made if each.codebooks is None)):
+    for each in (made[0], next(each for each in made if each.codebooks is None and each.kind == "revoiced")):
         make_sounds(tmp_path / "few", [each], tmp_path, 1.0)
         sound = read(each.recording.path).mono().trim(PROMPT + 1.0)
         codec = loaded.reconstruct(sound, each.codebooks, watermark=False).trim(start=PROMPT)
@@ -205,6 +206,14 @@ def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> 
         torch.testing.assert_close(
             read(each.path(tmp_path, each.kind)).samples, generated.samples.clamp(-1, 1), atol=1e-4, rtol=0
         )
+
+
+def test_further_negatives_are_real_speech_alone(corpus: Path, model: Path, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"clips": 1, "negatives": 1, "steps": 2, "save_every": 2})
+    assert train_detector(model, corpus, tmp_path, config)["clips"] == {"train": 2, "valid": 1, "test": 1}
+    kinds = {path.name.split(".")[1] for path in (tmp_path / "sounds").glob("train-0001.*")}
+    assert kinds == {"real", "codec"}
+    assert (tmp_path / "sounds" / "train-0000.continued.flac").is_file()
 
 
 def test_detect_says_what_it_hears(

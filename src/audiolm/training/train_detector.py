@@ -39,6 +39,7 @@ from audiolm.training.run import Run, learning_rate, progress
 
 PROMPT = 3.0  # seconds, the paper's
 KINDS = ("continued", "revoiced", "continued", "unconditional", "continued", "acoustic")  # taken in turn
+NOTHING = "nothing"  # the kind of a further negative
 BATCH = 16  # sounds generated side by side
 VARIANTS = 4  # attacked versions of each training clip
 CALIBRATED_UNDER = ("none", "MP3 64 kbit/s", "Opus 24 kbit/s", "white noise 20 dB")
@@ -48,6 +49,7 @@ class DetectorTrainConfig(Config):
     """What is generated, and the training."""
 
     clips: int = Field(default=72, ge=1)  # of the train split; a third as many of valid, two thirds of test
+    negatives: int = Field(default=0, ge=0)  # further clips of train of which nothing is generated, as real ones cost little
     seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
     channels: tuple[int, ...] = detector.SMALL
     batch_size: int = Field(default=32, ge=4)
@@ -72,18 +74,23 @@ class Plan:
     seed: int
     codebooks: int | None = None  # levels of what the codec leaves and of what is generated, which must not tell them apart
 
+    @property
+    def sounds(self) -> tuple[str, ...]:
+        """Of its files."""
+        return ("real", "codec", *([self.kind] if self.kind != NOTHING else []))
+
     def path(self, folder: Path, kind: str) -> Path:
         return folder / f"{self.name}.{kind}.flac"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """The three sounds of a plan, mono at 16 kHz."""
+    """The sounds of a plan, mono at 16 kHz."""
 
     plan: Plan
     real: Waveform
     codec: Waveform
-    generated: Waveform
+    generated: Waveform | None = None
 
 
 def train_detector(
@@ -160,17 +167,20 @@ def plan(
         found = [each for each in recordings if each.split == split and each.seconds >= PROMPT + 1]
         if not found:
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
-        chosen = by_speaker(found, config.seed)[: math.ceil(config.clips * share)]
-        for number, recording in enumerate(chosen):
+        wanted = math.ceil(config.clips * share)
+        # The fewer the levels, the less gives a voice away: the first number of them has three quarters of training.
+        turns = [levels[0]] * 3 + [*levels[1:]] if split == "train" and len(levels) > 1 else levels
+        for number, recording in enumerate(by_speaker(found, config.seed)[: wanted + config.negatives * (split == "train")]):
             turn, place = divmod(number, len(kinds))
-            codebooks = levels[(turn + place) % len(levels)]  # of each kind as many
-            plans.append(Plan(f"{split}-{number:04d}", split, recording, kinds[place], config.seed + len(plans), codebooks))
+            kind = kinds[place] if number < wanted else NOTHING
+            codebooks = turns[(turn + place) % len(turns)]  # of each kind as many
+            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), codebooks))
     return plans
 
 
 def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, workers: int = 0) -> None:
     """Write what is not there yet, a batch of one kind at a time; workers: that many processes of one thread each, 0: here."""
-    due = [each for each in plans if not all(each.path(out, kind).is_file() for kind in ("real", "codec", each.kind))]
+    due = [each for each in plans if not all(each.path(out, kind).is_file() for kind in each.sounds)]
     batches = []
     for kind, codebooks in dict.fromkeys((each.kind, each.codebooks) for each in due):
         same = [each for each in due if (each.kind, each.codebooks) == (kind, codebooks)]
@@ -221,13 +231,15 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
         prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
         real.write(each.path(out, "real"))
         model.reconstruct(sound, codebooks, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
+        if kind == NOTHING:
+            continue
         if kind == "revoiced":
             requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
         else:
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
     chain = "acoustic" if kind == "acoustic" else "full"
     how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
-    for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):
+    for each, sound in zip(batch, model.generate_batch(requests, **how) if requests else (), strict=bool(requests)):
         sound.write(each.path(out, kind))
     return len(batch)
 
@@ -235,7 +247,7 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
 def load_clips(plans: Sequence[Plan], split: str, folder: Path) -> list[Clip]:
     """The sounds of a split."""
     return [
-        Clip(each, *(read(each.path(folder, kind)).resample(SAMPLE_RATE) for kind in ("real", "codec", each.kind)))
+        Clip(each, *(read(each.path(folder, kind)).resample(SAMPLE_RATE) for kind in each.sounds))
         for each in plans
         if each.split == split
     ]
@@ -249,6 +261,7 @@ class CropBatches:
 
     def __init__(self, clips: Sequence[Clip], config: DetectorTrainConfig) -> None:
         self.clips, self.config = clips, config
+        self.positives = [number for number, clip in enumerate(clips) if clip.generated is not None]
         self.attacked = lru_cache(maxsize=None)(self._attacked)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
@@ -256,10 +269,11 @@ class CropBatches:
         generator = Generator().manual_seed(self.config.seed * 1_000_003 + step)
         rows, labels = [], torch.arange(self.config.batch_size) % 2
         for label in labels.tolist():
-            clip, variant = (int(torch.randint(limit, (), generator=generator)) for limit in (len(self.clips), VARIANTS))
+            among = self.positives if label else range(len(self.clips))
+            clip, variant = (int(torch.randint(limit, (), generator=generator)) for limit in (len(among), VARIANTS))
             untouched, place, gain = torch.rand(3, generator=generator).tolist()
             kind = "generated" if label else "real" if untouched < self.config.untouched else "codec"
-            samples = self.attacked(clip, kind, variant)
+            samples = self.attacked(among[clip], kind, variant)
             start = int(place * max(1, len(samples) - CROP + 1))
             crop = samples[start : start + CROP].float() / 32768
             crop = nn.functional.pad(crop, (0, CROP - len(crop)))
@@ -276,7 +290,7 @@ class CropBatches:
 def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropClassifier:
     """Train the network on crops of one second."""
     torch.manual_seed(config.seed)
-    network = CropClassifier(1, config.channels)
+    network = CropClassifier(1, config.channels).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
     state = {"network": network, "optimizer": optimizer}
     start, batches = run.resume(state), CropBatches(clips, config)
@@ -285,7 +299,8 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropCla
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup)
             audio, labels = batches.batch(step)
-            logits = network.train()(audio)[:, 0]
+            with torch.autocast("cpu", torch.bfloat16):  # with channels last, less than half the time
+                logits = network.train()(audio)[:, 0].float()
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
             optimizer.zero_grad()
             loss.backward()
@@ -326,10 +341,16 @@ def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> tuple[list[T
 
 def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
     """Of crops of unseen speakers, one a second: accuracy, balanced accuracy with its 95 % interval, and EER, under each attack;
-    of whole clips the balanced accuracy at a probability of one half. `untouched`: against raw originals, and what they score.
+    of whole clips the balanced accuracy at a probability of one half. `levels`: of each number of levels alone, not attacked.
+    `untouched`: against raw originals, and what they score.
     """
+    same: dict[str, list[Clip]] = {}
+    for clip in clips:
+        same.setdefault(str(clip.plan.codebooks or "all"), []).append(clip)
     attacks = {name: _measured(made, clips, attack, "codec") for name, attack in ATTACKS.items()}
-    return {"attacks": attacks, "untouched": _measured(made, clips, ATTACKS["none"], "real"), **made.about}
+    levels = {name: _measured(made, some, ATTACKS["none"], "codec") for name, some in same.items()}
+    untouched = _measured(made, clips, ATTACKS["none"], "real")
+    return {"attacks": attacks, "levels": levels, "untouched": untouched, **made.about}
 
 
 def _measured(made: Detector, clips: Sequence[Clip], attack: Callable[[Waveform], Waveform], negative: str) -> dict[str, Any]:
@@ -365,6 +386,8 @@ def card(figures: Mapping[str, Any]) -> str:
     """The section of a model card."""
     head = ["1 s crops of unseen speakers", "balanced accuracy, %", "accuracy, %", "EER, %", "whole clips, %"]
     rows = [head, ["---"] * len(head), *([name, *_cells(each)] for name, each in figures["attacks"].items())]
+    if len(figures["levels"]) > 1:
+        rows[3:3] = ([f"none, {name} levels", *_cells(each)] for name, each in figures["levels"].items())
     untouched = _cells(figures["untouched"])
     clips, speakers = figures["clips"], figures["speakers"]
     return "\n".join(
