@@ -107,6 +107,7 @@ def test_what_is_written_says_what_it_is(
     assert (beside["generated"], beside["verb"], beside["seed"], beside["prompt_seconds"]) == (True, "continue", 3, 1.0)
     assert beside["watermark"] == f"{tiny_model.payload:04x}"
     assert beside["sampling"]["semantic"]["temperature"] == 0.6
+    assert (beside["decoder"], beside["codebooks"]) == ("autoregressive", 6)  # what the model chose, as nothing was asked
     assert str(tmp_path) not in json.dumps(beside)  # no word of whose machine it was
     marked = json.loads(ok(capsys, "detect", out, "-m", model, "--json"))
     assert (marked["file"], marked["synthetic_probability"]) == (str(out), None)

@@ -417,6 +417,8 @@ def test_other_settings_than_the_models(tiny_model: AudioLM, recordings: list[Re
     assert "--temperature 0" in figures["cold"]["command"]
     assert "--precision int8" in figures["int8"]["command"]
     assert figures["own"]["command"].count("--") == figures["few"]["command"].count("--") - 1
+    with pytest.raises(InputError, match="--codebooks 7: this model's codec has 1 to 6"):
+        evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "many", codebooks=7)
 
 
 def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:

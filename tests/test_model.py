@@ -110,6 +110,8 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
         heard, expected = (tiny_model._render(each, way).samples for each in (own, whole))
         assert torch.equal(heard, expected)
         assert (codebooks == coarse) == torch.equal(heard, few.samples)
+    assert tiny_model.chosen() == {"decoder": "autoregressive", "codebooks": 6}
+    assert tiny_model.chosen("acoustic", codebooks=3) == {"decoder": "autoregressive", "codebooks": 3}
     for wrong in (0, 7):
         with pytest.raises(InputError, match=rf"codebooks={wrong}: this model makes 1 to 6"):
             tiny_model.generate(female.trim(1), 1.0, codebooks=wrong)

@@ -199,6 +199,13 @@ class AudioLM:
         """Acoustic generation: the words of `sound` in a random voice, or in that of `voice`; options as in `generate`."""
         return self.generate(voice, semantic=self.tokenize(sound).semantic, seed=seed, **options)
 
+    def chosen(
+        self, chain: Chain = "full", decoder: AcousticDecoder | None = None, codebooks: int | None = None
+    ) -> dict[str, Any]:
+        """What this model does when it is asked so: "decoder" and "codebooks", for whoever writes it down."""
+        way = self._way([], chain=chain, decoder=decoder, codebooks=codebooks)
+        return {"decoder": "parallel" if "parallel" in way.stages else "autoregressive", "codebooks": way.codebooks}
+
     def _tensor(self, sound: Waveform) -> Tensor:
         """(1, 1, T) at the model's rate. InputError where the sound is too short to be tokenized."""
         if sound.seconds < SHORTEST:

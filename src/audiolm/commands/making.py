@@ -85,15 +85,12 @@ def write_all(
         check_picture(common.plot)
     model = load(common)
     sounds = make(model)
-    told = {
-        **told,
-        "decoder": common.decoder,
-        "codebooks": common.codebooks,
-        "sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}
-        if told["verb"] != "reconstruct"
-        else None,
-        "watermark": f"{model.payload:04x}" if common.watermark else None,
-    }
+    if told["verb"] == "reconstruct":
+        told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
+    else:
+        told |= model.chosen(told.get("chain", "full"), common.decoder, common.codebooks)
+        told |= {"sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}}
+    told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
     written = []
     for number, sound in enumerate(sounds, 1):
         path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")

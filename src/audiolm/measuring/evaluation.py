@@ -167,6 +167,8 @@ def evaluate_folder(
     if temperature:
         bundle.sampling = at_temperatures(bundle.sampling, temperature)
     if codebooks is not None:
+        if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
+            raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
         bundle.about["codebooks"] = codebooks
     others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}

@@ -150,7 +150,8 @@ class Service:
         """The codec alone: a recording through its tokens and back, at any bitrate."""
         options, sounds = await self._take(request, Reconstruct, "audio")
         sound = await self._run(request, self.model.reconstruct, sounds["audio"], options.codebooks)
-        named = tags({"model": name_of(self.model), "verb": "reconstruct", "codebooks": options.codebooks})
+        levels = options.codebooks or self.model.codec.spec.num_codebooks
+        named = tags({"model": name_of(self.model), "verb": "reconstruct", "codebooks": levels})
         headers = {"X-AudioLM-Model": name_of(self.model)}
         return Response(await self._file(sound.to_bytes, f".{options.format}", named), 200, headers, MEDIA[options.format])
 
@@ -259,7 +260,7 @@ class Service:
         wishes = [Wish(wish.prompt, wish.seconds, wish.semantic, seed) for seed in seeds]
         sounds = await attended(request, self.worker.generate(wishes, way))
         self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
-        how = {"verb": verb, "decoder": options.decoder, "codebooks": options.codebooks, "model": name_of(model)}
+        how = {"verb": verb, "model": name_of(model), **model.chosen("full", options.decoder, options.codebooks)}
         how |= {"sampling": {name: each.plain() for name, each in settings.items()}}
         how |= {"prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
         written = [
