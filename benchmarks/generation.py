@@ -187,12 +187,19 @@ def timed_steps(network: Any, stage: Any, given: Sequence[Tensor], frames: int, 
 def loaded(options: argparse.Namespace) -> Any:
     import audiolm
 
-    return audiolm.load(options.model)
+    model = audiolm.load(options.model)
+    if options.codebooks:
+        model.about["codebooks"] = options.codebooks
+    return model
 
 
 def ways(model: Any) -> list[str]:
     """The decoders that the model has."""
     return ["autoregressive"] * bool({"coarse", "piano"} & set(model.stages)) + ["parallel"] * ("parallel" in model.stages)
+
+
+def named(model: Any, decoder: str) -> str:
+    return f"{decoder}, {model.chosen(decoder=decoder)['codebooks']} levels"
 
 
 def packaged(options: argparse.Namespace) -> None:
@@ -207,7 +214,7 @@ def packaged(options: argparse.Namespace) -> None:
             whole = statistics.median(per_part(model, prompt, seconds, decoder, parts) for _ in range(repeats))
             first = statistics.median(to_first_sound(model, prompt, seconds, decoder) for _ in range(max(5, repeats)))
             told = ", ".join(f"{name} {spent / repeats:.2f}" for name, spent in parts.items())
-            rows.append((decoder, seconds, whole, told, whole / seconds, first, f"{peak():.0f}"))
+            rows.append((named(model, decoder), seconds, whole, told, whole / seconds, first, f"{peak():.0f}"))
     head = ("decoder", "new s", "seconds", "of which (means)", "real-time factor", "s to first new sound", "peak MB so far")
     table(f"Continuing a 3 s prompt, model {options.model}", head, rows)
 
@@ -255,7 +262,7 @@ def batch(options: argparse.Namespace) -> None:
                 lambda requests=requests, decoder=decoder: model.generate_batch(requests, decoder=decoder),
                 min(options.repeats, 5),
             )
-            rows.append((decoder, count, spent, spent / count / seconds, f"{peak():.0f}"))
+            rows.append((named(model, decoder), count, spent, spent / count / seconds, f"{peak():.0f}"))
     head = ("decoder", "prompts", "seconds", "real-time factor of each", "peak MB so far")
     table(f"Prompts of unequal lengths at once, {seconds:g} s each", head, rows)
 
@@ -268,7 +275,7 @@ def growth(options: argparse.Namespace) -> None:
     lengths = [each for each in (1.0, 10.0, 60.0, 180.0, 600.0) if each < options.longest] + [options.longest]
     for decoder in ways(model):
         for reached, spent, memory in streamed(model.stream(prompt, lengths[-1], decoder=decoder, only_new=True), lengths):
-            rows.append((decoder, reached, spent, spent / reached, f"{memory:.0f}"))
+            rows.append((named(model, decoder), reached, spent, spent / reached, f"{memory:.0f}"))
     head = ("decoder", "seconds of sound", "seconds", "seconds a second", "peak MB so far")
     table("One stream, looked at on its way", head, rows)
 
@@ -372,6 +379,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="shorter sounds; to see that it runs")
     parser.add_argument("--longest", type=float, default=600.0, help="seconds of the longest stream of `growth`")
     parser.add_argument("--model", default="speech")
+    parser.add_argument("--codebooks", type=int, help="levels that are made (default: the model's own choice)")
     parser.add_argument("--data", type=Path, default=EXAMPLES, help="recordings for `quality`")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=PYTHON", help="transformers, audiolm-pytorch, audiocraft"
