@@ -117,6 +117,20 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
             tiny_model.generate(female.trim(1), 1.0, codebooks=wrong)
 
 
+def test_a_parallel_stage_of_few_levels_stands_in_for_the_coarse_one(tiny_model: AudioLM, female: Waveform) -> None:
+    levels = tiny_model.stages["coarse"][0].predict.levels
+    stage = stages.parallel(tiny_model.semantic.spec, tiny_model.codec.spec, levels)
+    network = language_model(stage, TransformerConfig(layers=1, heads=1, width=16, ffn=16))
+    model = AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, "parallel": (stage, network)})
+    for codebooks, then in ((levels, set()), (None, {"fine"})):
+        told: set[str] = set()
+        request = Request(female.trim(1), 1.0)
+        sound = model.generate_batch([request], lambda stage, *_: told.add(stage), decoder="parallel", codebooks=codebooks)[0]
+        assert told == {"semantic", "parallel", *then}
+        parts = model.stream(female.trim(1), 1.0, decoder="parallel", codebooks=codebooks)
+        torch.testing.assert_close(concatenate(list(parts)).samples, sound.samples, atol=1e-4, rtol=0)
+
+
 def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform) -> None:
     chosen = {
         name: (replace(stage, dedup=name in ("semantic", "coarse")), network)
