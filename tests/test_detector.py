@@ -187,7 +187,8 @@ def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> 
     coarse = stages["coarse"]["stage"]["predict"]["last"]
     assert levels_of(stages) == [coarse, None]
     assert levels_of({name: stages[name] for name in ("semantic", "coarse")}) == [None]
-    made = plan(scan(corpus) * 4, TINY.model_copy(update={"clips": 8}), ("semantic",), levels_of(stages))
+    made = plan(scan(corpus) * 4, TINY.model_copy(update={"clips": 8, "measured": 4}), ("semantic",), levels_of(stages))
+    assert [each.split for each in made] == ["train"] * 8 + ["valid"] * 2 + ["test"] * 4
     assert [each.codebooks for each in made if each.split == "train"].count(None) == 2  # a quarter of those learned from
     assert [each.codebooks for each in made if each.split == "test"] == [coarse, None, coarse, None]
     loaded = bundle.load(model)

@@ -122,8 +122,9 @@ def test_a_parallel_stage_of_few_levels_stands_in_for_the_coarse_one(tiny_model:
     stage = stages.parallel(tiny_model.semantic.spec, tiny_model.codec.spec, levels)
     network = language_model(stage, TransformerConfig(layers=1, heads=1, width=16, ffn=16))
     model = AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, "parallel": (stage, network)})
+    told: set[str] = set()
     for codebooks, then in ((levels, set()), (None, {"fine"})):
-        told: set[str] = set()
+        told.clear()
         request = Request(female.trim(1), 1.0)
         sound = model.generate_batch([request], lambda stage, *_: told.add(stage), decoder="parallel", codebooks=codebooks)[0]
         assert told == {"semantic", "parallel", *then}

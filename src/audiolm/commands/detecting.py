@@ -16,6 +16,8 @@ def train_detector(
     data: Path,
     out: Path,
     clips: int = 72,
+    negatives: int = 0,
+    measured: int | None = None,
     seconds: float = 4.0,
     steps: int = 400,
     seed: int = 0,
@@ -34,7 +36,11 @@ def train_detector(
     out
         Folder for the sounds, the training and detector.safetensors.
     clips
-        Training clips; a third as many for calibration and two thirds for the test come on top.
+        Training clips, of each of which something is generated.
+    negatives
+        Further training clips that only go through the codec: real speech costs little.
+    measured
+        Clips of the test, and half as many for the calibration; without it two thirds and a third of --clips.
     seconds
         Length of each, at most.
     steps
@@ -48,7 +54,7 @@ def train_detector(
     from audiolm.config import parse_config
     from audiolm.training import train_detector as training
 
-    settings = {"clips": clips, "seconds": seconds, "steps": steps, "seed": seed}
+    settings = {"clips": clips, "negatives": negatives, "measured": measured, "seconds": seconds, "steps": steps, "seed": seed}
     config = parse_config(training.DetectorTrainConfig, settings, "train-detector")
     figures = training.train_detector(model, data, out, config, workers)
     if pack:

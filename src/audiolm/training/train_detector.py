@@ -48,7 +48,10 @@ CALIBRATED_UNDER = ("none", "MP3 64 kbit/s", "Opus 24 kbit/s", "white noise 20 d
 class DetectorTrainConfig(Config):
     """What is generated, and the training."""
 
-    clips: int = Field(default=72, ge=1)  # of the train split; a third as many of valid, two thirds of test
+    clips: int = Field(default=72, ge=1)  # of the train split
+    measured: int | None = Field(
+        default=None, ge=1
+    )  # of test, and half as many of valid; two thirds of `clips` if nothing is said
     negatives: int = Field(default=0, ge=0)  # further clips of train of which nothing is generated, as real ones cost little
     seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
     channels: tuple[int, ...] = detector.SMALL
@@ -163,11 +166,11 @@ def plan(
             f"this model generates nothing of its own (stages: {', '.join(stages) or 'none'}); train its stages first"
         )
     plans = []
-    for split, share in (("train", 1.0), ("valid", 1 / 3), ("test", 2 / 3)):
+    measured = config.measured or math.ceil(config.clips * 2 / 3)
+    for split, wanted in (("train", config.clips), ("valid", math.ceil(measured / 2)), ("test", measured)):
         found = [each for each in recordings if each.split == split and each.seconds >= PROMPT + 1]
         if not found:
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
-        wanted = math.ceil(config.clips * share)
         # The fewer the levels, the less gives a voice away: the first number of them has three quarters of training.
         turns = [levels[0]] * 3 + [*levels[1:]] if split == "train" and len(levels) > 1 else levels
         for number, recording in enumerate(by_speaker(found, config.seed)[: wanted + config.negatives * (split == "train")]):
