@@ -16,15 +16,8 @@ from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
-from audiolm.training.train_detector import (
-    PROMPT,
-    DetectorTrainConfig,
-    levels_of,
-    make_sounds,
-    pack,
-    plan,
-    train_detector,
-)
+from audiolm.training.detector_sounds import PROMPT, levels_of, make_sounds, plan
+from audiolm.training.train_detector import DetectorTrainConfig, pack, train_detector
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ ROWS = """
     asking tokenizers scoring generation rendering detector abx recognition tables_of_paper
     model bundle report
     data further token_index token_store run engine continuations card batching limits uploads
-    figures page blindtest
+    figures page blindtest detector_sounds
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
     recipe server doctor cluster

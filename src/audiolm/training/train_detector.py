@@ -11,11 +11,8 @@ Killed at any moment, the same command goes on.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -24,36 +21,24 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from audiolm import bundle, detector
-from audiolm.asking import How, Request
 from audiolm.attacks import ATTACKS, random_attack
-from audiolm.audio import Waveform, blocks, read
-from audiolm.classifier import CROP, SAMPLE_RATE, CropClassifier, crop_logits
-from audiolm.config import Config
+from audiolm.audio import Waveform
+from audiolm.classifier import CROP, CropClassifier, crop_logits
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import Measure, bootstrap
-from audiolm.model import AudioLM
-from audiolm.training.data import Recording, by_speaker, scan
-from audiolm.training.run import Run, learning_rate, progress
+from audiolm.training.data import scan
+from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
+from audiolm.training.run import Run, learning_rate
 
-PROMPT = 3.0  # seconds, the paper's
-KINDS = ("continued", "revoiced", "continued", "unconditional", "continued", "acoustic")  # taken in turn
-NOTHING = "nothing"  # the kind of a further negative
-BATCH = 16  # sounds generated side by side
 VARIANTS = 4  # attacked versions of each training clip
 CALIBRATED_UNDER = ("none", "MP3 64 kbit/s", "Opus 24 kbit/s", "white noise 20 dB")
 
 
-class DetectorTrainConfig(Config):
+class DetectorTrainConfig(SoundsConfig):
     """What is generated, and the training."""
 
-    clips: int = Field(default=72, ge=1)  # of the train split
-    measured: int | None = Field(
-        default=None, ge=1
-    )  # of test, and half as many of valid; two thirds of `clips` if nothing is said
-    negatives: int = Field(default=0, ge=0)  # further clips of train of which nothing is generated, as real ones cost little
-    seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
     channels: tuple[int, ...] = detector.SMALL
     batch_size: int = Field(default=32, ge=4)
     steps: int = Field(default=400, ge=1)
@@ -63,37 +48,6 @@ class DetectorTrainConfig(Config):
     untouched: float = Field(default=0.25, ge=0, lt=1)  # share of the negatives that did not go through the codec
     log_every: int = Field(default=25, ge=1)
     save_every: int = Field(default=100, ge=1)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One recording and what is made of it: files NAME.real.flac, NAME.codec.flac and NAME.KIND.flac."""
-
-    name: str
-    split: str
-    recording: Recording
-    kind: str
-    seed: int
-    codebooks: int | None = None  # levels of what the codec leaves and of what is generated, which must not tell them apart
-
-    @property
-    def sounds(self) -> tuple[str, ...]:
-        """Of its files."""
-        return ("real", "codec", *([self.kind] if self.kind != NOTHING else []))
-
-    def path(self, folder: Path, kind: str) -> Path:
-        return folder / f"{self.name}.{kind}.flac"
-
-
-@dataclass(frozen=True)
-class Clip:
-    """The sounds of a plan, mono at 16 kHz."""
-
-    plan: Plan
-    real: Waveform
-    codec: Waveform
-    generated: Waveform | None = None
 
 
 def train_detector(
@@ -143,117 +97,6 @@ def pack(out: Path, folder: Path) -> None:
     section = (out / "detector.md").read_text(encoding="utf-8")
     with whole_file(readme) as temporary:
         temporary.write_text(f"{before.rstrip()}\n\n{section}" + (f"\n## {rest[2]}" if rest[1] else ""), encoding="utf-8")
-
-
-# Sounds
-
-
-def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
-    """Of what a model generates: all, and without a fine stage if it can do without (config.json's stages)."""
-    coarse = [stages["coarse"]["stage"]["predict"]["last"]] if {"coarse", "fine"} <= set(stages) else []
-    return [*coarse, None]
-
-
-def plan(
-    recordings: Sequence[Recording], config: DetectorTrainConfig, stages: Sequence[str], levels: Sequence[int | None] = (None,)
-) -> list[Plan]:
-    """Which recordings, as many speakers as can be, and what is generated from each; splits are the corpus's own."""
-    kinds = [
-        kind for kind in KINDS if (kind == "acoustic" and "acoustic" in stages) or (kind != "acoustic" and "semantic" in stages)
-    ]
-    if not kinds:
-        raise InputError(
-            f"this model generates nothing of its own (stages: {', '.join(stages) or 'none'}); train its stages first"
-        )
-    plans = []
-    measured = config.measured or math.ceil(config.clips * 2 / 3)
-    for split, wanted in (("train", config.clips), ("valid", math.ceil(measured / 2)), ("test", measured)):
-        found = [each for each in recordings if each.split == split and each.seconds >= PROMPT + 1]
-        if not found:
-            raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
-        # The fewer the levels, the less gives a voice away: the first number of them has three quarters of training.
-        turns = [levels[0]] * 3 + [*levels[1:]] if split == "train" and len(levels) > 1 else levels
-        for number, recording in enumerate(by_speaker(found, config.seed)[: wanted + config.negatives * (split == "train")]):
-            turn, place = divmod(number, len(kinds))
-            kind = kinds[place] if number < wanted else NOTHING
-            codebooks = turns[(turn + place) % len(turns)]  # of each kind as many
-            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), codebooks))
-    return plans
-
-
-def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, workers: int = 0) -> None:
-    """Write what is not there yet, a batch of one kind at a time; workers: that many processes of one thread each, 0: here."""
-    due = [each for each in plans if not all(each.path(out, kind).is_file() for kind in each.sounds)]
-    batches = []
-    for kind, codebooks in dict.fromkeys((each.kind, each.codebooks) for each in due):
-        same = [each for each in due if (each.kind, each.codebooks) == (kind, codebooks)]
-        batches += [same[first : first + BATCH] for first in range(0, len(same), BATCH)]
-    with progress(len(due), label="sounds") as show:
-        done = 0
-        for count in _each_done(folder, batches, out, seconds, workers):
-            show(done := done + count)
-
-
-def _each_done(folder: Path, batches: Sequence[Sequence[Plan]], out: Path, seconds: float, workers: int) -> Iterator[int]:
-    if workers < 2:
-        model = _loaded(folder) if batches else None
-        for batch in batches:
-            assert model is not None
-            yield make_batch(model, batch, out, seconds)
-        return
-    # One thread each: two processes are faster than one of two threads. Spawned, because torch does not survive a fork.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (folder,)) as pool:
-        for future in as_completed([pool.submit(_work, batch, out, seconds) for batch in batches]):
-            yield future.result()
-
-
-def _loaded(folder: Path) -> AudioLM:
-    """A model that makes all its levels unless it is told otherwise."""
-    model = bundle.load(folder)
-    model.about.pop("codebooks", None)
-    return model
-
-
-def _begin_worker(folder: Path) -> None:
-    torch.set_num_threads(1)
-    _worker["model"] = _loaded(folder)
-
-
-def _work(batch: Sequence[Plan], out: Path, seconds: float) -> int:
-    return make_batch(_worker["model"], batch, out, seconds)
-
-
-_worker: dict[str, AudioLM] = {}
-
-
-def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float) -> int:
-    """Write the sounds of plans of one kind and number of levels, nothing of them marked; returns how many plans."""
-    kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
-    for each in batch:
-        sound = next(blocks(each.recording.path, PROMPT + seconds, model.sample_rate, mono=True))
-        prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
-        real.write(each.path(out, "real"))
-        model.reconstruct(sound, codebooks, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
-        if kind == NOTHING:
-            continue
-        if kind == "revoiced":
-            requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
-        else:
-            requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
-    chain = "acoustic" if kind == "acoustic" else "full"
-    how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
-    for each, sound in zip(batch, model.generate_batch(requests, **how) if requests else (), strict=bool(requests)):
-        sound.write(each.path(out, kind))
-    return len(batch)
-
-
-def load_clips(plans: Sequence[Plan], split: str, folder: Path) -> list[Clip]:
-    """The sounds of a split."""
-    return [
-        Clip(each, *(read(each.path(folder, kind)).resample(SAMPLE_RATE) for kind in each.sounds))
-        for each in plans
-        if each.split == split
-    ]
 
 
 # Training
