@@ -77,6 +77,7 @@ def train_detector(
     slope, offset = calibrate(network, clips["valid"])
     figures = measure(Detector(network, slope, offset, about), clips["test"])
     figures["clips"] = {split: len(each) for split, each in clips.items()}
+    figures["positives"] = sum(clip.generated is not None for clip in clips["train"])
     figures["speakers"] = {split: len({clip.plan.recording.speaker for clip in each}) for split, each in clips.items()}
     reached = {"balanced_accuracy": figures["attacks"]["none"]["balanced_accuracy"], "eer": figures["attacks"]["none"]["eer"]}
     Detector(network, slope, offset, {**about, **reached}).save(out / detector.FILE)
@@ -241,8 +242,9 @@ def card(figures: Mapping[str, Any]) -> str:
             "## Detector",
             "",
             "`audiolm detect` tells what this model generates from real speech that went through its codec, mark or no mark. "
-            f"Trained on {clips['train']} clips of {speakers['train']} speakers, calibrated on {clips['valid']} of "
-            f"{speakers['valid']}, measured on {clips['test']} real and as many generated clips of {speakers['test']} others "
+            f"Trained on {clips['train']} clips of {speakers['train']} speakers, from {figures['positives']} of which something "
+            f"was generated, calibrated on {clips['valid']} of {speakers['valid']}, measured on {clips['test']} real and as many "
+            f"generated clips of {speakers['test']} others "
             f"({figures['attacks']['none']['crops']} crops of each kind); where the model can do without its fine stage, half of "
             "both kinds have only the levels before it. In brackets: 95 % intervals by bootstrap over clips. "
             "AudioLM's own detector: 98.6 % (section IV-H).",
