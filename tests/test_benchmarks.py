@@ -29,9 +29,9 @@ def benchmark() -> Any:
     ("section", "rows"),
     [
         ("decode", ["| 1x32 | fine | audiolm, plain torch |"]),
-        ("packaged", ["| autoregressive | 10 |", "coarse"]),
-        pytest.param("batch", ["| autoregressive | 16 |"], marks=pytest.mark.slow),
-        ("growth", ["| autoregressive | 1 |", "| autoregressive | 2 |"]),
+        ("packaged", ["| autoregressive, 2 levels | 10 |", "coarse"]),
+        pytest.param("batch", ["| autoregressive, 2 levels | 16 |"], marks=pytest.mark.slow),
+        ("growth", ["| autoregressive, 2 levels | 1 |", "| autoregressive, 2 levels | 2 |"]),
         ("quality", ["| fine |", "clips of examples"]),
     ],
 )
@@ -40,6 +40,7 @@ def test_sections_print_their_tables(
 ) -> None:
     bundle.save(tiny_model, tmp_path, "tiny")
     options = Namespace(repeats=1, quick=True, threads=1, peer=[], model=str(tmp_path), longest=2.0, data=benchmark.EXAMPLES)
+    options.codebooks = 2
     benchmark.SECTIONS[section](options)
     printed = capsys.readouterr().out
     assert printed.startswith("\n### ")
