@@ -157,15 +157,15 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
         prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
         real.write(each.path(out, "real"))
         model.reconstruct(sound, codebooks, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
-        if kind == NOTHING:
-            continue
         if kind == "revoiced":
             requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
         else:
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
+    if kind == NOTHING:
+        return len(batch)
     chain = "acoustic" if kind == "acoustic" else "full"
     how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
-    for each, sound in zip(batch, model.generate_batch(requests, **how) if requests else (), strict=bool(requests)):
+    for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):
         sound.write(each.path(out, kind))
     return len(batch)
 
