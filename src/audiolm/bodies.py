@@ -3,8 +3,9 @@
 `WaveformBody` is the paper's: strided causal convolutions on samples. The other two have no layer at 16 kHz, so that they
 train on a processor. `SpectralBody` starts as the principal components of spectra: with its networks still silent it is a
 transform codec, and training improves on that. `VocoderBody` codes how loud each band is and leaves the phase to its
-decoder: at this few bits the best by far (docs/training-log.md), and what its codes say changes slowly, which suits
-language models; but the sound is no longer the recording's wave, only its like.
+decoder, which invents it for speech and lets tones go on for music: at this few bits the best by far
+(docs/training-log.md), and what its codes say changes slowly, which suits language models; but the sound is no longer the
+recording's wave, only its like.
 
 Streaming keeps state instead of padding: every causal layer takes the dictionary `state` and finds its own past in it
 (none: silence). Offline is one push through the same code.
@@ -33,6 +34,7 @@ class CodecConfig(Config):
     codebook_size: int = 1024
     groups: int = 1
     latent: int = 96  # vocoder body: mel bands
+    phases: Literal["invented", "continued"] = "invented"  # vocoder body: continued for what has pitch above all, as music
     decay: float = 0.98
     revive_below: float = 0.05
     channels: int = 32  # waveform body: C of the paper
@@ -282,28 +284,36 @@ class SpectralBody(nn.Module):
 
 
 class VocoderBody(nn.Module):
-    """Compressed mel magnitudes -> latents -> causal ConvNeXt blocks -> spectra, four to a window, whose phases are invented.
+    """Compressed mel magnitudes -> latents -> causal ConvNeXt blocks -> magnitudes of spectra, to which the decoder gives phases.
 
-    A window of two hops is centred on each frame's hop, and each band's magnitude is raised to `compression` (0.3 is near
-    to how loudness grows, so the quantiser's error is spread as the ear would have it). The decoder's frame is two spectra
-    half a hop apart, which overlap by three quarters: magnitudes start as the bands say, and what the blocks add to them, and
-    the phases, is learned (the head of Vocos: Siuzdak 2023, 2306.00814). So the encoder hears `margin` = hop / 2 samples past
-    a frame's end, and the decoder is `lag` = 3/4 hop samples behind.
+    Each band's magnitude is raised to `compression` (0.3 is near to how loudness grows, so the quantiser's error is spread as
+    the ear would have it). The decoder's magnitudes start as the bands say; what the blocks add to them is learned. Its
+    spectra overlap by three quarters, and their phases are
+
+        invented     learned from loudness (the head of Vocos: Siuzdak 2023, 2306.00814). A window has two hops, a frame two
+                     spectra. What stands still repeats with the frames, so a held tone is out of tune.
+        continued    those of the spectrum before, each bin's turned on by the frequency of the nearest peak (a phase vocoder
+                     with locked peaks: Laroche, Dolson 1999). A window has four hops, a frame one spectrum. Tones stay in tune.
+
+    A window is centred on its frame's hop, so the encoder hears `margin` samples past a frame's end (half a hop, or one and
+    a half), and the decoder is `lag` samples behind (three quarters of a hop, or one and a half).
     """
 
     encoder_parts = ("mean", "scale", "encoder")
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.hop, self.power = config.hop, config.compression
-        self.margin, self.lag, self.step = config.hop // 2, config.hop * 3 // 4, config.hop // 2
-        filters = narrow_mel_filters(config.sample_rate, 2 * config.hop, config.latent)
-        self.window = nn.Buffer(torch.hann_window(2 * config.hop), persistent=False)
+        self.hop, self.power, self.continued = config.hop, config.compression, config.phases == "continued"
+        self.size = config.hop * (4 if self.continued else 2)  # of a window
+        self.step = self.size // 4
+        self.margin, self.lag = (self.size - self.hop) // 2, (self.size - self.step) // 2
+        filters = narrow_mel_filters(config.sample_rate, self.size, config.latent)
+        self.window = nn.Buffer(torch.hann_window(self.size), persistent=False)
         self.filters = nn.Buffer((filters / filters.sum(1, keepdim=True)).T, persistent=False)  # (bins, bands): means
         self.spread = nn.Buffer(filters / filters.sum(0).clamp_min(1e-8), persistent=False)  # (bands, bins), back again
         self.mean = nn.Buffer(torch.zeros(config.latent))
         self.scale = nn.Buffer(torch.ones(1))
-        bins = config.hop + 1
+        bins, spectra = self.size // 2 + 1, self.hop // self.step
         self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
         if self.encoder:
             self.encoder_in = nn.Linear(bins + config.latent, config.encoder_width)
@@ -311,14 +321,15 @@ class VocoderBody(nn.Module):
         self.decoder_in = nn.Linear(config.latent, config.decoder_width)
         self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
-        self.decoder_magnitudes = _silent(nn.Linear(config.decoder_width, 2 * bins))
-        self.decoder_phases = nn.Linear(config.decoder_width, 4 * bins)
+        self.decoder_magnitudes = _silent(nn.Linear(config.decoder_width, spectra * bins))
+        if not self.continued:
+            self.decoder_phases = nn.Linear(config.decoder_width, 2 * spectra * bins)
 
     def loudness(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Compressed magnitudes of all bins (B, F, hop + 1) and of the bands (B, F, D), of audio (B, 1, F * hop + 2 * margin)."""
+        """Compressed magnitudes of all bins (B, F, bins) and of the bands (B, F, D), of audio (B, 1, F * hop + 2 * margin)."""
         with torch.autocast(audio.device.type, enabled=False):
-            frames = audio[:, 0].float().unfold(-1, 2 * self.hop, self.hop) * self.window
-            energy = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) / (2 * self.hop)
+            frames = audio[:, 0].float().unfold(-1, self.size, self.hop) * self.window
+            energy = torch.view_as_real(torch.fft.rfft(frames)).square().sum(-1) / self.size
             return (energy + 1e-10) ** (self.power / 2), (energy @ self.filters + 1e-10) ** (self.power / 2)
 
     def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
@@ -333,35 +344,70 @@ class VocoderBody(nn.Module):
         return latents.transpose(1, 2)
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """Audio of latents (B, D, F), `lag` samples behind them: the first push gives that much less, `close` the rest."""
+        """Audio of latents (B, D, F), `lag` samples behind them: the first pushes give that much less, `close` the rest."""
         latents = latents.transpose(1, 2)
         x = self.decoder_in(latents)
         for block in self.decoder:
             x = block(x, state)
         x = self.decoder_norm(x)
-        (batch, frames, _), bins = latents.shape, self.hop + 1
-        more, phases = self.decoder_magnitudes(x).float(), self.decoder_phases(x).float()
+        batch, frames = len(latents), latents.shape[1] * self.hop // self.step
+        more = self.decoder_magnitudes(x).float()
         with torch.autocast(latents.device.type, enabled=False):
             bands = (latents.float() * self.scale + self.mean).clamp_min(1e-3) ** (2 / self.power)
             known = (bands @ self.spread + 1e-10).log() / 2
-            loud = (known.repeat(1, 1, 2) + more).clamp(max=7).exp().view(batch, 2 * frames, bins)
-            phases = phases.view(batch, 2 * frames, bins, 2)
-            phases = phases * (phases.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
-            spectra = torch.view_as_complex(loud[..., None] * phases) * math.sqrt(2 * self.hop)
-            pieces = torch.fft.irfft(spectra, n=2 * self.hop) * self.window
+            loud = (known.repeat(1, 1, self.hop // self.step) + more).clamp(max=7).view(batch, frames, -1)
+            phases = self.continue_phases(loud.detach(), state) if self.continued else self.invent_phases(x, loud.shape)
+            spectra = torch.view_as_complex(loud.exp()[..., None] * phases) * math.sqrt(self.size)
+            pieces = torch.fft.irfft(spectra, n=self.size) * self.window
         # The windows' squares are summed as one more sound: at the ends, where windows are missing, they add up to less.
-        pieces = torch.cat([pieces, self.window.square().expand(1, 2 * frames, -1)])
-        size = (1, (2 * frames + 3) * self.step)
-        sound = F.fold(pieces.transpose(1, 2), size, (1, 2 * self.hop), stride=(1, self.step)).flatten(1)
-        opening = self not in state
-        if not opening:
+        pieces = torch.cat([pieces, self.window.square().expand(1, frames, -1)])
+        size = (1, (frames + 3) * self.step)
+        sound = F.fold(pieces.transpose(1, 2), size, (1, self.size), stride=(1, self.step)).flatten(1)
+        if self in state:
             sound[:, : 3 * self.step] += state[self]
         state[self] = sound[:, -3 * self.step :]
-        return self._level(sound[:, : -3 * self.step])[:, :, self.lag * opening :]
+        done = self._level(sound[:, : -3 * self.step])
+        # The first window begins before the sound does.
+        early = min(self._early(state), done.shape[-1])
+        state[self.decoder_in] = done.new_empty(self._early(state) - early)
+        return done[:, :, early:]
+
+    def invent_phases(self, x: Tensor, shape: torch.Size) -> Tensor:
+        """Cosines and sines (B, spectra, bins, 2) that the last layer chooses."""
+        phases = self.decoder_phases(x).float().view(*shape, 2)
+        return phases * (phases.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
+
+    @torch.no_grad()
+    def continue_phases(self, loud: Tensor, state: State) -> Tensor:
+        """Cosines and sines (B, spectra, bins, 2) of log magnitudes (B, spectra, bins): all start at 0, then go on.
+
+        A peak's frequency is the top of the parabola through it and its neighbours; around it, a tone has one phase about the
+        window's middle.
+        """
+        bins = torch.arange(loud.shape[-1], device=loud.device)
+        below, above = F.pad(loud, (1, 0), value=-50.0)[..., :-1], F.pad(loud, (0, 1), value=-50.0)[..., 1:]
+        peak = (loud >= below) & (loud > above)
+        left = torch.where(peak, bins, -len(bins)).cummax(-1).values
+        right = torch.where(peak, bins, 2 * len(bins)).flip(-1).cummin(-1).values.flip(-1)
+        nearest = torch.where(bins - left <= right - bins, left, right)
+        top = ((below - above) / 2 / (below - 2 * loud + above).clamp_max(-1e-6)).clamp(-0.5, 0.5)
+        turns = (bins % 4 + top) / 4  # of bin k in a hop, which is a quarter of its window: k / 4, of which wholes do not matter
+        phase = state.get(self.decoder_norm, torch.zeros_like(loud[:, 0]))
+        phases = []
+        for now, peaks in zip(turns.unbind(1), nearest.unbind(1), strict=True):
+            phase = (phase + now).gather(-1, peaks) % 1  # float32 would lose them, were they to grow
+            phases.append(phase)
+        state[self.decoder_norm] = phase
+        angles = torch.stack(phases, 1) * (2 * math.pi) + math.pi * (bins % 2)  # about the window's beginning, as irfft has it
+        return torch.stack([angles.cos(), angles.sin()], -1)
 
     def close(self, state: State) -> Tensor:
         """The last `lag` samples (B, 1, lag)."""
-        return self._level(state[self])[:, :, : self.lag]
+        return self._level(state[self])[:, :, self._early(state) : self.lag]
+
+    def _early(self, state: State) -> int:
+        """How many of the next samples are from before the sound."""
+        return len(state[self.decoder_in]) if self.decoder_in in state else self.lag
 
     @staticmethod
     def _level(sound: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from audiolm.measuring.blindtest import write_test
 from audiolm.measuring.continuations import SHORTEST, continuation_figures
 from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, tokenized
 from audiolm.measuring.figures.codec import codec_figures, visqol_figures
+from audiolm.measuring.figures.music import music_figures
 from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
 from audiolm.measuring.figures.units import abx_figures, layer_figures, unit_figures
 from audiolm.measuring.figures.voices import distance_figures, speaker_figures
@@ -59,6 +60,7 @@ PARTS = {
     "words": Part(word_figures, ("pocketsphinx", "jiwer", "pesq")),
     "speakers": Part(speaker_figures),
     "pairs": Part(pair_figures),
+    "music": Part(music_figures),
 }
 
 

@@ -1,0 +1,53 @@
+"""Does the piano go on in its key, with tones that are tones? Of models with a piano stage (AudioLM section IV-I).
+
+The paper asked raters which of two continuations they prefer. These figures tell what a listener would complain of first: another
+key, a wash in place of tones, too many or too few of them struck, or silence.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from audiolm.measuring.continuations import WAYS
+from audiolm.measuring.figures.bench import Bench, Figures, at_16k
+from audiolm.measuring.metrics import Measure, mean
+from audiolm.measuring.music import key_likeness, onsets, tone_entropy, tone_likeness
+from audiolm.tokens import Tokens
+
+
+def music_figures(bench: Bench) -> Figures:
+    """Tones that each number of levels keeps; of each way to continue: key, clarity, onsets and loudness."""
+    model, spec = bench.model, bench.model.codec.spec
+    if "piano" not in model.stages:
+        return {}
+    figures: Figures = {}
+    for level in sorted({min(level, spec.num_codebooks) for level in bench.levels}):
+        kept = []
+        for clip in bench.clips:
+            sound = clip.sound
+            decoded = model.decode(Tokens(clip.tokens.acoustic.codes[:level], spec)).trim(sound.seconds)
+            kept.append(tone_likeness(at_16k(sound), at_16k(decoded)))
+        figures[f"music.codec.{level}.tones"] = mean(kept)
+        bench.tell("tones", level, spec.num_codebooks)
+    made = bench.continued
+    prompts = [at_16k(each.prompt) for each in made]
+    for way in [way for way in WAYS if made and way in made[0].sounds]:
+        sounds = [at_16k(each.sounds[way]) for each in made]
+        figures[f"music.{way}.key"] = _mean([key_likeness(p, s) for p, s in zip(prompts, sounds, strict=True)])
+        if len(made) > 1:
+            others = [*prompts[1:], prompts[0]]
+            figures[f"music.{way}.other_key"] = _mean([key_likeness(p, s) for p, s in zip(others, sounds, strict=True)])
+        figures[f"music.{way}.entropy"] = _mean([tone_entropy(sound) for sound in sounds])
+        figures[f"music.{way}.onsets"] = _mean([onsets(sound) for sound in sounds])
+        figures[f"music.{way}.level"] = _mean([_level(s) - _level(p) for p, s in zip(prompts, sounds, strict=True)])
+    return figures
+
+
+def _mean(values: list[float]) -> Measure:
+    return mean(torch.tensor(values, dtype=torch.float64))
+
+
+def _level(sound: Tensor) -> float:
+    """dB, at least -80."""
+    return max(-80.0, 10 * math.log10(float(sound.square().mean()) + 1e-12))
