@@ -267,7 +267,12 @@ def test_stages_in_eight_bits(tiny_model: AudioLM, tmp_path: Path, female: Wavef
     half, eight = bundle.load(tmp_path / "half"), bundle.load(tmp_path / "eight")
     tokens, same = half.tokenize(female), eight.tokenize(female)
     assert torch.equal(tokens.acoustic.codes, same.acoustic.codes)
-    assert torch.equal(tokens.semantic.codes, same.semantic.codes)
+    assert float((tokens.semantic.codes == same.semantic.codes).float().mean()) > 0.95
+    # What is in 8 bits once is the same in 8 bits again: a recipe makes its tokens with the encoder that its bundle has.
+    bundle.save(eight, tmp_path / "again", "", torch.int8)
+    assert torch.equal(same.semantic.codes, bundle.load(tmp_path / "again").tokenize(female).semantic.codes)
+    for key, tensor in bundle.load(tmp_path / "again").semantic.state_dict().items():
+        torch.testing.assert_close(tensor, eight.semantic.state_dict()[key], rtol=1e-6, atol=0, msg=key)
     difference = half.decode(tokens.acoustic).samples - eight.decode(tokens.acoustic).samples
     assert 0 < float(difference.norm()) < 0.05 * float(half.decode(tokens.acoustic).samples.norm())
     for name, (_, network) in eight.stages.items():

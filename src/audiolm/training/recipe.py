@@ -73,7 +73,7 @@ class RecipeConfig(Config):
     keep: int = Field(default=2, ge=1)  # checkpoints of each training, besides the best
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     listen_every: int = Field(default=1000, ge=0)  # steps between samples to listen to; 0: none
-    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8: but not what decides the tokens
+    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8: but not codebooks and centroids
     decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's own, where it has stages for both
     codebooks: int | None = Field(default=None, ge=1)  # levels of what the bundle makes if nothing is said; None: all
     prepare: PrepareConfig = PrepareConfig()

@@ -61,6 +61,8 @@ def steps(config: RecipeConfig) -> list[Step]:
     else:
         encoder = training | {str(number): each.plain() for number, each in enumerate(config.encoder)}
         units = config.units.plain() | {"measured": config.measured}
+        if config.weights == "int8":
+            units |= {"weights": "int8"}  # which the tokens are made with
         chain += [
             Step("codec", ("prepare",), training | config.codec.plain(), do_codec, together=True),
             Step("encoder", ("prepare",), encoder, do_encoder, together=True),
@@ -143,7 +145,8 @@ class Workshop:
         if self.fabric.global_rank:
             return ""  # the first process's result is the step's; no waiting here: not every step is everybody's
         path = self.out / step / f"{step}.safetensors"
-        save_tensors(path, bundle.packed(part, torch.bfloat16))
+        kept = torch.int8 if step == "units" and self.config.weights == "int8" else torch.bfloat16
+        save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
         return file_hash(path)
 
     def codec(self) -> Codec:
