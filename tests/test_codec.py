@@ -140,7 +140,8 @@ def test_vocoder_body_codes_loudness_alone(sound: torch.Tensor) -> None:
 def test_continued_phases_keep_tones_in_tune() -> None:
     """Of a chord whose tones are no multiples of the frame rate, each tone comes back at its own frequency, untrained."""
     tones, time = (261.63, 329.63, 392.0, 1108.73), torch.arange(3 * 16_000) / 16_000
-    chord = sum(torch.sin(2 * math.pi * hertz * time + place) for place, hertz in enumerate(tones))[None, None] * 0.2
+    sines = [torch.sin(2 * math.pi * hertz * time + place) for place, hertz in enumerate(tones)]
+    chord = torch.stack(sines).sum(0)[None, None] * 0.2
     settings = {"body": "vocoder", "strides": (2, 4, 10, 8), "latent": 256, "compression": 0.3, "encoder_layers": 0}
     shares = {}
     for phases in ("continued", "invented"):
@@ -165,6 +166,14 @@ def test_mel_filters_leave_no_band_empty_and_no_bin_out(window: int, bands: int)
     assert filters.min() >= 0
     assert filters.sum(1).min() > 0.5
     assert filters.sum(0)[1:-1].min() > 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_vectors_add_up_to_the_latents(sound: torch.Tensor, groups: int) -> None:
+    quantizer = tiny("spectral", sound, groups).quantizer
+    codes = torch.randint(32, (1, 6, 5), generator=torch.Generator().manual_seed(0))
+    added = torch.stack([table[codes[0, level]] for level, table in enumerate(quantizer.vectors())]).sum(0)
+    torch.testing.assert_close(added.T[None], quantizer.decode(codes))
 
 
 def test_groups_split_the_width(sound: torch.Tensor) -> None:

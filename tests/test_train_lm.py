@@ -14,12 +14,13 @@ import torch
 from lightning.fabric import Fabric
 from torch import Generator, Tensor
 
+from audiolm.bundle import language_model
 from audiolm.files import load_tensors, save_tensors
 from audiolm.stages import Stage, acoustic_only, coarse, fine, semantic
 from audiolm.tokens import TokenSpec
 from audiolm.training.engine import engine
 from audiolm.training.run import Run, Stopped
-from audiolm.training.train_lm import LMTrainConfig, bits_per_token, collate, optimizer_of, train_lm, unigram_bits
+from audiolm.training.train_lm import LMTrainConfig, bits_per_token, collate, optimizer_of, place_codes, train_lm, unigram_bits
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
 S = TokenSpec("semantic", 12, 1, 25.0)
@@ -125,6 +126,45 @@ def test_the_best_is_kept_when_later_ones_are_worse(tmp_path: Path) -> None:
     scores = [line["valid_bits"] for line in run.metrics() if "valid_bits" in line]
     assert min(scores) < scores[-1]
     assert bits_per_token(model, stage, valid, 2)["bits"] == pytest.approx(min(scores), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 32, 50])  # narrower, as wide and wider than the network
+def test_codes_begin_where_their_vectors_are(size: int) -> None:
+    stage, generator = coarse(S, A, 2), Generator().manual_seed(0)
+    vectors = {
+        "semantic": [5 + torch.randn(12, size, generator=generator)],
+        "acoustic": [torch.randn(9, size, generator=generator) for _ in range(5)],
+    }
+    network = language_model(stage, config_of().network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    place_codes(network, stage, vectors)
+    placed = network.embedding.weight.detach()
+    for first, table in ((0, vectors["semantic"][0]), (12, vectors["acoustic"][0]), (21, vectors["acoustic"][1])):
+        rows = placed[first : first + len(table)]
+        assert float(rows.std()) == pytest.approx(0.02, rel=0.2)  # as large as they were
+        apart, should = torch.pdist(rows), torch.pdist(table)
+        if size <= 32:
+            torch.testing.assert_close(apart / apart.mean(), should / should.mean())
+        assert float(torch.corrcoef(torch.stack([apart, should]))[0, 1]) > 0.7
+    assert torch.equal(network.heads[1], placed[21:30])
+    assert torch.equal(placed[stage.start :], before["embedding.weight"][stage.start :])  # what stands for no sound
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"embedding.weight", "heads"}
+
+
+def test_training_begins_there(tmp_path: Path) -> None:
+    stage, config = coarse(S, A, 2), config_of(steps=1, lr=1e-12, seed=4)
+    vectors = {
+        "semantic": [torch.eye(12)],
+        "acoustic": [torch.randn(9, 3, generator=Generator().manual_seed(q)) for q in range(5)],
+    }
+    with Run(tmp_path, config, tracker="none") as run:
+        fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+        trained = train_lm(stage, config, Walks(stage), run, fabric, vectors=vectors)
+    torch.manual_seed(4)
+    network = language_model(stage, config.network)
+    place_codes(network, stage, vectors)
+    torch.testing.assert_close(weights(trained), weights(network))
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

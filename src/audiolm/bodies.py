@@ -356,7 +356,7 @@ class VocoderBody(nn.Module):
             bands = (latents.float() * self.scale + self.mean).clamp_min(1e-3) ** (2 / self.power)
             known = (bands @ self.spread + 1e-10).log() / 2
             loud = (known.repeat(1, 1, self.hop // self.step) + more).clamp(max=7).view(batch, frames, -1)
-            phases = self.continue_phases(loud.detach(), state) if self.continued else self.invent_phases(x, loud.shape)
+            phases = self.continue_phases(known, state) if self.continued else self.invent_phases(x, loud.shape)
             spectra = torch.view_as_complex(loud.exp()[..., None] * phases) * math.sqrt(self.size)
             pieces = torch.fft.irfft(spectra, n=self.size) * self.window
         # The windows' squares are summed as one more sound: at the ends, where windows are missing, they add up to less.
@@ -382,7 +382,8 @@ class VocoderBody(nn.Module):
         """Cosines and sines (B, spectra, bins, 2) of log magnitudes (B, spectra, bins): all start at 0, then go on.
 
         A peak's frequency is the top of the parabola through it and its neighbours; around it, a tone has one phase about the
-        window's middle.
+        window's middle. The bands know frequencies better than the trained magnitudes do, which no loss holds to a fraction
+        of a bin.
         """
         bins = torch.arange(loud.shape[-1], device=loud.device)
         below, above = F.pad(loud, (1, 0), value=-50.0)[..., :-1], F.pad(loud, (0, 1), value=-50.0)[..., 1:]

@@ -99,6 +99,14 @@ class ResidualQuantizer(nn.Module):
             parts[group] = parts[group] + F.embedding(codes[:, level], self.codebooks[level].codes)
         return torch.cat(parts, -1).transpose(1, 2)
 
+    def vectors(self) -> list[Tensor]:
+        """What the codes of each level add to a latent: (N, D), zero outside the level's group."""
+        found = []
+        for level, codebook in enumerate(self.codebooks):
+            width, group = codebook.codes.shape[1], level % self.groups
+            found.append(F.pad(codebook.codes, (group * width, (self.groups - 1 - group) * width)))
+        return found
+
     @torch.no_grad()
     def start(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
         """K-means start of all levels from latents (B, D, F), each on what the levels before it leave."""

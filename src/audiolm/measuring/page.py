@@ -96,18 +96,17 @@ def _revoiced(model: AudioLM, sounds: Sequence[Waveform], seed: int) -> Section:
     seeds = (seed, seed + 1)
     made = model.generate_batch([Request(semantic=each, seed=s) for each in words for s in seeds])
     rows = [
-        (Example("The recording", sound), *(Example(f"Its words, voice {k + 1}", made[2 * n + k]) for k in range(2)))
+        (Example("The recording", sound), *(Example(f"Its semantic tokens, voice {k + 1}", made[2 * n + k]) for k in range(2)))
         for n, sound in enumerate(sounds)
     ]
-    return Section(
-        "Acoustic generation", "The semantic tokens of a recording alone, said again in voices drawn at random.", tuple(rows)
-    )
+    text = "The semantic tokens of a recording alone, heard again in voices, or rooms, drawn at random."
+    return Section("Acoustic generation", text, tuple(rows))
 
 
 def _unconditional(model: AudioLM, seconds: float, seed: int) -> Section:
     made = model.generate_batch([Request(seconds=seconds, seed=seed + each) for each in range(3)])
     row = tuple(Example(f"Seed {seed + number}", sound) for number, sound in enumerate(made))
-    return Section("Unconditional", "From nothing: what is said and who says it are drawn.", (row,))
+    return Section("Unconditional", "From nothing: what comes, and in which voice, is drawn.", (row,))
 
 
 def _acoustic_only(model: AudioLM, sounds: Sequence[Waveform], prompts: Sequence[Waveform], seconds: float, seed: int) -> Section:

@@ -45,7 +45,7 @@ try:
     from audiolm.training.listening import stage_listener
     from audiolm.training.train_codec import CodecTrainConfig, train_codec
     from audiolm.training.train_encoder import EncoderConfig, choose_layer, fit_units, train_encoder
-    from audiolm.training.train_lm import train_lm
+    from audiolm.training.train_lm import Vectors, train_lm
 except ImportError as missing:
     raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
 
@@ -166,6 +166,10 @@ class Workshop:
         bundle.unpack(semantic, self.out / "units" / "units.safetensors")
         return semantic.eval().to(self.fabric.device)
 
+    def vectors(self) -> Vectors:
+        """What the codes stand for."""
+        return {"semantic": [self.semantic().units.centroids], "acoustic": self.codec().quantizer.vectors()}
+
     def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
         """A stage, its language model and how that was trained."""
         stage, config = stage_of(self.config, name), stage_config(self.config, name)
@@ -245,7 +249,7 @@ def do_stage(shop: Workshop, name: StageName) -> str:
     listener = stage_listener(stage, shop.codec(), valid or crops)
     start = shop.carried[name][1] if name in shop.carried else None
     with shop.run(name, trained_with(shop.config, name), "tokens") as run:
-        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener, start), name)
+        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener, start, shop.vectors()), name)
 
 
 def do_bundle(shop: Workshop) -> str:

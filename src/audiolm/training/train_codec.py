@@ -40,6 +40,7 @@ class CodecTrainConfig(Config):
 
     network: CodecConfig = CodecConfig()
     weights: LossWeights = LossWeights()
+    windows: tuple[int, ...] = Field(default=(320, 640, 1280), min_length=1)  # samples, of the losses on spectra; longer: tones
     seconds: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)  # batches in a step
@@ -108,7 +109,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                 with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
                     sound, losses = model.train()(audio, keep)
                     losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio)
+                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, windows=config.windows)
                     if step > critic_from:
                         heard.append((audio[few], sound[few].detach()))
                         # The bare critics: data parallel would wait for gradients that they are not to have here.

@@ -36,6 +36,7 @@ class Batches(Protocol):
 
 
 Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # what a model makes of a fixed set of prompts
+Vectors = Mapping[str, Sequence[Tensor]]  # of a kind of tokens, for each level: what its codes stand for, (N, D)
 
 
 class LMTrainConfig(Config):
@@ -70,15 +71,19 @@ def train_lm(
     valid: Batches | None = None,
     listener: Listener | None = None,
     start: LanguageModel | None = None,
+    vectors: Vectors | None = None,
 ) -> LanguageModel:
     """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode.
 
-    start: a network of the same sizes, with whose weights it begins.
+    start: a network of the same sizes, with whose weights it begins. vectors: as for `place_codes`, where there is no start.
     """
     torch.manual_seed(config.seed)
-    network = language_model(stage, config.network).to(fabric.device)
+    network = language_model(stage, config.network)
     if start is not None:
         network.load_state_dict(start.state_dict())
+    elif vectors is not None:
+        place_codes(network, stage, vectors)
+    network = network.to(fabric.device)
     average = placed(copy.deepcopy(network).requires_grad_(False), fabric) if config.ema else network
     if config.compile:
         network.transformer.compile()
@@ -154,6 +159,28 @@ def train_lm(
     trained = {kept: language_model(stage, config.network)}
     run.load(run.steps()[-1] if run.best is None else run.best, trained)
     return trained[kept].to(fabric.device).eval()
+
+
+@torch.no_grad()
+def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
+    """Let each code's embedding, and its row of its head, begin as a random projection of the vector that it stands for.
+
+    So codes that sound alike are neighbours from the first step on, and nothing has to be learned of each one from nothing:
+    300 steps do what 900 did (docs/training-log.md). The levels of one kind of tokens share a projection, since their
+    vectors add up to one sound.
+    """
+    width = network.embedding.embedding_dim
+    for stream, offsets in zip(stage.streams, stage.offsets, strict=True):
+        tables = vectors[stream.spec.name][stream.first : stream.last]
+        size = tables[0].shape[1]
+        projection = torch.linalg.qr(torch.randn(max(size, width), max(size, width))).Q[:size, :width]
+        for level, table in enumerate(tables):
+            placed = (table.float().cpu() - table.float().cpu().mean(0)) @ projection
+            placed = placed * (network.embedding.weight.std() / placed.std().clamp_min(1e-8))
+            first = int(offsets[level])
+            network.embedding.weight[first : first + len(placed)] = placed
+            if stream is stage.predict:
+                network.heads[level] = placed
 
 
 @torch.no_grad()
