@@ -94,7 +94,7 @@ def shop(tmp_path: Path, store: AudioStore, tiny_model: AudioLM) -> Shop:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> AudioStore:
-    clips = [Recording(path, path.stem, path.stem, "train", 4.0) for path in sorted(EXAMPLES.glob("*.flac"))]
+    clips = [Recording(path, path.stem, path.stem, "train", 4.0) for path in sorted(EXAMPLES.glob("prompt-*male.flac"))]
     return AudioStore.prepare(tmp_path_factory.mktemp("store"), clips)
 
 

@@ -210,7 +210,7 @@ def test_what_there_is(client: TestClient) -> None:
     )
     assert (model["max_seconds"], model["max_samples"]) == (5, 3)
     examples = client.get("/v1/examples").json()
-    assert {each["name"]: each["seconds"] for each in examples} == {"female": 4.4, "male": 4.4}
+    assert {each["name"]: each["seconds"] for each in examples} == {"female": 4.4, "male": 4.4, "piano": 5.0}
     assert client.get(examples[0]["url"]).content[:4] == b"fLaC"
     assert client.get("/healthz").json() == {"status": "ok"}
     client.post("/v1/generate?seconds=0.2")

@@ -298,7 +298,7 @@ def progress(total: int, start: int = 0, label: str = "", quiet: bool = False) -
         if quiet or (now - last < 30 and step < total):
             return
         last = now
-        left = (now - began) / max(1, step - start) * (total - step)
+        left = (now - began) / max(1, step - start) * max(0, total - step)  # a budget of minutes ends a step late
         times = f"{_clock(now - began)} gone, {_clock(left)} left"
         print(f"{label} {step}/{total} {_shown(values)} {times}", file=sys.stderr, flush=True)
 
