@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from audiolm import bundle, stages
-from audiolm.audio import Waveform, concatenate
+from audiolm.audio import Waveform, concatenate, read
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
+from audiolm.measuring.music import tone_likeness
 from audiolm.model import AudioLM, Request, Sampling
 from audiolm.provenance import detect, embed
 from audiolm.tokenizers import TOKENIZERS, Decoder, Tokenizer, tokenizer
 from audiolm.transformer import TransformerConfig
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_continuation_keeps_the_prompt_to_the_sample(tiny_model: AudioLM, female: Waveform) -> None:
@@ -310,3 +313,26 @@ def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) ->
         bundle.load(tmp_path)
     with pytest.raises(InputError, match="no such model"):
         bundle.load("nothing-of-this-name")
+
+
+# What comes with the package
+
+
+@pytest.mark.parametrize("name", bundle.packaged())
+def test_packaged_models_go_on_from_the_examples(name: str) -> None:
+    model = bundle.load(name)
+    example = {"speech": "female"}.get(name, name)
+    prompt = read(ROOT / "examples" / f"prompt-{example}.flac").trim(3)
+    sound = model.generate(prompt, seconds=1, seed=0)
+    assert sound.seconds == pytest.approx(4, abs=0.01)
+    assert torch.equal(sound.samples[:, : prompt.samples.shape[1]], prompt.samples)
+    assert 0.003 < float(sound.trim(1, start=3).samples.std()) < 0.5  # neither silent nor noise at full scale
+    again = model.reconstruct(prompt, watermark=False)
+    kept = tone_likeness(*(each.resample(16_000).samples[0] for each in (prompt, again)))
+    assert kept > 0.8
+
+
+def test_packaged_weights_are_small() -> None:
+    sizes = [path.stat().st_size for path in bundle.PRETRAINED.rglob("*.safetensors")]
+    assert len(sizes) >= 10
+    assert sum(sizes) < 80e6

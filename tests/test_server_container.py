@@ -62,7 +62,7 @@ def test_its_commands_run_in_order_in_a_fresh_folder(tmp_path: Path) -> None:
                     made = httpx2.post(f"{address}/v1/generate?seconds=0.3", headers=key, timeout=120)
                     assert (made.status_code, made.content[:4]) == (200, b"RIFF")
                     examples = httpx2.get(f"{address}/v1/examples", headers=key).json()
-                    assert len(examples) == 2  # they come with the package
+                    assert len(examples) == 3  # they come with the package
                     assert httpx2.get(address + examples[0]["url"]).content[:4] == b"fLaC"
                     assert httpx2.get(f"{address}/").status_code == 200
                 finally:

@@ -29,7 +29,7 @@ class Common:
     """What all generating verbs share."""
 
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
-    "A packaged model (speech), a bundle's folder, or a hub id owner/name (only then is the network used)."
+    "A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used)."
     seed: int = 0
     "The same seed gives the same sound; with --samples, the first one's."
     samples: int = 1

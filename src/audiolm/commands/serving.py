@@ -26,7 +26,7 @@ def serve(
     limits
         What it takes on, as seconds=30 queue=16 rate=0; an unknown name lists them all.
     model
-        A packaged model (speech), a bundle's folder, or a hub id owner/name (only then is the network used).
+        A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used).
     host
         The address to listen on. 0.0.0.0 lets other machines in: give them a key.
     port
