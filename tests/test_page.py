@@ -131,7 +131,7 @@ class Page:
         self.browser.execute_script(f"{script} it.dispatchEvent(new Event('input', {{ bubbles: true }}));", name, str(value))
 
     def example(self, number: int = 0, into: str = "#audio") -> None:
-        self.until(lambda: len(self.all(f"{into} .examples button")) == 2)
+        self.until(lambda: len(self.all(f"{into} .examples button")) == 3)
         self.all(f"{into} .examples button")[number].click()
         self.until(lambda: self.text(f"{into} .length") == "4.4 s")
 

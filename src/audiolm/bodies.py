@@ -354,8 +354,10 @@ class VocoderBody(nn.Module):
         more = self.decoder_magnitudes(x).float()
         with torch.autocast(latents.device.type, enabled=False):
             bands = (latents.float() * self.scale + self.mean).clamp_min(1e-3) ** (2 / self.power)
-            known = (bands @ self.spread + 1e-10).log() / 2
-            loud = (known.repeat(1, 1, self.hop // self.step) + more).clamp(max=7).view(batch, frames, -1)
+            # Which bin is a peak must not depend on how the frames came, and float32 products do in their last digit.
+            precise = torch.float64 if self.continued and latents.device.type != "mps" else torch.float32
+            known = (bands.to(precise) @ self.spread.to(precise) + 1e-10).log() / 2
+            loud = (known.float().repeat(1, 1, self.hop // self.step) + more).clamp(max=7).view(batch, frames, -1)
             phases = self.continue_phases(known, state) if self.continued else self.invent_phases(x, loud.shape)
             spectra = torch.view_as_complex(loud.exp()[..., None] * phases) * math.sqrt(self.size)
             pieces = torch.fft.irfft(spectra, n=self.size) * self.window
@@ -396,11 +398,11 @@ class VocoderBody(nn.Module):
         phase = state.get(self.decoder_norm, torch.zeros_like(loud[:, 0]))
         phases = []
         for now, peaks in zip(turns.unbind(1), nearest.unbind(1), strict=True):
-            phase = (phase + now).gather(-1, peaks) % 1  # float32 would lose them, were they to grow
+            phase = (phase + now).gather(-1, peaks) % 1  # lest they grow
             phases.append(phase)
         state[self.decoder_norm] = phase
         angles = torch.stack(phases, 1) * (2 * math.pi) + math.pi * (bins % 2)  # about the window's beginning, as irfft has it
-        return torch.stack([angles.cos(), angles.sin()], -1)
+        return torch.stack([angles.cos(), angles.sin()], -1).float()
 
     def close(self, state: State) -> Tensor:
         """The last `lag` samples (B, 1, lag)."""

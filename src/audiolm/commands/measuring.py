@@ -38,7 +38,8 @@ def evaluate(
     layers (3) the same and ABX of each layer and of more and fewer units, Fig. 3; abx (2) Table I; stages (2) bits a token;
     oracle (2) bits with true, shuffled and another recording's semantic tokens; continuation (8) likeness of the voice, unit
     errors; distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (8) the classifier is
-    trained, Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV.
+    trained, Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV; music (2, after continuation; of models with a piano
+    stage) key, clarity, onsets.
 
     Parameters
     ----------
