@@ -166,16 +166,17 @@ def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
     """Let each code's embedding, and its row of its head, begin as a random projection of the vector that it stands for.
 
     So codes that sound alike are neighbours from the first step on, and nothing has to be learned of each one from nothing:
-    300 steps do what 900 did (docs/training-log.md). The levels of one kind of tokens share a projection, since their
+    300 steps do what some 700 did (docs/training-log.md). The levels of one kind of tokens share a projection, since their
     vectors add up to one sound.
     """
-    width = network.embedding.embedding_dim
+    width, projections = network.embedding.embedding_dim, dict[str, Tensor]()
     for stream, offsets in zip(stage.streams, stage.offsets, strict=True):
         tables = vectors[stream.spec.name][stream.first : stream.last]
         size = tables[0].shape[1]
-        projection = torch.linalg.qr(torch.randn(max(size, width), max(size, width))).Q[:size, :width]
+        if stream.spec.name not in projections:
+            projections[stream.spec.name] = torch.linalg.qr(torch.randn(max(size, width), max(size, width))).Q[:size, :width]
         for level, table in enumerate(tables):
-            placed = (table.float().cpu() - table.float().cpu().mean(0)) @ projection
+            placed = (table.float().cpu() - table.float().cpu().mean(0)) @ projections[stream.spec.name]
             placed = placed * (network.embedding.weight.std() / placed.std().clamp_min(1e-8))
             first = int(offsets[level])
             network.embedding.weight[first : first + len(placed)] = placed
