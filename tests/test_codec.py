@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiolm.audio import Waveform
-from audiolm.bodies import State, VocoderBody, narrow_mel_filters
+from audiolm.bodies import State
+from audiolm.bodies.vocoder import VocoderBody, narrow_mel_filters
 from audiolm.codec import Codec, CodecConfig
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer

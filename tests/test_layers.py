@@ -39,7 +39,7 @@ BESIDE = {
     ("plan", "rehearsal"),
     ("__main__", "__init__"),
 }
-# Folders of modules; a name stands in the rows once, wherever it lies. `commands` and `figures` count as one module each.
+# Folders of modules; a name stands in the rows once, wherever it lies. `bodies`, `commands` and `figures` count as one each.
 FOLDERS = ("training", "measuring", "serving")
 ROW = {name: number for number, row in enumerate(ROWS.strip().splitlines()) for name in row.split()}
 
