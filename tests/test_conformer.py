@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from audiolm.conformer import FRAME, Conformer, ConformerConfig, frame_count, log_mel, mel_filters, mfcc
+from audiolm.conformer import FRAME, Conformer, ConformerConfig, fft_size, frame_count, log_mel, mel_filters, mfcc
 from audiolm.errors import InputError
 from audiolm.training.pretraining import (
     BestRQ,
@@ -53,6 +53,20 @@ def test_a_tone_shows_in_the_filter_of_its_pitch():
     edges = torch.linspace(0, 1, 82) * (1127 * torch.log1p(torch.tensor(8000 / 700)) - 31.75) + 31.75
     assert abs(700 * torch.expm1(edges[peak + 1] / 1127) - 1000) < 40
     assert (mel_filters(80).sum(0) > 0).all()
+
+
+def test_long_windows_tell_semitones_apart_where_short_ones_do_not():
+    time = torch.arange(16000) / 16000
+    low, high = (torch.sin(2 * torch.pi * hertz * time)[None, None] for hertz in (440.0, 466.16))
+    shared = {}
+    for window, bins in ((400, 80), (2560, 192)):
+        config = TINY.model_copy(update={"window": window, "bins": bins})
+        shares = [each / each.sum() for each in (Conformer(config).log_mel(tone)[0, 50].exp() for tone in (low, high))]
+        shared[window] = float((shares[0] * shares[1]).sqrt().sum())
+        assert Conformer(config).filters.shape == (fft_size(window) // 2 + 1, bins)
+    assert shared[400] > 0.8
+    assert shared[2560] < 0.4
+    assert (fft_size(400), fft_size(512), fft_size(2560)) == (512, 512, 4096)
 
 
 def test_mfcc_slopes_of_a_steady_sound_are_zero_and_of_a_rising_one_are_not():

@@ -16,6 +16,7 @@ from audiolm.training.run import Run, Stopped
 from audiolm.training.train_encoder import (
     AugmentConfig,
     EncoderConfig,
+    SpectrumSource,
     UnitsConfig,
     augment,
     choose_layer,
@@ -34,6 +35,7 @@ def config(steps: int = 6, kind: str = "best_rq", objective: dict[str, Any] | No
         "best_rq": {"kind": "best_rq", "codes": 16, "codebooks": 2},
         "w2v_bert": {"kind": "w2v_bert", "contrastive_layers": 1, "codes": 8, "dimension": 8, "negatives": 8},
         "clusters": {"kind": "clusters", "units": 8},
+        "tones": {"kind": "clusters", "units": 8, "of": "mel"},
     }[kind]
     chosen |= objective or {}
     return parse_config(EncoderConfig, {"network": NETWORK, "objective": chosen, "steps": steps, **QUICK, **more}, "test")
@@ -66,7 +68,7 @@ def same(one: Conformer, two: Conformer) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["best_rq", "w2v_bert", "clusters"])
+@pytest.mark.parametrize("kind", ["best_rq", "w2v_bert", "clusters", "tones"])
 def test_resumed_equals_uninterrupted_and_evaluation_leaves_no_trace(tmp_path, crops, kind):
     whole = train(tmp_path / "whole", config(6, kind, save_every=4), crops)
     torch.rand(7)  # whatever else was drawn in between
@@ -130,6 +132,14 @@ def test_two_processes_end_equal_and_resumed_is_uninterrupted(tmp_path, crops, t
     assert len(others) == 3
     for each in others:
         assert all(torch.equal(tensor, each[name]) for name, tensor in first.items())
+
+
+def test_the_shape_of_a_spectrum_does_not_know_its_level():
+    mel = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
+    shape = SpectrumSource()(mel)
+    assert shape.shape == (2, 2, 16)
+    torch.testing.assert_close(SpectrumSource()(mel + 3), shape)
+    assert (SpectrumSource()(mel.flip(-1)) - shape).abs().max() > 0.5
 
 
 def test_it_learns(tmp_path, crops):

@@ -23,6 +23,7 @@ class ConformerConfig(Config):
     """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms."""
 
     bins: int = Field(default=80, ge=8)
+    window: int = Field(default=400, ge=160, le=16_000)  # samples: 25 ms for speech; tones want 160 ms, and more bins
     width: int = Field(default=256, ge=8)
     layers: int = Field(default=8, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -45,16 +46,21 @@ def mel_filters(bins: int, fft: int = 512, low: float = 20.0, high: float = 8000
     return torch.minimum(rise, fall).clamp_min(0)
 
 
-def log_mel(audio: Tensor, filters: Tensor) -> Tensor:
-    """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: 25 ms windows every 10 ms, M = 4 ceil(T / 640).
+def fft_size(window: int) -> int:
+    """The power of two, 512 or more, that a window of so many samples fits in."""
+    return max(512, 2 ** (window - 1).bit_length())
+
+
+def log_mel(audio: Tensor, filters: Tensor, window: int = 400) -> Tensor:
+    """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: windows of 25 ms every 10 ms, M = 4 ceil(T / 640).
 
     Four mel frames span exactly one 640-sample frame; windows are centred in their 10 ms, silence stands outside the recording.
     """
     fft = 2 * (filters.shape[0] - 1)
     tail = frame_count(audio.shape[-1]) * FRAME - audio.shape[-1]
     padded = nnf.pad(audio[:, 0].float(), ((fft - 160) // 2, (fft - 160) // 2 + tail))
-    window = torch.hann_window(400, device=audio.device)
-    spectrum = torch.stft(padded, fft, 160, 400, window, center=False, return_complex=True)
+    hann = torch.hann_window(window, device=audio.device)
+    spectrum = torch.stft(padded, fft, 160, window, hann, center=False, return_complex=True)
     return (spectrum.abs().square().transpose(1, 2) @ filters + 1e-5).log()
 
 
@@ -184,7 +190,7 @@ class Conformer(nn.Module):
         if config.kernel % 2 == 0:
             raise InputError(f"conformer: kernel {config.kernel} must be odd, so that a frame has as much past as future")
         self.config = config
-        self.register_buffer("filters", mel_filters(config.bins), persistent=False)
+        self.register_buffer("filters", mel_filters(config.bins, fft_size(config.window)), persistent=False)
         self.register_buffer("mel_mean", torch.zeros(config.bins))
         self.register_buffer("mel_std", torch.ones(config.bins))
         self.subsampling = Subsampling(config)
@@ -201,7 +207,7 @@ class Conformer(nn.Module):
     def log_mel(self, audio: Tensor) -> Tensor:
         """Normalised log-mel (B, M, bins) of audio (B, 1, T) at 16 kHz, in float32 whatever the autocast."""
         with torch.autocast(audio.device.type, enabled=False):
-            return (log_mel(audio, self.filters) - self.mel_mean) / self.mel_std
+            return (log_mel(audio, self.filters, self.config.window) - self.mel_mean) / self.mel_std
 
     def features(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Subsampled mel: (B, M, bins) -> (B, F, D). `lengths` (B) counts the frames of each item."""

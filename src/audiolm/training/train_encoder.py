@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from audiolm.config import Config
-from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
+from audiolm.conformer import STACK, Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.training.data import Crops
@@ -98,6 +98,14 @@ class MfccSource(nn.Module):
         return centred(mfcc(mel))
 
 
+class SpectrumSource(nn.Module):
+    """Normalised mel -> its shape in each frame whatever its level, (B, F, bins): of long windows, which tones sound."""
+
+    def forward(self, mel: Tensor) -> Tensor:
+        frames = mel.unflatten(1, (-1, STACK)).mean(2)
+        return frames - frames.mean(-1, keepdim=True)
+
+
 class LayerSource(nn.Module):
     """Normalised mel -> one layer's features (B, F, D) of a trained encoder with its own statistics of the mel."""
 
@@ -149,7 +157,8 @@ def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
     if isinstance(objective, WavToVecBertConfig):
         return Pretraining(conformer, WavToVecBert(objective, config.network))
     if objective.layer is None or previous is None:
-        teacher = Teacher(MfccSource(), objective.units, 39)
+        width = config.network.bins if objective.of == "mel" else 39
+        teacher = Teacher(SpectrumSource() if objective.of == "mel" else MfccSource(), objective.units, width)
     elif objective.layer > previous.config.layers:
         raise InputError(
             f"train_encoder: objective.layer {objective.layer} is above the earlier pass's {previous.config.layers} layers"
@@ -220,7 +229,8 @@ def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -
     """Statistics of the mel (an earlier pass's stay), then the clusters of a `Clusters` objective, from the first crops."""
     conformer, objective = pretraining.conformer, pretraining.objective
     if not config.warm_start:
-        conformer.fit_normalisation(torch.cat([log_mel(audio, conformer.filters) for audio in first(crops, config.fit_batches)]))
+        mel = [log_mel(audio, conformer.filters, config.network.window) for audio in first(crops, config.fit_batches)]
+        conformer.fit_normalisation(torch.cat(mel))
     if isinstance(objective, Clusters) and isinstance(objective.teacher, Teacher):
         teacher = objective.teacher.eval()
         frames = torch.cat([teacher.source(conformer.log_mel(audio)).flatten(0, 1) for audio in first(crops, config.fit_batches)])
