@@ -8,7 +8,7 @@ from lightning.fabric import Fabric
 
 from audiolm.audio import Waveform
 from audiolm.config import parse_config
-from audiolm.conformer import Conformer, ConformerConfig
+from audiolm.conformer import Conformer, ConformerConfig, SpectrumShape
 from audiolm.errors import InputError
 from audiolm.files import load_tensors, save_tensors
 from audiolm.training.engine import engine
@@ -16,7 +16,6 @@ from audiolm.training.run import Run, Stopped
 from audiolm.training.train_encoder import (
     AugmentConfig,
     EncoderConfig,
-    SpectrumSource,
     UnitsConfig,
     augment,
     choose_layer,
@@ -35,7 +34,6 @@ def config(steps: int = 6, kind: str = "best_rq", objective: dict[str, Any] | No
         "best_rq": {"kind": "best_rq", "codes": 16, "codebooks": 2},
         "w2v_bert": {"kind": "w2v_bert", "contrastive_layers": 1, "codes": 8, "dimension": 8, "negatives": 8},
         "clusters": {"kind": "clusters", "units": 8},
-        "tones": {"kind": "clusters", "units": 8, "of": "mel"},
     }[kind]
     chosen |= objective or {}
     return parse_config(EncoderConfig, {"network": NETWORK, "objective": chosen, "steps": steps, **QUICK, **more}, "test")
@@ -68,7 +66,7 @@ def same(one: Conformer, two: Conformer) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["best_rq", "w2v_bert", "clusters", "tones"])
+@pytest.mark.parametrize("kind", ["best_rq", "w2v_bert", "clusters"])
 def test_resumed_equals_uninterrupted_and_evaluation_leaves_no_trace(tmp_path, crops, kind):
     whole = train(tmp_path / "whole", config(6, kind, save_every=4), crops)
     torch.rand(7)  # whatever else was drawn in between
@@ -136,10 +134,26 @@ def test_two_processes_end_equal_and_resumed_is_uninterrupted(tmp_path, crops, t
 
 def test_the_shape_of_a_spectrum_does_not_know_its_level():
     mel = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
-    shape = SpectrumSource()(mel)
+    shape = SpectrumShape()(mel)
     assert shape.shape == (2, 2, 16)
-    torch.testing.assert_close(SpectrumSource()(mel + 3), shape)
-    assert (SpectrumSource()(mel.flip(-1)) - shape).abs().max() > 0.5
+    torch.testing.assert_close(SpectrumShape()(mel + 3), shape)
+    assert (SpectrumShape()(mel.flip(-1)) - shape).abs().max() > 0.5
+
+
+def test_without_layers_units_are_of_the_mel_and_teach_the_next_pass(tmp_path, crops):
+    none = config(1, network=NETWORK | {"layers": 0, "kernel": 3, "window": 1600})
+    first = train(tmp_path / "1", none, crops)
+    assert not list(first.parameters())
+    audio = crops.batch(0)
+    units = fit_units(first, UnitsConfig(layer=0, units=8, batches=2, epochs=1), crops)
+    assert units.centroids.shape == (8, 16)
+    encode = unit_function(first, units, 0)
+    assert len(encode(audio[:1])) == 13
+    wanted = config(3, "clusters", objective={"layer": 0}, network=NETWORK | {"window": 1600})
+    second = train(tmp_path / "2", wanted, crops, previous=first)
+    assert second.config.layers == 2
+    with pytest.raises(InputError, match="the same network.bins and .window"):
+        train(tmp_path / "3", config(3, "clusters", objective={"layer": 0}), crops, previous=first)
 
 
 def test_it_learns(tmp_path, crops):

@@ -97,7 +97,7 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
         with _Unfilled():
             codec = Codec(CodecConfig(**config["codec"]))
             encoder = Conformer(ConformerConfig(**config["semantic"]["encoder"]))
-            units = KMeans(config["semantic"]["units"], encoder.config.width)
+            units = KMeans(config["semantic"]["units"], encoder.config.features)
             stages: dict[str, tuple[Stage, LanguageModel]] = {}
             sampling: dict[str, Sampling] = {}
             for name, values in config["stages"].items():

@@ -20,17 +20,25 @@ STACK = 4  # mel frames in one frame
 
 
 class ConformerConfig(Config):
-    """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms."""
+    """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms.
+
+    Without layers there is no network: features are the mel's shape, as wide as its bins, averaged over `kernel` frames.
+    """
 
     bins: int = Field(default=80, ge=8)
     window: int = Field(default=400, ge=160, le=16_000)  # samples: 25 ms for speech; tones want 160 ms, and more bins
     width: int = Field(default=256, ge=8)
-    layers: int = Field(default=8, ge=1)
+    layers: int = Field(default=8, ge=0)
     heads: int = Field(default=4, ge=1)
     feed_forward: int = Field(default=1024, ge=8)
     kernel: int = Field(default=15, ge=1)
     channels: int = Field(default=64, ge=1)  # of the subsampling convolutions
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @property
+    def features(self) -> int:
+        """D, the width of all features."""
+        return self.width if self.layers else self.bins
 
 
 def frame_count(samples: int) -> int:
@@ -100,6 +108,27 @@ class Subsampling(nn.Module):
                 x = x * mask.repeat_interleave(repeats, 1)[:, None, :, None]
             x = nnf.relu(convolution(x))
         return self.out(x.transpose(1, 2).flatten(2))
+
+
+class SpectrumShape(nn.Module):
+    """What a spectrum looks like whatever its level: (B, M, bins) -> (B, M / 4, bins), a mean over `kernel` frames.
+
+    Of long windows it tells which tones sound, and k-means of it make units of chords; a network that is trained for minutes
+    makes worse ones (docs/training-log.md).
+    """
+
+    def __init__(self, kernel: int = 1):
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
+        frames = mel.unflatten(1, (-1, STACK)).mean(2)
+        frames = frames - frames.mean(-1, keepdim=True)
+        there = frames.new_ones(frames.shape[:2]) if mask is None else mask.to(frames)
+        # Beyond either end there is nothing: fewer frames are averaged there.
+        together = torch.cat((frames * there[..., None], there[..., None]), -1).transpose(1, 2)
+        mean = nnf.avg_pool1d(together, self.kernel, 1, self.kernel // 2).transpose(1, 2)
+        return mean[..., :-1] / mean[..., -1:].clamp_min(1e-6)
 
 
 class FeedForward(nn.Sequential):
@@ -193,7 +222,7 @@ class Conformer(nn.Module):
         self.register_buffer("filters", mel_filters(config.bins, fft_size(config.window)), persistent=False)
         self.register_buffer("mel_mean", torch.zeros(config.bins))
         self.register_buffer("mel_std", torch.ones(config.bins))
-        self.subsampling = Subsampling(config)
+        self.subsampling = Subsampling(config) if config.layers else SpectrumShape(config.kernel)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
@@ -210,7 +239,7 @@ class Conformer(nn.Module):
             return (log_mel(audio, self.filters, self.config.window) - self.mel_mean) / self.mel_std
 
     def features(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Subsampled mel: (B, M, bins) -> (B, F, D). `lengths` (B) counts the frames of each item."""
+        """Subsampled mel, or its shape: (B, M, bins) -> (B, F, D). `lengths` (B) counts the frames of each item."""
         return self.subsampling(mel, None if lengths is None else frame_mask(lengths, mel.shape[1] // STACK))
 
     def encode(self, features: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:

@@ -131,7 +131,7 @@ def finish(folder: Path, skipped: Skipped) -> TokenStore:
 
 def encode(tokenizer: SemanticTokenizer | Codec, audio: Tensor, grid: int) -> Tensor:
     """Codes (Q, F) of samples (T,), padded with silence to a multiple of `grid` samples, so that both kinds end together."""
-    device = next(tokenizer.parameters()).device
+    device = next(tokenizer.buffers()).device  # an encoder without layers has no parameters
     padded = nn.functional.pad(audio, (0, -len(audio) % grid))[None, None].to(device)
     return tokenizer.encode(padded)[0].cpu()
 

@@ -211,17 +211,19 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
     if name == "bundle":
         parameters = sum(row.parameters or 0 for row in plan.rows)
         return Row(name, memory=BASE + 4 * parameters, disk=(4 if config.weights == "float32" else 2) * parameters, seconds=1.0)
-    fits = here and BASE + 4 * loops("encoder", shop)[-1].parameters() < plan.free["memory"]
+    if name == "encoder":  # of no layers: statistics alone
+        return Row(name, own.fit_batches * own.batch_size * own.seconds / 3600, memory=BASE)
+    fits = here and BASE + 4 * sum(loop.parameters() for loop in loops("encoder", shop)[-1:]) < plan.free["memory"]
     conformer = Conformer(own.network) if fits else None
     if name == "units":
         frames = round(config.units.batches * own.batch_size * own.seconds * 25)
         layers = 1 if config.units.layer is not None else own.network.layers
         row = Row(name, config.units.batches * own.batch_size * own.seconds / 3600)
-        row.memory = BASE + 4.0 * frames * own.network.width * (layers + 2)
+        row.memory = BASE + 4.0 * frames * own.network.features * (layers + 2)
         if conformer is not None:
             conformer = conformer.eval().to(device)
             sample = torch.zeros(1, 1, 32_000, device=device)
-            few = torch.randn(2 * config.units.units, own.network.width)
+            few = torch.randn(2 * config.units.units, own.network.features)
             each = _seconds(lambda: conformer(conformer.log_mel(sample)))
             began = time.monotonic()
             units = KMeans.fit(few, config.units.units, epochs=1)
@@ -238,7 +240,7 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
     row = Row(name, hours, tokens=codes, memory=BASE, disk=2.0 * codes)
     if conformer is not None:
         layer = own.network.layers if config.units.layer is None else config.units.layer
-        semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.width), layer).eval().to(device)
+        semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.features), layer).eval().to(device)
         acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
         row.seconds = corpus.seconds / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
     return row

@@ -188,15 +188,12 @@ class WavToVecBert(nn.Module):
 
 
 class ClustersConfig(Config):
-    """Targets are `units` k-means units of `layer` of the encoder of an earlier pass; where `layer` is None, `of` MFCC, which
-    tell sounds of speech apart, or of the mel's shape, which in long windows tells tones apart.
-    """
+    """Targets are `units` k-means units of `layer` of the encoder of an earlier pass, or of MFCC where `layer` is None."""
 
     kind: Literal["clusters"] = "clusters"
     mask: MaskConfig = MaskConfig()
     units: int = Field(default=256, ge=2)
     layer: int | None = Field(default=None, ge=0)
-    of: Literal["mfcc", "mel"] = "mfcc"
 
 
 class Clusters(nn.Module):

@@ -166,7 +166,7 @@ def loops(step: str, shop: Workshop) -> list[Loop]:
     if step == "codec":
         return _codec_loops(shop)
     if step == "encoder":
-        return [_encoder_loop(shop, number) for number in range(len(shop.config.encoder))]
+        return [_encoder_loop(shop, number) for number, each in enumerate(shop.config.encoder) if each.network.layers]
     return [_stage_loop(shop, step)] if step in shop.config.stages else []
 
 

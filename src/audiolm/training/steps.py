@@ -162,7 +162,7 @@ class Workshop:
     def semantic(self) -> SemanticTokenizer:
         conformer = Conformer(self.config.encoder[-1].network)
         layer = read_json(self.out / "units" / "units.json")["layer"]
-        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.width), layer)
+        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.features), layer)
         bundle.unpack(semantic, self.out / "units" / "units.safetensors")
         return semantic.eval().to(self.fabric.device)
 

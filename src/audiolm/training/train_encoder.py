@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from audiolm.config import Config
-from audiolm.conformer import STACK, Conformer, ConformerConfig, log_mel, mfcc
+from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.training.data import Crops
@@ -98,22 +98,16 @@ class MfccSource(nn.Module):
         return centred(mfcc(mel))
 
 
-class SpectrumSource(nn.Module):
-    """Normalised mel -> its shape in each frame whatever its level, (B, F, bins): of long windows, which tones sound."""
-
-    def forward(self, mel: Tensor) -> Tensor:
-        frames = mel.unflatten(1, (-1, STACK)).mean(2)
-        return frames - frames.mean(-1, keepdim=True)
-
-
 class LayerSource(nn.Module):
-    """Normalised mel -> one layer's features (B, F, D) of a trained encoder with its own statistics of the mel."""
+    """The mel of `student`'s statistics -> one layer's features (B, F, D) of a trained encoder, which has its own."""
 
-    def __init__(self, conformer: Conformer, layer: int):
+    def __init__(self, conformer: Conformer, layer: int, student: Conformer):
         super().__init__()
-        self.conformer, self.layer = conformer, layer
+        self.conformer, self.layer, self.student = conformer, layer, [student]  # in a list: no part of this module
 
     def forward(self, mel: Tensor) -> Tensor:
+        student = self.student[0]
+        mel = (mel * student.mel_std + student.mel_mean - self.conformer.mel_mean) / self.conformer.mel_std
         return self.conformer(mel, layers=self.layer)[self.layer]
 
 
@@ -157,14 +151,15 @@ def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
     if isinstance(objective, WavToVecBertConfig):
         return Pretraining(conformer, WavToVecBert(objective, config.network))
     if objective.layer is None or previous is None:
-        width = config.network.bins if objective.of == "mel" else 39
-        teacher = Teacher(SpectrumSource() if objective.of == "mel" else MfccSource(), objective.units, width)
+        teacher = Teacher(MfccSource(), objective.units, 39)
     elif objective.layer > previous.config.layers:
         raise InputError(
             f"train_encoder: objective.layer {objective.layer} is above the earlier pass's {previous.config.layers} layers"
         )
+    elif any(getattr(previous.config, key) != getattr(config.network, key) for key in ("bins", "window")):
+        raise InputError("train_encoder: the earlier pass knows another mel; give both the same network.bins and .window")
     else:
-        teacher = Teacher(LayerSource(previous, objective.layer), objective.units, previous.config.width)
+        teacher = Teacher(LayerSource(previous, objective.layer, conformer), objective.units, previous.config.features)
     return Pretraining(conformer, Clusters(objective, config.network, teacher))
 
 
@@ -172,6 +167,10 @@ def train_encoder(
     config: EncoderConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None, previous: Conformer | None = None
 ) -> Conformer:
     """One pass of pretraining; `previous` is the encoder of the pass before. Returns the trained network in eval mode."""
+    if not config.network.layers:  # nothing to train
+        conformer = Conformer(config.network)
+        fit_statistics(config, conformer, crops)
+        return conformer.to(fabric.device).eval()
     pretraining = build(config, previous)
     if not run.steps():
         fit_targets(config, pretraining, crops)
@@ -229,12 +228,17 @@ def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -
     """Statistics of the mel (an earlier pass's stay), then the clusters of a `Clusters` objective, from the first crops."""
     conformer, objective = pretraining.conformer, pretraining.objective
     if not config.warm_start:
-        mel = [log_mel(audio, conformer.filters, config.network.window) for audio in first(crops, config.fit_batches)]
-        conformer.fit_normalisation(torch.cat(mel))
+        fit_statistics(config, conformer, crops)
     if isinstance(objective, Clusters) and isinstance(objective.teacher, Teacher):
         teacher = objective.teacher.eval()
         frames = torch.cat([teacher.source(conformer.log_mel(audio)).flatten(0, 1) for audio in first(crops, config.fit_batches)])
         teacher.units.load_state_dict(KMeans.fit(frames, objective.config.units, seed=config.seed).state_dict())
+
+
+def fit_statistics(config: EncoderConfig, conformer: Conformer, crops: Crops) -> None:
+    """Mean and deviation of each bin of the mel, from the first crops."""
+    mel = [log_mel(audio, conformer.filters, config.network.window) for audio in first(crops, config.fit_batches)]
+    conformer.fit_normalisation(torch.cat(mel))
 
 
 def first(crops: Crops, batches: int) -> Iterator[Tensor]:
