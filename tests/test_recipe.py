@@ -252,6 +252,28 @@ def test_changes_are_refused_by_name_or_forced(tmp_path: Path, fabric: Fabric) -
     assert log == ["a", "b", "c", "b", "c"]  # force does again what changed, and nothing else
 
 
+def test_killed_while_an_old_step_is_deleted_none_of_it_stays(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    Chain(tmp_path, letters(log), fabric).run(tmp_path)
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if (path / "made.txt").exists():
+            (path / "begun.json").unlink()
+            (path / "done.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("audiolm.training.chain.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, only="b", force=True)
+    assert not (tmp_path / "b").exists()
+    Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, only="b", force=True)
+    assert (tmp_path / "b" / "made.txt").read_text() == "5"
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".old")]
+
+
 def test_a_step_that_failed_goes_on_and_keeps_what_it_had(tmp_path: Path, fabric: Fabric) -> None:
     def fails(out: Path) -> str:
         (out / "a" / "half").touch()

@@ -93,8 +93,11 @@ class Chain:
             return self._say(f"{step.name}: done already")
         fresh = not before or bool(changed) or again
         if self.first:
-            if before and fresh:
-                shutil.rmtree(folder)
+            gone = self.out / f".{step.name}.old"
+            shutil.rmtree(gone, ignore_errors=True)
+            if before and fresh:  # renamed first: killed in the middle of it, no half of the old step is taken for the new one
+                folder.rename(gone)
+                shutil.rmtree(gone)
             folder.mkdir(exist_ok=True)
             write_json(folder / "begun.json", now)
         self.fabric.barrier()
