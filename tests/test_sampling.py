@@ -1,5 +1,6 @@
 """Contracts 3, 5 and 7 of sampling: a batch gives what its items give alone, prompts come back, levels are never mixed."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -153,6 +154,14 @@ def test_windows_are_no_longer_than_the_crop_and_start_on_the_grid(
         have = stop
     assert have == prompt + new
     assert made[0] <= 50  # a second: the first sound does not wait for more
+
+
+@pytest.mark.parametrize("crop", [0.5, 1.0, 4.0])
+def test_an_overlap_of_all_but_a_frame_still_goes_on(crop: float) -> None:
+    stage = replace(semantic(S), crop=crop, overlap=crop - 1 / S.frame_rate)
+    made = list(itertools.islice(spans(stage, 25, 200), 1000))
+    assert made[-1][2] == 200
+    assert all(first < stop for _, first, stop in made)
 
 
 def test_windows_grow_from_a_second_to_the_crop() -> None:

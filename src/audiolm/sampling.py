@@ -151,12 +151,12 @@ def window(stage: Stage, have: int, total: int, prompt: int) -> tuple[int, int]:
     Where something is given, a window waits for all that is given in it. So that the first sound need not wait long, the first
     window after the `prompt` frames adds FIRST seconds, and each later one as much as there is by then, and FIRST more.
     """
-    overlap, first = stage.predict.frames(stage.overlap), max(1, stage.predict.frames(FIRST))
-    grid = max(1, stage.predict.frames(stage.grid))
+    first, grid = max(1, stage.predict.frames(FIRST)), max(1, stage.predict.frames(stage.grid))
     crop = max(1, stage.predict.frames(stage.crop) // grid) * grid
+    overlap = min(stage.predict.frames(stage.overlap), crop - 1)  # so short a crop may round to its overlap
     stop = min(total, (have + min(crop, max(grid, have - prompt + first))) // grid * grid) if stage.given else total
     if stage.overlap:
-        whole = min(total, have + min(first, (crop - overlap) // 2)) <= crop  # for less, sliding pays
+        whole = min(total, have + min(first, max(1, (crop - overlap) // 2))) <= crop  # for less, sliding pays
         start = 0 if whole else max(0, have - overlap) // grid * grid
     elif have > prompt:  # windows that know nothing of each other
         start = have
