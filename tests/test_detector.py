@@ -1,6 +1,7 @@
 """The classifier and the detector: what they hear and what they do not, calibration, and a training that resumes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -233,6 +234,30 @@ def test_detect_says_what_it_hears(
 def _told(capsys, arguments: list[str]) -> dict:
     assert run(arguments) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def test_sounds_of_another_model_or_corpus_are_not_taken(corpus: Path, model: Path, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"clips": 1, "steps": 2, "save_every": 2})
+    train_detector(model, corpus, tmp_path, config)
+    shutil.rmtree(tmp_path / "run")  # as if killed while it generated
+    for changed, what in (({"seconds": 1.1}, "seconds"), ({"seed": 5}, "plans")):
+        with pytest.raises(InputError, match=rf"sounds of something else \({what}\)"):
+            train_detector(model, corpus, tmp_path, config.model_copy(update=changed))
+    train_detector(model, corpus, tmp_path, config.model_copy(update={"lr": 0.02}))  # which no sound depends on
+
+
+def test_without_a_fine_stage_the_codec_has_no_more_levels_either(corpus: Path, model: Path, tmp_path: Path) -> None:
+    loaded = bundle.load(model)
+    del loaded.stages["fine"]
+    coarse = loaded.stages["coarse"][0].predict.last
+    bundle.save(loaded, tmp_path / "coarse", "")
+    each = plan(scan(corpus), TINY, ("semantic", "coarse"))[0]
+    make_sounds(tmp_path / "coarse", [each], tmp_path, 1.0)
+    sound = read(each.recording.path).mono().trim(PROMPT + 1.0)
+    few, all_levels = (loaded.reconstruct(sound, n, watermark=False).trim(start=PROMPT).samples for n in (coarse, None))
+    kept = read(each.path(tmp_path, "codec")).samples
+    torch.testing.assert_close(kept, few.clamp(-1, 1), atol=1e-4, rtol=0)
+    assert (all_levels.clamp(-1, 1) - kept).abs().max() > 0.01
 
 
 def test_mistakes(corpus: Path, model: Path, tmp_path: Path, female: Waveform) -> None:

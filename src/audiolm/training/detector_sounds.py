@@ -152,18 +152,19 @@ _worker: dict[str, AudioLM] = {}
 def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float) -> int:
     """Write the sounds of plans of one kind and number of levels, nothing of them marked; returns how many plans."""
     kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
+    chain = "acoustic" if kind == "acoustic" or "semantic" not in model.stages else "full"
+    levels = model.chosen(chain, codebooks=codebooks)["codebooks"]  # the codec's must not be more than what is generated
     for each in batch:
         sound = next(blocks(each.recording.path, PROMPT + seconds, model.sample_rate, mono=True))
         prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
         real.write(each.path(out, "real"))
-        model.reconstruct(sound, codebooks, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
+        model.reconstruct(sound, levels, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
         if kind == "revoiced":
             requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
         else:
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
     if kind == NOTHING:
         return len(batch)
-    chain = "acoustic" if kind == "acoustic" else "full"
     how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
     for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):
         sound.write(each.path(out, kind))

@@ -1,6 +1,7 @@
 """Train a detector of a model's own voice (AudioLM section IV-H), on any bundle and any recordings, by one command.
 
     OUT/sounds/        for each recording: the real clip, the same through the codec, and one generated sound; without a mark
+    OUT/sounds.json    of which model and which recordings they are
     OUT/run/           the training's run folder
     OUT/detector.safetensors, detector.json, detector.md       what goes into a bundle, its figures, and its part of the card
 
@@ -24,10 +25,12 @@ from audiolm import bundle, detector
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform
 from audiolm.classifier import CROP, CropClassifier, crop_logits
+from audiolm.config import digest
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import Measure, bootstrap
+from audiolm.training.checkpoint import read_json, write_json
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
 from audiolm.training.run import Run, learning_rate
@@ -67,7 +70,14 @@ def train_detector(
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
-    run = Run(out / "run", settings)  # refuses another configuration before anything is generated
+    run = Run(out / "run", settings)
+    asked = [(each.name, each.recording.name, each.recording.seconds, each.kind, each.seed, each.codebooks) for each in plans]
+    made_of = {"model": identity, "seconds": config.seconds, "plans": digest(asked)}
+    recorded = read_json(out / "sounds.json")
+    if recorded is not None and recorded != made_of:
+        changed = ", ".join(name for name, value in made_of.items() if recorded.get(name) != value)
+        raise InputError(f"{out / 'sounds'}: sounds of something else ({changed}); set it back, or give another folder")
+    write_json(out / "sounds.json", made_of)
     make_sounds(folder, plans, out / "sounds", config.seconds, workers)
     clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
     with run:
