@@ -1,5 +1,6 @@
 """From a folder of sound to batches: bad files are named and left out, nothing is half there, batches are pure."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -71,7 +72,7 @@ def test_folder_speakers_are_folders_and_no_split_shares_one(corpus: Path) -> No
 )
 def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: float, test: float) -> None:
     rows = [{"name": f"{speaker}/{n}", "speaker": speaker} for n, speaker in enumerate(speakers)]
-    splits = audiolm.training.data._splits(rows, valid, test, seed, Path("x"))
+    splits = audiolm.training.data._splits(rows, valid, test, seed, Path("x"), {})
     by = "speaker" if len(set(speakers)) > 1 else "name"
     dealt = {(row[by], split) for row, split in zip(rows, splits, strict=True)}
     assert len(dealt) == len({row[by] for row in rows})
@@ -81,8 +82,20 @@ def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: floa
 
 def test_newcomers_do_not_move_the_others() -> None:
     rows = [{"name": f"{n}", "speaker": f"{n}"} for n in range(200)]
-    few, many = (audiolm.training.data._splits(rows[:count], 0.1, 0.1, 0, Path("x")) for count in (100, 200))
+    few, many = (audiolm.training.data._splits(rows[:count], 0.1, 0.1, 0, Path("x"), {}) for count in (100, 200))
     assert many[:100] == few
+
+
+@settings(max_examples=50, deadline=None)
+@given(first=st.integers(2, 12), then=st.integers(1, 12), seed=st.integers(0, 999))
+def test_settled_speakers_stay_where_they_are(first: int, then: int, seed: int) -> None:
+    """Few speakers move to fill an empty split; those of a store must not when others join them."""
+    rows = [{"name": f"{n}", "speaker": f"{n}"} for n in range(first + then)]
+    split = functools.partial(audiolm.training.data._splits, valid=0.1, test=0.1, seed=seed, source=Path("x"))
+    few = split(rows[:first], settled={})
+    settled = {row["speaker"]: where for row, where in zip(rows, few, strict=False)}
+    assert split(rows, settled=settled)[:first] == few
+    assert set(split(rows[first:], settled=settled)) <= {"train", "valid", "test"}
 
 
 def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:

@@ -49,13 +49,17 @@ def tokenize(
     from audiolm.training.corpus import tokenize_corpus
     from audiolm.training.data import Skipped, scan
     from audiolm.training.run import progress
+    from audiolm.training.storage import place
+    from audiolm.training.token_store import TokenStore
 
     if not shard_seconds > 0 or (workers is not None and workers < 1):
         raise InputError(f"--shard-seconds {shard_seconds} --workers {workers}: give numbers above 0")
     if engine == "process" and (address != "local" or workers is not None):
         raise InputError("--address and --workers are Ray's; add --engine ray")
     skipped: Skipped = []
-    recordings = scan(source, skipped=skipped)
+    there = place(output)
+    settled = TokenStore(there).speakers() if (there / "header.json").is_file() else {}
+    recordings = scan(source, skipped=skipped, settled=settled)
     tokenizers = making.load(making.Common(model=model, device="cpu" if engine == "ray" else device))
     with progress(len(recordings), label="tokenize") as show:
         common = {"shard_seconds": shard_seconds, "skipped": skipped, "show": show}

@@ -54,6 +54,7 @@ def scan(
     seed: int = 0,
     minimum: float = 0.1,
     skipped: Skipped | None = None,
+    settled: Mapping[str, str] | None = None,
 ) -> list[Recording]:
     """Recordings of a folder (any tree of sound files, or one with a manifest.csv at its top) or of a manifest.
 
@@ -61,6 +62,7 @@ def scan(
     A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and any others. Where no
     split is given, speakers are dealt to train, valid and test by hash, so that no speaker is in two of them; a file's
     speaker is its parent folder's name where no column says it; with one speaker, recordings are dealt instead.
+    `settled`: splits of speakers that were dealt before, who keep them.
 
     Files that cannot be read or last less than `minimum` seconds are left out and appended to `skipped`, or else named
     on stderr. InputError where the source is no such thing, or nothing is left.
@@ -88,7 +90,7 @@ def scan(
         report(left_out)
     else:
         skipped += left_out
-    splits = _splits([row for row, _ in found], valid, test, seed, source)
+    splits = _splits([row for row, _ in found], valid, test, seed, source, settled or {})
     known = ("path", "name", "speaker", "split", "seconds")
     return [
         Recording(
@@ -165,7 +167,9 @@ def _probed(path: Path) -> float:
         return audio.probe(local).seconds
 
 
-def _splits(rows: Sequence[Mapping[str, Any]], valid: float, test: float, seed: int, source: Path) -> list[str]:
+def _splits(
+    rows: Sequence[Mapping[str, Any]], valid: float, test: float, seed: int, source: Path, settled: Mapping[str, str]
+) -> list[str]:
     given = [str(row.get("split") or "").strip().lower() for row in rows]
     if any(given):
         for row, split in zip(rows, given, strict=True):
@@ -174,18 +178,21 @@ def _splits(rows: Sequence[Mapping[str, Any]], valid: float, test: float, seed: 
         return [_SPLIT_NAMES[split] for split in given]
     if not (valid >= 0 and test >= 0 and valid + test < 1):
         raise InputError(f"valid={valid} and test={test}: shares of the speakers, together below 1")
-    by = "speaker" if len({row["speaker"] for row in rows}) > 1 else "name"
+    by = "speaker" if len({row["speaker"] for row in rows} | set(settled)) > 1 else "name"
+    settled = settled if by == "speaker" else {}
     # A hash, not a shuffle: a speaker stays in its split when others join the corpus.
     draws = {row[by]: int(hashlib.sha256(f"{seed}/{row[by]}".encode()).hexdigest()[:12], 16) / 16**12 for row in rows}
     dealt = {who: "valid" if draw < valid else "test" if draw < valid + test else "train" for who, draw in draws.items()}
+    dealt |= settled
     wanted = [split for split, share in zip(SPLITS, (1.0, valid, test), strict=True) if share]
     for rank, split in enumerate(wanted):
         # A handful of speakers may leave a split empty: it takes one of the largest, or a less important one's last.
         counts = {name: list(dealt.values()).count(name) for name in SPLITS}
-        donors = [name for name in SPLITS if counts[name] > 1 or (counts[name] and name in wanted[rank:])]
+        free = {name: [who for who in dealt if dealt[who] == name and who not in settled] for name in SPLITS}
+        donors = [name for name in SPLITS if free[name] and (counts[name] > 1 or name in wanted[rank:])]
         if not counts[split] and donors:
             donor = max(donors, key=lambda name: counts[name])
-            dealt[min((who for who in dealt if dealt[who] == donor), key=lambda who: draws[who])] = split
+            dealt[min(free[donor], key=lambda who: draws[who])] = split
     return [dealt[row[by]] for row in rows]
 
 
@@ -295,10 +302,11 @@ class AudioStore:
 
 def _decode_into(file: Any, recording: Recording, sample_rate: int, minimum: float) -> int:
     length = 0
-    for block in audio.blocks(recording.path, 30.0, sample_rate, mono=True):
-        samples = (block.samples[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2")
-        file.write(samples.tobytes())
-        length += len(samples)
+    with fetched(recording.path) as path:
+        for block in audio.blocks(path, 30.0, sample_rate, mono=True):
+            samples = (block.samples[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2")
+            file.write(samples.tobytes())
+            length += len(samples)
     if length < minimum * sample_rate:
         raise InputError(f"{recording.path}: only {length / sample_rate:.3g} s long; at least {minimum:g} s are needed")
     return length

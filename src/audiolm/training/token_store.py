@@ -15,6 +15,7 @@ import math
 import os
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -120,6 +121,12 @@ class TokenStore:
     def split(self, name: str) -> list[int]:
         """Numbers of the recordings in a split."""
         return self.entries.of_split(name)
+
+    def speakers(self) -> dict[str, str]:
+        """Speakers who are in one split alone, and which: what is added of them belongs there."""
+        pairs = set(zip(*(self.entries.table[name].to_pylist() for name in ("speaker", "split")), strict=True))
+        counts = Counter(speaker for speaker, _ in pairs)
+        return {speaker: split for speaker, split in pairs if counts[speaker] == 1}
 
     def read(self, number: int, stream: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes (Q, F) int64 of frames [start, stop) of a recording; only they are read from disk."""
