@@ -1,5 +1,6 @@
 """The tables' parts: each on a tiny bundle or a case whose answer is known."""
 
+import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,21 @@ def test_models_with_a_parallel_stage_are_continued(parallel_model: AudioLM, fem
     only = continuations(alone, [("f", female)], 1.0, seed=0)[0]
     assert set(only.sounds) == {"real", "codec", "resaid", "full", "shuffled"}
     assert torch.allclose(only.sounds["full"].samples, both.sounds["parallel"].samples, atol=1e-5)
+
+
+def test_the_codec_beside_them_has_as_many_levels(tiny_model: AudioLM, female: Waveform) -> None:
+    few = replace(tiny_model, about=tiny_model.about | {"codebooks": 2})
+    rows = [continuations(model, [("f", female)], 1.0, seed=0, ways=())[0].sounds["codec"] for model in (few, tiny_model)]
+    whole = female.resample(tiny_model.sample_rate).trim(4.0)
+    for row, levels in zip(rows, (2, None), strict=True):
+        torch.testing.assert_close(row.samples, tiny_model.reconstruct(whole, levels, watermark=False).trim(start=3.0).samples)
+    assert not torch.allclose(rows[0].samples, rows[1].samples)
+
+
+def test_the_semantic_stage_is_packed_like_the_others(tiny_model: AudioLM, female: Waveform) -> None:
+    model = replace(tiny_model, stages=copy.deepcopy(tiny_model.stages), precision="int8")
+    continuations(model, [("f", female)], 1.0, seed=0, ways=("full",))
+    assert all(network.packed is not None for name, (_, network) in model.stages.items() if name in ("semantic", "coarse"))
 
 
 # Phones

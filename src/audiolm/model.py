@@ -239,7 +239,7 @@ class AudioLM:
     def _sample_semantic(self, jobs: Sequence["_Job"], settings: Mapping[str, Sampling], progress: Progress | None) -> None:
         due = [job for job in jobs if job.request.semantic is None]
         if due:
-            stage, network = self._stage("semantic")
+            stage, network = self.stage("semantic")
             prompts = [without_repeats(job.semantic) if stage.dedup else job.semantic for job in due]
             sampled = complete(
                 network, stage, [[]] * len(due), prompts, [self._semantic_frames(job) for job in due],
@@ -251,14 +251,14 @@ class AudioLM:
 
     def _semantic_frames(self, job: "_Job") -> int:
         """Without repeats a token has no length of its own: as many are drawn as usually fill the time, and spread over it."""
-        return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self._stage("semantic")[0].dedup else job.frames
+        return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self.stage("semantic")[0].dedup else job.frames
 
     def _sample_acoustic(self, jobs: Sequence["_Job"], way: _Way, progress: Progress | None) -> None:
         """One stage after another, each predicts the levels that follow those of the one before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
         for name in way.stages:
-            stage, network = self._stage(name)
+            stage, network = self.stage(name)
             given = [
                 [job.semantic if self._is_semantic(stream) else stream.take(codes) for stream in stage.given]
                 for job, codes in zip(jobs, done, strict=True)
@@ -276,7 +276,7 @@ class AudioLM:
         """Acoustic codes (levels, n) from the prompt's first frame on, as they come: each stage pulls at the one before."""
         semantic, codes = Tape(self._semantic_codes(job, way.settings)), None
         for name in way.stages:
-            stage, network = self._stage(name)
+            stage, network = self.stage(name)
             lower = semantic if codes is None else Tape(codes)
             given = [semantic if self._is_semantic(each) else lower for each in stage.given]
             frames, options = job.frames * self._ratio, way.settings[name].options
@@ -288,7 +288,7 @@ class AudioLM:
     def _semantic_codes(self, job: "_Job", settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
         yield job.semantic
         if job.request.semantic is None:
-            stage, network = self._stage("semantic")
+            stage, network = self.stage("semantic")
             prompt = without_repeats(job.semantic) if stage.dedup else job.semantic
             count = self._semantic_frames(job)
             new = stream(network, stage, [], prompt, count, job.request.seed, **settings["semantic"].options)
@@ -320,14 +320,14 @@ class AudioLM:
             if any(request.semantic is not None for request in requests):
                 raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
         elif any(request.semantic is None for request in requests):
-            self._stage("semantic")
+            self.stage("semantic")
         if decoder is None and "parallel" in self.stages:
             own = self.about.get("decoder") if {"coarse", "piano"} & set(self.stages) else "parallel"
             decoder = "parallel" if own == "parallel" else "autoregressive"
         first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
         found = [name for name in first if name in self.stages][:1]
         if not found:
-            self._stage(" or ".join(first))  # says what there is instead
+            self.stage(" or ".join(first))  # says what there is instead
         most, codebooks = self.codec.spec.num_codebooks, self.about.get("codebooks") if codebooks is None else codebooks
         if self.stages[found[0]][0].predict.last < min(codebooks or most, most) and "fine" in self.stages:
             found.append("fine")
@@ -342,7 +342,8 @@ class AudioLM:
         settings = {**self.sampling, **(sampling or {})}
         return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark)
 
-    def _stage(self, name: str) -> tuple[Stage, LanguageModel]:
+    def stage(self, name: str) -> tuple[Stage, LanguageModel]:
+        """A stage and its network, packed as it generates. InputError where the model has none of this name."""
         try:
             stage, network = self.stages[name]
         except KeyError:

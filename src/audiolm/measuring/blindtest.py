@@ -62,7 +62,8 @@ def write_test(
         raise InputError(f"a listening test needs two recordings or more, of {PROMPT + 1:g} s or more; give others")
     length = min(length, PROMPT + seconds)
     order = torch.randperm(len(sounds), generator=Generator().manual_seed(seed)).tolist()
-    through_codec = [model.reconstruct(sound.trim(length)) for sound in sounds]
+    levels = model.chosen()["codebooks"]  # as many as what is generated, or the codec would tell
+    through_codec = [model.reconstruct(sound.trim(length), levels) for sound in sounds]
     chosen = sorted(order[: len(sounds) // 2])
     requests = [Request(sounds[n].trim(PROMPT), length - PROMPT, seed=seed + n) for n in chosen]
     clips = [("real", sound) for sound in through_codec]

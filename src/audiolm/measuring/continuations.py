@@ -63,7 +63,7 @@ def continuations(
     """
     rate = model.semantic.spec.frame_rate
     chain = acoustic_chain(model)
-    levels = model.stages[chain[-1]][0].predict.last if chain else None
+    levels = model.chosen()["codebooks"] if chain else None  # of what is generated
     made = []
     for speaker, sound in recordings:
         new = math.floor(min(seconds, sound.seconds - PROMPT) * rate + 1e-6) / rate
@@ -108,7 +108,7 @@ def acoustic_chain(model: AudioLM) -> list[str]:
 
 def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Sequence[int]) -> None:
     """The first step of `AudioLM.generate` by itself, so that what the acoustic stages were asked to say is known."""
-    stage, network = model.stages["semantic"]
+    stage, network = model.stage("semantic")
     prompts = [model.tokenize(each.prompt).semantic.codes for each in batch]
     if stage.dedup:
         prompts = [without_repeats(codes) for codes in prompts]
@@ -183,7 +183,7 @@ def _voices(made: Sequence[Continuation], ways: Sequence[str], each_clip: dict[t
 
 def _foretold(model: AudioLM, prompt: Tensor, new: Tensor) -> tuple[float, float]:
     """Nats of the semantic stage for new units (1, F) after a prompt's, and how many they are; within one crop of the stage."""
-    stage, network = model.stages["semantic"]
+    stage, network = model.stage("semantic")
     codes = torch.cat([prompt, new], 1)
     start = max(0, codes.shape[1] - stage.predict.frames(stage.crop))
     before = prompt[:, start:]

@@ -25,7 +25,7 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.kernels import Precision
 from audiolm.measuring.blindtest import write_test
-from audiolm.measuring.continuations import SHORTEST, continuation_figures
+from audiolm.measuring.continuations import SHORTEST, acoustic_chain, continuation_figures
 from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, tokenized
 from audiolm.measuring.figures.codec import codec_figures, visqol_figures
 from audiolm.measuring.figures.music import music_figures
@@ -107,7 +107,7 @@ def evaluate(
         if name in parts:
             try:
                 figures |= part.figures(bench)
-            except Missing as missing:
+            except (Missing, InputError) as missing:  # one damaged recording does not cost the other parts, which take hours
                 figures[f"missing.{name}"] = str(missing)
     return {
         "recordings.clips": len(clips),
@@ -172,6 +172,11 @@ def evaluate_folder(
         if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
             raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
         bundle.about["codebooks"] = codebooks
+    if acoustic_chain(bundle):
+        bundle.chosen()  # what cannot be generated is better said before hours of measuring
+    for path, what in ((items, "items"), (pairs, "pairs")):
+        if path is not None and not path.exists():
+            raise InputError(f"--{what} {path}: no such file or folder; check the path")
     others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}
     measured = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)

@@ -15,6 +15,7 @@ from audiolm.measuring.metrics import Measure
 from audiolm.measuring.phonetics import Phone, PhoneAligner
 from audiolm.model import AudioLM, AudioTokens
 from audiolm.training.data import Recording, Skipped, in_turn
+from audiolm.training.storage import fetched
 
 LONGEST = 30.0  # seconds of a recording that are measured
 
@@ -93,7 +94,8 @@ class Bench:
 
 def read_clip(recording: Recording, sample_rate: int) -> Waveform:
     """The first 30 s of a recording, mono."""
-    return next(blocks(recording.path, LONGEST, sample_rate, mono=True))
+    with fetched(recording.path) as path:
+        return next(blocks(path, LONGEST, sample_rate, mono=True))
 
 
 def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -> tuple[list[Clip], Skipped]:

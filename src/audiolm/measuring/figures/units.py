@@ -54,11 +54,11 @@ def layer_figures(bench: Bench) -> Figures:
     }
     for number, (kind, name, layer, count) in enumerate(tasks, 1):
         if frames >= count:
-            units = KMeans.fit(torch.cat([each[layer - 1] for each in fitted]), count, seed=bench.seed)
-            told = _told([units.assign(each[layer - 1]) for each in measured], phones)
+            units = KMeans.fit(torch.cat([each[layer] for each in fitted]), count, seed=bench.seed)
+            told = _told([units.assign(each[layer]) for each in measured], phones)
             figures |= {f"{kind}.{name}.{key}": measure for key, measure in zip(KEYS[:2], told, strict=False)}
         bench.tell("layers", number, len(tasks))
-    names = {f"layer.{n}": ([each[n - 1] for each in measured], tokenizer.spec.frame_rate) for n in range(1, layers + 1)}
+    names = {f"layer.{n}": ([each[n] for each in measured], tokenizer.spec.frame_rate) for n in range(1, layers + 1)}
     try:
         return figures | {name: value for name, value in _abx(bench, names).items() if not name.startswith("abx.")}
     except Missing as missing:
@@ -71,7 +71,7 @@ def abx_figures(bench: Bench) -> Figures:
     rate, filters = tokenizer.spec.frame_rate, mel_filters(80)
     kinds = {
         "abx.units": ([tokenizer.units.centroids.cpu()[clip.tokens.semantic.codes[0]] for clip in bench.clips], rate),
-        "abx.features": ([_layers(bench, audio)[tokenizer.layer - 1] for audio in sounds], rate),
+        "abx.features": ([_layers(bench, audio)[tokenizer.layer] for audio in sounds], rate),
         "abx.mfcc": ([mfcc(log_mel(audio, filters))[0] for audio in sounds], rate),
     }
     for level in sorted({min(level, codec.spec.num_codebooks) for level in bench.levels}):
@@ -125,10 +125,10 @@ def _phones(bench: Bench) -> list[Tensor]:
 
 @torch.inference_mode()
 def _layers(bench: Bench, audio: Tensor) -> list[Tensor]:
-    """Features (F, D) of each layer, from the first on."""
+    """Features (F, D) of each layer, from 0 on, which is the subsampled input."""
     encoder = bench.model.semantic.encoder
     found = encoder(encoder.log_mel(audio.to(bench.model.device)), layers=encoder.config.layers)
-    return [each[0].float().cpu() for each in found[1:]]
+    return [each[0].float().cpu() for each in found]
 
 
 @torch.inference_mode()

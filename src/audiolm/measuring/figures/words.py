@@ -13,6 +13,7 @@ from audiolm.measuring.continuations import PROMPT, SHORTEST, acoustic_chain
 from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
 from audiolm.measuring.metrics import mean, pesq_wb, ratio
 from audiolm.measuring.recognition import Recogniser, normalised, rates
+from audiolm.model import AudioLM
 from audiolm.tokens import Tokens
 from audiolm.training.data import in_turn
 
@@ -65,7 +66,7 @@ def _words_after(bench: Bench, clip: Clip, text: str) -> str:
 def _whole(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
     model = bench.model
     sounds = {"real": [clip.sound for clip in clips]}
-    sounds["codec"] = [model.reconstruct(sound, watermark=False) for sound in sounds["real"]]
+    sounds["codec"] = [model.reconstruct(sound, _levels(model), watermark=False) for sound in sounds["real"]]
     for way, decoder in _decoders(bench).items():
         requests = [Request(semantic=clip.tokens.semantic, seed=bench.seed + n) for n, clip in enumerate(clips)]
         sounds[f"revoiced{way}"] = _generated(bench, f"revoiced{way}", requests, decoder)
@@ -77,7 +78,7 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
     model = bench.model
     frames = round(PROMPT * model.semantic.spec.frame_rate)
     sounds = {"real": [clip.sound.trim(start=PROMPT) for clip in clips]}
-    sounds["codec"] = [model.reconstruct(clip.sound, watermark=False).trim(start=PROMPT) for clip in clips]
+    sounds["codec"] = [model.reconstruct(clip.sound, _levels(model), watermark=False).trim(start=PROMPT) for clip in clips]
     for way, decoder in _decoders(bench).items():
         requests = [
             Request(
@@ -89,6 +90,11 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
         ]
         sounds[f"resaid{way}"] = _generated(bench, f"resaid{way}", requests, decoder)
     return sounds
+
+
+def _levels(model: AudioLM) -> int | None:
+    """Of the codec alone, as many as of what is generated."""
+    return model.chosen()["codebooks"] if acoustic_chain(model) else None
 
 
 def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
