@@ -10,7 +10,7 @@ import torch
 from audiolm import stages
 from audiolm.bundle import language_model
 from audiolm.measuring.evaluation import evaluate
-from audiolm.measuring.music import LOWEST, RATE, key, key_likeness, onsets, semitones, tone_entropy, tone_likeness
+from audiolm.measuring.music import LOWEST, RATE, chroma, key, key_likeness, onsets, semitones, told, tone_entropy, tone_likeness
 from audiolm.measuring.report import markdown
 from audiolm.model import AudioLM
 from audiolm.training.data import Recording
@@ -56,6 +56,23 @@ def test_silence_and_crumbs_do_no_harm(sound: torch.Tensor) -> None:
     semitones(sound)
 
 
+def test_units_tell_what_other_recordings_say_of_them() -> None:
+    draw = torch.Generator().manual_seed(0)
+    meaning = chroma(torch.cat([tones(60 + n)[:RATE] for n in range(8)]), 200, 25).view(8, 25, 12)[:, 12]
+    units = [torch.randint(8, (100,), generator=draw) for _ in range(4)]
+    right, there = told(units, [meaning[each] for each in units])
+    assert float(right.sum() / there.sum()) == pytest.approx(1)
+    own = [torch.full((100,), number) for number in range(4)]  # units that know the recording and nothing else
+    assert float(told(own, [meaning[each] for each in units])[0].sum()) == pytest.approx(0, abs=1e-3)
+    shuffled = [each[torch.randperm(100, generator=draw)] for each in units]
+    wrong, there = told(shuffled, [meaning[each] for each in units])
+    assert abs(float(wrong.sum() / there.sum())) < 0.15
+    sound = chroma(torch.cat([torch.zeros(RATE), tones(69)]), 125, 25)
+    assert sound.shape == (125, 12)
+    assert (sound[:10] == 0).all()
+    assert sound[60:100].argmax(1).unique().tolist() == [(69 - LOWEST) % 12]
+
+
 def test_the_table_is_of_models_with_a_piano_stage(tiny_model: AudioLM, female_path: Path, male_path: Path) -> None:
     recordings = [Recording(path, path.name, path.stem, "test", 4.4, {}) for path in (female_path, male_path)]
     assert not [name for name in evaluate(tiny_model, recordings, parts=("music",)) if name.startswith("music.")]
@@ -67,6 +84,7 @@ def test_the_table_is_of_models_with_a_piano_stage(tiny_model: AudioLM, female_p
     report = evaluate(model, recordings, parts=("music",), levels=(1, 2), seconds=1.0)
     assert 0 < report["music.codec.2.tones"] <= 1
     assert 0 < report["music.real.other_key"] < 1
+    assert report["music.units.chroma"] < 1
     assert {"music.full.entropy", "music.resaid.onsets", "music.full.level"} <= set(report)
     assert isinstance(report["music.full.level"], float)
     text = markdown(report)

@@ -3,6 +3,8 @@
 S: the semitones of a piano, A0 to C8. Sounds are (T) at 16 kHz.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,9 +18,9 @@ STRIKE = 1024  # window and, a quarter of it, hop of onsets
 SILENCE = 1e-6  # of a window's energy against the loudest one's
 
 
-def semitones(sound: Tensor) -> Tensor:
+def semitones(sound: Tensor, hop: int = WINDOW // 4) -> Tensor:
     """Energy of each semitone (S, frames), half a second every eighth of one; of bins within half a semitone of it."""
-    power = stft(_long_enough(sound)[None, None], WINDOW, WINDOW // 4).abs().square()[0]
+    power = stft(_long_enough(sound)[None, None], WINDOW, hop).abs().square()[0]
     hertz = torch.arange(len(power)) * RATE / WINDOW
     number = (12 * torch.log2(hertz.clamp_min(1) / 440) + 69).round().long() - LOWEST
     kept = (number >= 0) & (number < SEMITONES)
@@ -37,6 +39,32 @@ def key(sound: Tensor) -> Tensor:
     energies = energies[:, _heard(energies)]
     tones = energies.new_zeros(12, energies.shape[1]).index_add_(0, torch.arange(SEMITONES) % 12, energies)
     return (tones / tones.sum(0)).mean(1)
+
+
+def chroma(sound: Tensor, frames: int, rate: float) -> Tensor:
+    """Roots of the shares of the twelve tones (frames, 12), so many times a second; what is silent has none."""
+    energies = semitones(F.pad(sound, (0, WINDOW)), round(RATE / rate))[:, :frames]
+    tones = energies.new_zeros(12, energies.shape[1]).index_add_(0, torch.arange(SEMITONES) % 12, energies)
+    return (tones / tones.sum(0).clamp_min(1e-12)).sqrt().T
+
+
+def told(units: Sequence[Tensor], chromas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """How much of the chroma (F, 12) of each recording its units (F) tell, and how much there is to tell: (R), (R).
+
+    A unit's chroma is the mean of its frames in the other recordings, so that units which only know a recording tell nothing;
+    below 0 they mislead. What there is to tell is the variance about the mean of the others.
+    """
+    size = 1 + max(int(each.max()) for each in units)
+    both = list(zip(units, chromas, strict=True))
+    tables = torch.stack([c.new_zeros(size, 13).index_add_(0, u, F.pad(c, (0, 1), value=1)) for u, c in both])
+    explained, total = [], []
+    for number, (unit, tones) in enumerate(both):
+        others = tables.sum(0) - tables[number]
+        mean = others[:, :12].sum(0) / others[:, 12].sum().clamp_min(1)
+        known = torch.where(others[:, 12:] > 0.5, others[:, :12] / others[:, 12:].clamp_min(1), mean)
+        total.append((tones - mean).square().sum())
+        explained.append(total[-1] - (tones - known[unit]).square().sum())
+    return torch.stack(explained), torch.stack(total)
 
 
 def key_likeness(one: Tensor, other: Tensor) -> float:

@@ -209,6 +209,8 @@ def _music(report: Mapping[str, Any]) -> str:
     if not levels:
         return ""
     kept = [["tones kept", *(figure(report, f"music.codec.{level}.tones", 3) for level in levels)]]
+    kinds = {"these units": "music.units.chroma", "MFCC k-means, as many": "music.mfcc.chroma"}
+    chroma = [[name, figure(report, key, 3)] for name, key in kinds.items() if key in report]
     measures = (("key", 3), ("other_key", 3), ("entropy", 2), ("onsets", 1), ("level", 1))
     ways = [way for way in PLAYED if f"music.{way}.key" in report]
     rows = [[PLAYED[way], *(figure(report, f"music.{way}.{name}", digits) for name, digits in measures)] for way in ways]
@@ -216,9 +218,12 @@ def _music(report: Mapping[str, Any]) -> str:
     return section(
         "Music",
         table(["levels", *map(str, levels)], kept),
+        table(["", "chroma that the units tell"], chroma) if chroma else "",
         table(head, rows) if rows else "",
         "Tones kept: mean cosine of the energies of the semitones of the recording and of the codec's sound, half a second at a "
-        "time. Key: cosine of the shares of the twelve tones in what follows and in the prompt. Entropy, in nats: over how many "
-        "semitones the energy of half a second is spread. Level: against the prompt. The paper had raters compare "
-        "continuations of 20 s (83.3 % for the whole chain against acoustic tokens alone) and reports no such figures.",
+        "time. Chroma: share of the variance of the twelve tones' shares that a frame's unit explains by its mean over the other "
+        "recordings; 0 says nothing, 1 all. Key: cosine of the shares of the twelve tones in what follows and in the prompt. "
+        "Entropy, in nats: over how many semitones the energy of half a second is spread. Level: against the prompt. The paper "
+        "had raters compare continuations of 20 s (83.3 % for the whole chain against acoustic tokens alone) and reports no "
+        "such figures.",
     )

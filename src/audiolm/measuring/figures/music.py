@@ -11,8 +11,9 @@ from torch import Tensor
 
 from audiolm.measuring.continuations import WAYS
 from audiolm.measuring.figures.bench import Bench, Figures, at_16k
-from audiolm.measuring.metrics import Measure, mean
-from audiolm.measuring.music import key_likeness, onsets, tone_entropy, tone_likeness
+from audiolm.measuring.metrics import Measure, mean, ratio
+from audiolm.measuring.music import chroma, key_likeness, onsets, told, tone_entropy, tone_likeness
+from audiolm.measuring.phonetics import mfcc_units
 from audiolm.tokens import Tokens
 
 
@@ -30,6 +31,7 @@ def music_figures(bench: Bench) -> Figures:
             kept.append(tone_likeness(at_16k(sound), at_16k(decoded)))
         figures[f"music.codec.{level}.tones"] = mean(kept)
         bench.tell("tones", level, spec.num_codebooks)
+    figures |= _units(bench)
     made = bench.continued
     prompts = [at_16k(each.prompt) for each in made]
     for way in [way for way in WAYS if made and way in made[0].sounds]:
@@ -42,6 +44,20 @@ def music_figures(bench: Bench) -> Figures:
         figures[f"music.{way}.onsets"] = _mean([onsets(sound) for sound in sounds])
         figures[f"music.{way}.level"] = _mean([_level(s) - _level(p) for p, s in zip(prompts, sounds, strict=True)])
     return figures
+
+
+def _units(bench: Bench) -> Figures:
+    """How much of the chroma the units tell, beside as many k-means units of MFCC on the same recordings."""
+    if len(bench.clips) < 2:
+        return {}
+    tokenizer, sounds = bench.model.semantic, [at_16k(clip.sound) for clip in bench.clips]
+    units = {"units": [clip.tokens.semantic.codes[0] for clip in bench.clips]}
+    if sum(map(len, units["units"])) >= tokenizer.spec.codebook_size:
+        baseline = mfcc_units([sound[None, None] for sound in sounds], tokenizer.spec.codebook_size, bench.seed)
+        units["mfcc"] = [baseline(sound[None, None]) for sound in sounds]
+    rate = tokenizer.spec.frame_rate
+    chromas = [chroma(sound, len(each), rate) for sound, each in zip(sounds, units["units"], strict=True)]
+    return {f"music.{name}.chroma": ratio(*told(each, chromas)) for name, each in units.items()}
 
 
 def _mean(values: list[float]) -> Measure:
