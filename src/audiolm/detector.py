@@ -125,7 +125,7 @@ def equal_error_rate(real: Sequence[float] | Tensor, generated: Sequence[float] 
     """Where as many real sounds are taken for generated as generated ones for real: 0 apart, 0.5 by chance."""
     real, generated = torch.as_tensor(real).double(), torch.as_tensor(generated).double()
     thresholds = torch.cat([real, generated, torch.tensor([torch.inf])]).unique()
-    alarms = (real[None] >= thresholds[:, None]).double().mean(1)
-    misses = (generated[None] < thresholds[:, None]).double().mean(1)
+    alarms = 1 - torch.searchsorted(real.sort().values, thresholds) / len(real)
+    misses = torch.searchsorted(generated.sort().values, thresholds) / len(generated)
     place = int((alarms - misses).abs().argmin())
     return float(alarms[place] + misses[place]) / 2

@@ -249,6 +249,8 @@ class AudioStore:
         skipped.json. `show(done)` is called after each. InputError where nothing is left or the store has another rate.
         """
         write_header(Path(folder), "audio store", {"sample_rate": sample_rate})
+        for leftover in Path(folder).glob(".[0-9]*"):  # of a preparation that was killed: up to an hour of sound
+            leftover.unlink(missing_ok=True)
         store, skipped = cls(folder), list(skipped or [])
         known = {entry.name for entry in store.entries}
         pending = iter([recording for recording in recordings if recording.name not in known])
