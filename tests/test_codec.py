@@ -58,6 +58,33 @@ def test_frames_and_lengths(codec: Codec, sound: torch.Tensor, samples: int) -> 
     assert codec.decode(codes).shape == (1, 1, codes.shape[-1] * 320)
 
 
+@pytest.mark.parametrize("samples", [640, 12_000])
+def test_training_gives_back_as_much_as_it_hears(codec: Codec, sound: torch.Tensor, samples: int) -> None:
+    """Losses compare the two: crops need be no whole number of frames."""
+    made, _ = codec(sound[..., :samples])
+    assert made.shape == (1, 1, samples)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"groups": 5}, "groups=5 must divide latent=16"),
+        ({"groups": 4}, "groups=4 must divide num_codebooks=6"),
+        ({"groups": 0}, "groups"),
+        ({"strides": ()}, "strides"),
+        ({"strides": (4, 0)}, "strides"),
+        ({"num_codebooks": 0}, "num_codebooks"),
+        ({"strides": (3, 5, 7)}, r"strides \(3, 5, 7\): the spectral body wants a hop that 2 divides"),
+        ({"strides": (2, 3), "body": "vocoder"}, "the vocoder body wants a hop that 4 divides"),
+        ({"strides": (2, 5)}, "latent=16: a spectrum has hop=10 numbers"),
+    ],
+)
+def test_what_cannot_be_built_is_no_configuration(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CodecConfig.model_validate(TINY | wrong)
+    Codec(CodecConfig.model_validate(TINY | {"strides": (3, 5, 7), "body": "waveform"}))  # which no window holds to a grid
+
+
 def test_any_prefix_of_levels_decodes_and_more_are_closer(codec: Codec, sound: torch.Tensor) -> None:
     latents = codec.latents(sound)
     errors = []

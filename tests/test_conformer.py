@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from audiolm.config import parse_config
 from audiolm.conformer import FRAME, Conformer, ConformerConfig, fft_size, frame_count, log_mel, mel_filters, mfcc
 from audiolm.errors import InputError
 from audiolm.training.pretraining import (
@@ -114,11 +115,15 @@ def test_normalisation_comes_from_data_and_travels_with_the_weights():
     assert torch.equal(other.log_mel(audio), mel)
 
 
-def test_a_wrong_shape_of_network_is_one_line():
-    with pytest.raises(InputError, match="width 18 must be a multiple of 4"):
-        Conformer(TINY.model_copy(update={"width": 18}))
-    with pytest.raises(InputError, match="kernel 4 must be odd"):
-        Conformer(TINY.model_copy(update={"kernel": 4}))
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"width": 18}, "width=18 must be a multiple of 4"), ({"kernel": 4}, "kernel=4 must be odd")]
+)
+def test_a_wrong_shape_of_network_is_no_configuration(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        ConformerConfig(**(TINY.plain() | wrong))
+    with pytest.raises(InputError, match=message) as caught:
+        parse_config(ConformerConfig, TINY.plain() | wrong, "test")
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------------------------------- the objectives

@@ -435,6 +435,8 @@ def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tm
         evaluation.evaluate(tiny_model, [])
     with pytest.raises(InputError, match="codec, visqol, units"):
         evaluation.evaluate(tiny_model, recordings, parts=("sound",))
+    with pytest.raises(InputError, match="seed=-1: give"):
+        evaluation.evaluate(tiny_model, recordings, seed=-1)
     with pytest.raises(InputError, match="split 'dev'"):
         evaluation.evaluate_folder("speech", recordings[0].path.parent, tmp_path / "out", split="dev")
     assert not (tmp_path / "out").exists()

@@ -32,6 +32,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FEW = {"steps": 6, "save_every": 2, "valid_every": 3, "batch_size": 2, "valid_batches": 1}
 # Six steps teach nothing: tests/test_gates.py sees to the gates.
 UNGATED = [f"gates.{gate.name}=off" for gate in GATES]
+SEEDED = ("", "codec.", "encoder.0.", "units.", "semantic.", "piano.")
 QUICK = ["units.batches=8", "codec.start_batches=8", "encoder.0.fit_batches=2", *UNGATED] + [
     f"{part}.{key}={value}" for part in ("codec", "encoder.0", "semantic", "coarse", "fine") for key, value in FEW.items()
 ]
@@ -325,17 +326,39 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("codec.stpes=3", r"codec\.stpes=3: unknown key 'codec\.stpes'; did you mean 'codec\.steps'\?"),
         ("encoder.0.stpes=3", r"unknown key 'encoder\.0\.stpes'; did you mean 'encoder\.steps'\?"),
         ("coarse.levels=6", r"acoustic has codebooks 0 to 6"),
-        ("stages=['semantic', 'semantic']", r"each stage once"),
+        ("stages=['semantic','semantic']", r"each stage once"),
         ("stages=['semantics']", r"stages\.0: input should be 'semantic'"),
         ("codec.network.sample_rate=24000", r"24000 Hz"),
         ("semantic.network.width=63", r"width=63 must be a multiple"),
         ("encoder=[]", r"at least one pass"),
+        ("encoder.0.network.width=66 encoder.0.network.heads=4", r"encoder\.0\.network: width=66 must be a multiple of 8"),
+        ("encoder.0.network.kernel=4", r"kernel=4 must be odd"),
+        ("units.layer=4", r"units\.layer=4: the encoder has 3 layers"),
+        ("encoder=[{network={layers=0}}] units={}", r"give units\.layer=0"),
+        ("encoder=[{network={layers=0}},{objective={kind='clusters',layer=0},network={bins=40}}]", r"encoder\.1: .* another mel"),
+        ("encoder.0.warm_start=true", r"encoder\.0: warm_start and objective\.layer need .* an earlier pass"),
+        ("encoder.0.objective={kind='clusters',layer=1}", r"encoder\.0: warm_start and objective\.layer need"),
+        ("encoder=[{},{objective={kind='clusters',layer=9}}]", r"encoder\.1: objective\.layer=9 is above .* 8 layers"),
+        ("encoder=[{},{warm_start=true,network={layers=4}}]", r"encoder\.1: warm_start needs the earlier pass's network"),
+        ("encoder.0.objective={kind='w2v_bert'}", r"encoder\.0: objective\.contrastive_layers=4 must be less than .* 3 layers"),
+        ("encoder.0.objective={kind='w2v_bert',codebooks=3}", r"dimension=256 must be a multiple of codebooks=3"),
+        ("codec.network.groups=5", r"codec\.network: groups=5 must divide latent=32"),
+        ("codec.network.latent=321", r"latent=321: a spectrum has hop=320 numbers"),
+        ("codec.network.strides=[5]", r"the spectral body wants a hop that 2 divides"),
+        ("codec.seconds=0.01", r"codec: seconds=0\.01: less than one frame; give 0\.02 or more"),
+        *((f"{key}seed=-1", r"seed: input should be greater than or equal to 0") for key in SEEDED),
+        ("units.seed=4294967296", r"units\.seed: input should be less than 4294967296"),
     ],
 )
 def test_mistakes_in_a_recipe_are_found_before_anything_runs(override: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", override])
+        load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", *override.split()])
     assert "\n" not in str(caught.value)
+
+
+def test_a_last_layer_is_a_layer() -> None:
+    chosen = ["units.layer=8", "encoder=[{},{warm_start=true,objective={kind='clusters',layer=8}}]"]
+    assert load_config(RecipeConfig, None, ["data=x", "out=y", *chosen]).units.layer == 8
 
 
 def test_one_seed_for_all_unless_given() -> None:

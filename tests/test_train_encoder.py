@@ -194,7 +194,7 @@ def test_a_pass_that_needs_an_earlier_one_says_so(tmp_path, crops):
     other = Conformer(ConformerConfig(**(NETWORK | {"width": 32})))
     with pytest.raises(InputError, match="network"):
         train(tmp_path / "3", config(3, warm_start=True), crops, previous=other)
-    with pytest.raises(InputError, match=r"objective\.layer 9"):
+    with pytest.raises(InputError, match=r"objective\.layer=9"):
         train(
             tmp_path / "4", config(3, "clusters", objective={"layer": 9}), crops, previous=train(tmp_path / "5", config(1), crops)
         )

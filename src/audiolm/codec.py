@@ -56,7 +56,7 @@ class Codec(nn.Module):
         return self._decode(self.quantizer.decode(codes))
 
     def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training pass on audio (B, 1, F * hop): reconstruction (same shape) and the latents' two losses.
+        """Training pass on audio (B, 1, T): reconstruction (same shape) and the latents' two losses.
 
         commitment: distance to the codes. energy: squared distance of the latents' mean energy from 1. Quantised latents
         are too quiet, and an encoder left alone makes up for that by growing its latents, which the codebooks then follow.
@@ -65,7 +65,7 @@ class Codec(nn.Module):
             latents = self.latents(audio)
             quantised, _, commitment = self.quantizer(latents, keep, learn=self.training and not self.frozen_encoder)
         energy = (latents.float().square().mean() - 1).square()
-        return self._decode(quantised), {"commitment": commitment, "energy": energy}
+        return self._decode(quantised)[..., : audio.shape[-1]], {"commitment": commitment, "energy": energy}
 
     def _decode(self, latents: Tensor) -> Tensor:
         state: State = {}

@@ -12,9 +12,9 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audiolm.errors import InputError
 
@@ -34,6 +34,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what torch, numpy and scikit-learn all take
 
 
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:

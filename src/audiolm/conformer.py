@@ -5,14 +5,14 @@ trained stands in pretraining.py. M is a count of mel frames (100 Hz), F of fram
 """
 
 import math
+from typing import Self
 
 import torch
 import torch.nn.functional as nnf
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from audiolm.config import Config
-from audiolm.errors import InputError
 
 SAMPLE_RATE = 16000  # Hz
 FRAME = 640  # samples in one 25 Hz frame
@@ -34,6 +34,14 @@ class ConformerConfig(Config):
     kernel: int = Field(default=15, ge=1)
     channels: int = Field(default=64, ge=1)  # of the subsampling convolutions
     dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width={self.width} must be a multiple of {2 * self.heads}, twice the heads")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel={self.kernel} must be odd, so that a frame has as much past as future")
+        return self
 
     @property
     def features(self) -> int:
@@ -214,10 +222,6 @@ class Conformer(nn.Module):
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
-        if config.width % (2 * config.heads):
-            raise InputError(f"conformer: width {config.width} must be a multiple of {2 * config.heads}, twice the heads")
-        if config.kernel % 2 == 0:
-            raise InputError(f"conformer: kernel {config.kernel} must be odd, so that a frame has as much past as future")
         self.config = config
         self.register_buffer("filters", mel_filters(config.bins, fft_size(config.window)), persistent=False)
         self.register_buffer("mel_mean", torch.zeros(config.bins))

@@ -3,7 +3,7 @@
 import math
 from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from audiolm.config import Config
 
@@ -12,21 +12,21 @@ class CodecConfig(Config):
     """Architecture of a codec; everything a saved bundle needs to build it again."""
 
     body: Literal["spectral", "vocoder", "waveform"] = "spectral"
-    sample_rate: int = 16_000
-    strides: tuple[int, ...] = (2, 4, 5, 8)  # their product is the hop: 320 samples, 50 Hz
-    num_codebooks: int = 12
-    codebook_size: int = 1024
-    groups: int = 1
-    latent: int = 96  # vocoder body: mel bands
+    sample_rate: PositiveInt = 16_000
+    strides: tuple[PositiveInt, ...] = Field(default=(2, 4, 5, 8), min_length=1)  # their product is the hop: 320 samples, 50 Hz
+    num_codebooks: PositiveInt = 12
+    codebook_size: PositiveInt = 1024
+    groups: PositiveInt = 1
+    latent: PositiveInt = 96  # vocoder body: mel bands
     phases: Literal["invented", "continued"] = "invented"  # vocoder body: continued for what has pitch above all, as music
-    decay: float = 0.98
-    revive_below: float = 0.05
-    channels: int = 32  # waveform body: C of the paper
-    encoder_width: int = 256  # spectral and vocoder bodies
-    encoder_layers: int = 4  # 0: the straight path alone
-    decoder_width: int = 384
-    decoder_layers: int = 8
-    compression: float = 0.7  # spectral and vocoder bodies: exponent of the magnitudes
+    decay: float = Field(default=0.98, ge=0, lt=1)
+    revive_below: float = Field(default=0.05, ge=0)
+    channels: PositiveInt = 32  # waveform body: C of the paper
+    encoder_width: PositiveInt = 256  # spectral and vocoder bodies
+    encoder_layers: NonNegativeInt = 4  # 0: the straight path alone
+    decoder_width: PositiveInt = 384
+    decoder_layers: NonNegativeInt = 8
+    compression: float = Field(default=0.7, gt=0)  # spectral and vocoder bodies: exponent of the magnitudes
 
     @property
     def hop(self) -> int:
@@ -34,7 +34,13 @@ class CodecConfig(Config):
         return math.prod(self.strides)
 
     @model_validator(mode="after")
-    def _quarters(self) -> Self:
-        if self.body == "vocoder" and self.hop % 4:
-            raise ValueError(f"strides {self.strides}: the vocoder body wants a hop that 4 divides; change the strides")
+    def _fits_together(self) -> Self:
+        for name, size in (("latent", self.latent), ("num_codebooks", self.num_codebooks)):
+            if size % self.groups:
+                raise ValueError(f"groups={self.groups} must divide {name}={size}")
+        parts = {"vocoder": 4, "spectral": 2}.get(self.body, 1)  # its windows begin and end at such a part of a hop
+        if self.hop % parts:
+            raise ValueError(f"strides {self.strides}: the {self.body} body wants a hop that {parts} divides; change the strides")
+        if self.body == "spectral" and self.latent > self.hop:
+            raise ValueError(f"latent={self.latent}: a spectrum has hop={self.hop} numbers; give latent={self.hop} or less")
         return self

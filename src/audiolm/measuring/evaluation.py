@@ -90,10 +90,11 @@ def evaluate(
     """
     tell = progress or (lambda what, done, total: None)
     unknown = [part for part in parts if part not in PARTS]
-    if unknown or not recordings or limit < 1 or not seconds >= SHORTEST or (most is not None and most < 1):
+    if unknown or not recordings or limit < 1 or not seconds >= SHORTEST or (most is not None and most < 1) or seed < 0:
         raise InputError(
             f"evaluation: parts={','.join(parts)} (of {', '.join(PARTS)}), {len(recordings)} recordings, most={most}, "
-            f"limit={limit}, seconds={seconds}: give at least one recording, most=1, limit=1 and seconds={SHORTEST:g}"
+            f"limit={limit}, seconds={seconds}, seed={seed}: "
+            f"give at least one recording, most=1, limit=1, seconds={SHORTEST:g} and seed=0"
         )
     for package in {package for part in parts for package in PARTS[part].packages}:
         needed(package)

@@ -19,7 +19,7 @@ from audiolm import bundle
 from audiolm.asking import How, Request
 from audiolm.audio import Waveform, blocks, read
 from audiolm.classifier import SAMPLE_RATE
-from audiolm.config import Config
+from audiolm.config import Config, Seed
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.training.data import Recording, by_speaker
@@ -38,7 +38,7 @@ class SoundsConfig(Config):
     measured: int | None = Field(default=None, ge=1)  # of test, half as many of valid; two thirds of `clips`
     negatives: int = Field(default=0, ge=0)  # further clips of train of which nothing is generated, as real ones cost little
     seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
-    seed: int = 0
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ recording and the targets its clean original, frame for frame. M is a count of m
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as nnf
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from audiolm.config import Config
@@ -121,6 +121,19 @@ class WavToVecBertConfig(Config):
     gumbel: tuple[float, float, float] = (2.0, 0.5, 0.9995)  # first and last temperature of the choice, and its decay per update
     diversity: float = Field(default=0.1, ge=0)
 
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.dimension % self.codebooks:
+            raise ValueError(f"dimension={self.dimension} must be a multiple of codebooks={self.codebooks}")
+        return self
+
+    def check(self, network: ConformerConfig) -> None:
+        """InputError where no block of the network is left to predict."""
+        if self.contrastive_layers >= network.layers:
+            raise InputError(
+                f"objective.contrastive_layers={self.contrastive_layers} must be less than the network's {network.layers} layers"
+            )
+
 
 class WavToVecBert(nn.Module):
     """Contrast and masked prediction at once: L = L_contrast + diversity * L_diversity + L_prediction."""
@@ -129,12 +142,7 @@ class WavToVecBert(nn.Module):
 
     def __init__(self, config: WavToVecBertConfig, network: ConformerConfig):
         super().__init__()
-        if config.contrastive_layers >= network.layers:
-            raise InputError(
-                f"w2v_bert: contrastive_layers {config.contrastive_layers} must be less than the layers, {network.layers}"
-            )
-        if config.dimension % config.codebooks:
-            raise InputError(f"w2v_bert: dimension {config.dimension} must be a multiple of codebooks {config.codebooks}")
+        config.check(network)
         self.config = config
         self.choose = nn.Linear(network.width, config.codebooks * config.codes)
         self.codebook = nn.Parameter(torch.randn(config.codebooks, config.codes, config.dimension // config.codebooks))

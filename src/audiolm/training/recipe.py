@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from audiolm import stages
 from audiolm.asking import Sampling
-from audiolm.config import Config
+from audiolm.config import Config, Seed
 from audiolm.errors import InputError
 from audiolm.stages import Stage
 from audiolm.tokens import TokenSpec
@@ -65,7 +65,7 @@ class RecipeConfig(Config):
     base: str | None = None  # a model to go on from: packaged, a bundle's folder, or a hub id
     name: str = "mine"
     licence: str = "not stated"
-    seed: int = Field(default=0, ge=0)  # of whatever has no seed of its own below
+    seed: Seed = 0  # of whatever has no seed of its own below
     threads: int | None = Field(default=None, ge=1)  # processor threads; None: one per core
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
@@ -111,8 +111,18 @@ class RecipeConfig(Config):
             raise ValueError(f"codec.network: {rate} Hz and hop {hop}; the encoder's frames are 640 samples of 16000 Hz")
         if not self.encoder or len(set(self.stages)) < len(self.stages):
             raise ValueError("at least one pass of the encoder, and each stage once")
+        # What does not fit is found now, not after the hours before it.
+        earlier = None
+        for number, each in enumerate(self.encoder):
+            each.check(f"encoder.{number}", earlier)
+            earlier = each.network
+        layer, layers = self.units.layer, self.encoder[-1].network.layers
+        if layer is None and not layers:
+            raise ValueError("units.layer: there are none to choose from in an encoder without layers; give units.layer=0")
+        if layer is not None and layer > layers:
+            raise ValueError(f"units.layer={layer}: the encoder has {layers} layers")
         for name in self.stages:
-            stage_of(self, name)  # levels that do not fit are found now, not after the hours before them
+            stage_of(self, name)
         return self
 
 

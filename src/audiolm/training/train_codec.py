@@ -6,16 +6,16 @@ half the speed and buy nothing before the reconstruction is good.
 """
 
 import time
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.fabric import Fabric
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor
 
 from audiolm.audio import Waveform
 from audiolm.codec import Codec, CodecConfig
-from audiolm.config import Config
+from audiolm.config import Config, Seed
 from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_losses
 from audiolm.training.data import Crops
 from audiolm.training.engine import clip
@@ -63,7 +63,14 @@ class CodecTrainConfig(Config):
     valid_every: int = Field(default=1000, ge=1)
     valid_batches: int = Field(default=8, ge=1)
     save_every: int = Field(default=500, ge=1)
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_frame(self) -> Self:
+        rate, hop = self.network.sample_rate, self.network.hop
+        if round(self.seconds * rate) < hop:
+            raise ValueError(f"seconds={self.seconds:g}: less than one frame; give {hop / rate:g} or more")
+        return self
 
 
 def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None) -> Codec:

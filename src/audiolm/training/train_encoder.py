@@ -9,14 +9,14 @@ Batches, masks and augmentation are functions of (seed, step), so that a resumed
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from lightning.fabric import Fabric
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
-from audiolm.config import Config
+from audiolm.config import Config, Seed
 from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
@@ -56,7 +56,27 @@ class EncoderConfig(Config):
     valid_every: int = Field(default=500, ge=1)
     valid_batches: int = Field(default=8, ge=1)
     save_every: int = Field(default=500, ge=1)
-    seed: int = 0
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if isinstance(self.objective, WavToVecBertConfig):
+            self.objective.check(self.network)
+        return self
+
+    def check(self, name: str, earlier: ConformerConfig | None) -> None:
+        """InputError, calling the pass `name`, where it wants another network than that of the pass before it (None: none)."""
+        layer, own = self.objective.layer if isinstance(self.objective, ClustersConfig) else None, self.network
+        if earlier is None:
+            if self.warm_start or layer is not None:
+                raise InputError(f"{name}: warm_start and objective.layer need the encoder of an earlier pass; there is none")
+            return
+        if self.warm_start and earlier != own:
+            raise InputError(f"{name}: warm_start needs the earlier pass's network; make the two `network` tables equal")
+        if layer is not None and layer > earlier.layers:
+            raise InputError(f"{name}: objective.layer={layer} is above the earlier pass's {earlier.layers} layers")
+        if layer is not None and (earlier.bins, earlier.window) != (own.bins, own.window):
+            raise InputError(f"{name}: the earlier pass knows another mel; give both the same network.bins and .window")
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation
@@ -138,13 +158,10 @@ class Pretraining(nn.Module):
 
 def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
     """Network and objective of a pass, their statistics and target clusters still blank."""
+    config.check("train_encoder", None if previous is None else previous.config)
     torch.manual_seed(config.seed)
     conformer, objective = Conformer(config.network), config.objective
-    if previous is None and (config.warm_start or (isinstance(objective, ClustersConfig) and objective.layer is not None)):
-        raise InputError("train_encoder: warm_start and objective.layer need the encoder of an earlier pass; none was given")
     if previous is not None and config.warm_start:
-        if previous.config != config.network:
-            raise InputError("train_encoder: warm_start needs the earlier pass's network; make the two `network` tables equal")
         conformer.load_state_dict(previous.state_dict())
     if isinstance(objective, BestRQConfig):
         return Pretraining(conformer, BestRQ(objective, config.network, config.seed))
@@ -152,12 +169,6 @@ def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
         return Pretraining(conformer, WavToVecBert(objective, config.network))
     if objective.layer is None or previous is None:
         teacher = Teacher(MfccSource(), objective.units, 39)
-    elif objective.layer > previous.config.layers:
-        raise InputError(
-            f"train_encoder: objective.layer {objective.layer} is above the earlier pass's {previous.config.layers} layers"
-        )
-    elif any(getattr(previous.config, key) != getattr(config.network, key) for key in ("bins", "window")):
-        raise InputError("train_encoder: the earlier pass knows another mel; give both the same network.bins and .window")
     else:
         teacher = Teacher(LayerSource(previous, objective.layer, conformer), objective.units, previous.config.features)
     return Pretraining(conformer, Clusters(objective, config.network, teacher))
@@ -264,7 +275,7 @@ class UnitsConfig(Config):
     units: int = Field(default=512, ge=2)
     batches: int = Field(default=200, ge=1)  # training crops the centroids are fitted on
     epochs: int = Field(default=10, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from audiolm.audio import Waveform
 from audiolm.bundle import language_model
-from audiolm.config import Config
+from audiolm.config import Config, Seed
 from audiolm.parallel import Masked, mask
 from audiolm.stages import Stage
 from audiolm.training.checkpoint import whole
@@ -59,7 +59,7 @@ class LMTrainConfig(Config):
     valid_batches: int = Field(default=8, ge=1)
     unigram_batches: int = Field(default=64, ge=1)
     save_every: int = Field(default=500, ge=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 def train_lm(
