@@ -176,7 +176,7 @@ def test_trim_and_concatenate(male: Waveform):
     parts = [male.trim(1.5), male.trim(1.0, start=1.5), male.trim(start=2.5)]
     assert [round(part.seconds, 6) for part in parts] == [1.5, 1.0, 1.9]
     assert torch.equal(concatenate(parts).samples, male.samples)
-    assert male.trim(100).seconds == male.seconds
+    assert [male.trim(long).seconds for long in (100, 1e308, float("inf"))] == [male.seconds] * 3
 
 
 def test_mono_is_the_mean():
@@ -270,6 +270,9 @@ def test_more_channels_than_a_format_holds(tmp_path: Path):
 def test_wrong_words_and_numbers(tmp_path: Path, male: Waveform):
     one_line(lambda: male.trim(-1), "-1 s")
     one_line(lambda: male.trim(1, start=-1), "not negative")
+    one_line(lambda: male.trim(float("nan")), "keep nan s")
+    one_line(lambda: male.trim(1, start=float("nan")), "from nan s")
+    one_line(lambda: male.trim(1, start=float("inf")), "start at inf s")
     one_line(lambda: male.trim(1, start=9), "only 4.400 s long")
     one_line(lambda: male.resample(0), "above 0 Hz")
     one_line(lambda: male.write(tmp_path / "x.wav", tags={"mood": "calm"}), "no tag is called 'mood'")

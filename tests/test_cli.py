@@ -141,6 +141,11 @@ def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path
     (store / "00000.safetensors").write_bytes((store / "00000.safetensors").read_bytes()[:-9])
     assert "1 of 1 shards damaged (shard 00000" in mistake(capsys, "info", store, "--verify")
     assert "--engine ray" in mistake(capsys, "tokenize", tmp_path / "data", "-o", store, "--address", "auto")
+    (tmp_path / "data" / "bad.wav").unlink()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "in it"):
+        line = mistake(capsys, "tokenize", tmp_path / "data", "-o", place, "--model", model)
+        assert line.startswith(f"audiolm: {place}: cannot be made (")
 
 
 def test_a_store_of_other_tokenizers_is_refused(capsys, tmp_path: Path, model: str, tiny_model: AudioLM) -> None:
@@ -200,6 +205,7 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         ("--device", "cuda:99"): "--device",
         ("--device", "toaster"): "--device",
         ("--prompt-seconds", "-1"): "keep -1",
+        ("--prompt-seconds", "nan"): "keep nan",
         ("--plot", str(tmp_path / "picture.doc")): "picture.doc",
         ("--plot", str(tmp_path / "nowhere" / "picture.png")): "nowhere",
         ("--secnds", "3"): "--seconds",

@@ -300,7 +300,16 @@ def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) ->
     (saved / "config.json").write_text("{")
     refused("not JSON")
     (saved / "config.json").write_text(json.dumps({**config, "codec": {"latnet": 3}}))
-    refused("not a bundle's configuration")
+    refused("not a bundle's configuration .*did you mean 'latent'")
+    for name in ("about", "codec", "semantic", "stages", "weights"):
+        (saved / "config.json").write_text(json.dumps({**config, name: []}))
+        refused(f"not a bundle's configuration .*'{name}'")
+    for layer in (9, -1, "1", None):
+        (saved / "config.json").write_text(json.dumps({**config, "semantic": {**config["semantic"], "layer": layer}}))
+        refused(rf"config\.json: .*semantic\.layer {layer} is none of 0 to 2")
+    shape = {**config["semantic"], "encoder": {**config["semantic"]["encoder"], "kernel": 4}}
+    (saved / "config.json").write_text(json.dumps({**config, "semantic": shape}))
+    refused("kernel=4 must be odd")
     (saved / "config.json").write_text(json.dumps({**config, "semantic": {**config["semantic"], "units": 17}}))
     refused("do not fit")
     (saved / "config.json").write_text(json.dumps(config))

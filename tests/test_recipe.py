@@ -161,6 +161,8 @@ def test_further_from_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None
         ("codec.steps=3", r"codec: that of base=speech is taken as it is; leave codec out"),
         ("coarse.levels=3", r"coarse\.levels=3: the base has 4"),
         ("semantic.network.width=64", r"semantic\.network\.width=64: the base has 256; only dropout may differ"),
+        ("semantic=5", r"semantic=5: semantic: input should be a valid dictionary"),
+        ("coarse.network=5", r"coarse\.network=5: coarse\.network: input should be a valid dictionary"),
     ],
 )
 def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> None:

@@ -100,12 +100,13 @@ class Waveform:
 
     def trim(self, seconds: float | None = None, start: float = 0.0) -> "Waveform":
         """`seconds` from `start` on, or as much of that as there is. InputError where nothing would be left."""
-        if start < 0 or (seconds is not None and seconds <= 0):
+        if not (start >= 0 and (seconds is None or seconds > 0)):
             raise InputError(f"cannot keep {seconds} s from {start} s on; give a length above 0 and a start that is not negative")
-        first = round(start * self.sample_rate)
+        # No further than its end: of what is infinite there is no number of samples.
+        first = round(min(start, self.seconds) * self.sample_rate)
         if first >= self.samples.shape[-1]:
             raise InputError(f"cannot start at {start:g} s; the sound is only {self.seconds:.3f} s long")
-        last = None if seconds is None else first + max(1, round(seconds * self.sample_rate))
+        last = None if seconds is None else first + max(1, round(min(seconds, self.seconds) * self.sample_rate))
         return Waveform(self.samples[:, first:last], self.sample_rate)
 
     def write(self, path: str | os.PathLike[str], tags: Mapping[str, str] | None = None) -> None:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from audiolm.asking import Sampling
 from audiolm.codec import Codec, CodecConfig
+from audiolm.config import parse_config
 from audiolm.conformer import Conformer, ConformerConfig
 from audiolm.errors import InputError
 from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
@@ -95,20 +96,22 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     config = read_config(folder)
     try:
         with _Unfilled():
-            codec = Codec(CodecConfig(**config["codec"]))
-            encoder = Conformer(ConformerConfig(**config["semantic"]["encoder"]))
-            units = KMeans(config["semantic"]["units"], encoder.config.features)
+            codec = Codec(parse_config(CodecConfig, config["codec"], "codec"))
+            encoder = Conformer(parse_config(ConformerConfig, config["semantic"]["encoder"], "semantic.encoder"))
+            units, layer = KMeans(config["semantic"]["units"], encoder.config.features), config["semantic"]["layer"]
+            if layer not in range(encoder.config.layers + 1):
+                raise ValueError(f"semantic.layer {layer} is none of 0 to {encoder.config.layers}")
             stages: dict[str, tuple[Stage, LanguageModel]] = {}
             sampling: dict[str, Sampling] = {}
             for name, values in config["stages"].items():
                 stage = Stage.from_dict(values["stage"])
-                stages[name] = stage, language_model(stage, TransformerConfig(**values["network"]))
-                sampling[name] = Sampling(**values["sampling"])
-            semantic = SemanticTokenizer(encoder, units, config["semantic"]["layer"])
+                stages[name] = stage, language_model(stage, parse_config(TransformerConfig, values["network"], f"stages.{name}"))
+                sampling[name] = parse_config(Sampling, values["sampling"], f"stages.{name}")
+            semantic = SemanticTokenizer(encoder, units, layer)
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error
-    model = AudioLM(semantic, codec, stages, sampling, config.get("about", {}))
+    model = AudioLM(semantic, codec, stages, sampling, config["about"])
     for name, part in parts(model).items():
         unpack(part, folder / f"{name}.safetensors")
     return model.to(device)
@@ -204,6 +207,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a bundle's configuration; copy the bundle again")
     if config["format"] > FORMAT:
         raise InputError(f"{path}: format {config['format']} is newer than this audiolm reads ({FORMAT}); update audiolm")
+    for name in ("about", "codec", "semantic", "stages", "weights"):
+        if not isinstance(config.get(name), dict):
+            raise InputError(f"{path}: not a bundle's configuration (no table {name!r}); copy the bundle again")
     return config
 
 

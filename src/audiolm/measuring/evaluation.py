@@ -22,7 +22,7 @@ import torch
 from audiolm.asking import at_temperatures
 from audiolm.bundle import load
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import make_folder, whole_file
 from audiolm.kernels import Precision
 from audiolm.measuring.blindtest import write_test
 from audiolm.measuring.continuations import SHORTEST, acoustic_chain, continuation_figures
@@ -162,10 +162,7 @@ def evaluate_folder(
     if not recordings:
         raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
     folder = Path(report_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from error
+    make_folder(folder)
     bundle = load(model, precision=precision)
     if temperature:
         bundle.sampling = at_temperatures(bundle.sampling, temperature)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from audiolm import audio
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import make_folder, whole_file
 from audiolm.training.storage import fetched, is_remote, place, stored
 
 SPLITS = ("train", "valid", "test")
@@ -331,7 +331,7 @@ def write_header(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
     """Make the folder a store of this kind, or check that it is one with the same values."""
     if not (folder / "header.json").is_file():
         if not is_remote(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         with stored(folder / "header.json") as temporary:
             temporary.write_text(json.dumps({"kind": kind, "format": FORMAT, **values}, indent=1) + "\n", encoding="utf-8")
     header = read_header(folder, kind)

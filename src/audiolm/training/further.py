@@ -37,8 +37,10 @@ def weights(base: str) -> dict[str, str]:
     return read_config(folder_of(base))["weights"]
 
 
-def _table(name: str, base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's table: the recipe's own, where it says nothing the base's."""
+def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
+    """A stage's table: the recipe's own, where it says nothing the base's. What is no table is left to the recipe to refuse."""
+    if not isinstance(own, Mapping) or not isinstance(own.get("network", {}), Mapping):
+        return own
     stage = Stage.from_dict(base["stage"])
     fixed: dict[str, Any] = {"dedup": stage.dedup} | ({} if name in ("semantic", "fine") else {"levels": stage.predict.levels})
     network = {**base["network"], **own.get("network", {})}

@@ -28,7 +28,7 @@ from audiolm.classifier import CROP, CropClassifier, crop_logits
 from audiolm.config import digest
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import make_folder, whole_file
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.training.checkpoint import read_json, write_json
 from audiolm.training.data import scan
@@ -65,10 +65,7 @@ def train_detector(
     about = bundle.read_config(folder)
     identity = detector.identity(about)
     plans = plan(scan(data), config, tuple(about["stages"]), levels_of(about["stages"]))
-    try:
-        (out / "sounds").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
+    make_folder(out / "sounds")
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
     run = Run(out / "run", settings)
     asked = [(each.name, each.recording.name, each.recording.seconds, each.kind, each.seed, each.codebooks) for each in plans]
