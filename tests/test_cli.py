@@ -195,13 +195,17 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     for extra, word in {
         ("--seconds", "-3"): "--seconds",
         ("--seconds", "nan"): "--seconds",
+        ("--seconds", "inf"): "--seconds",
         ("--seconds", "three"): "three",
         ("--samples", "0"): "--samples",
         ("--temperature", "hot"): "--temperature",
         ("--temperature", "1,2"): "--temperature",
         ("--temperature", "-1"): "--temperature",
+        ("--temperature", "nan"): "--temperature",
+        ("--temperature", "0.6,0.8,inf"): "--temperature",
         ("--top-k", "0"): "--top-k",
         ("--top-p", "1.5"): "--top-p",
+        ("--top-p", "nan"): "--top-p",
         ("--device", "cuda:99"): "--device",
         ("--device", "toaster"): "--device",
         ("--prompt-seconds", "-1"): "keep -1",
@@ -220,6 +224,19 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
         assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)
     assert "1 to 6" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, "--codebooks", "7")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_no_verb_takes_what_is_no_number(capsys, tmp_path: Path, number: str) -> None:
+    (tmp_path / "data").mkdir()
+    out, data = tmp_path / "out", tmp_path / "data"
+    for option in ("--seconds", "--temperature"):
+        assert option in mistake(capsys, "evaluate", "--data", data, "--report", out, option, number)
+    assert "seconds: input" in mistake(capsys, "train-detector", "--data", data, "--out", out, "--seconds", number)
+    assert f"rate={number}: rate: input" in mistake(capsys, "serve", f"rate={number}")
+    if number == "nan":  # of infinite length there is one shard
+        assert "--shard-seconds" in mistake(capsys, "tokenize", data, "-o", out, "--shard-seconds", number)
     assert not out.exists()
 
 

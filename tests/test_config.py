@@ -69,6 +69,8 @@ def test_override_is_text_where_it_is_not_toml(text: str) -> None:
         ("data = 'x'", ["steps=3"], "steps=3: unknown key 'steps'; did you mean 'codec.steps'?"),
         ("dtaa = 'x'", [], "recipe.toml: unknown key 'dtaa'; did you mean 'data'?"),
         ("data = 'x'", ["codec.network.qq=3"], "known keys here: bodies, width"),
+        ("data = 'x'\n[codec]\nlr = nan", [], "recipe.toml: codec.lr: input should be a finite number"),
+        ("data = 'x'", ["codec.lr=-inf"], "codec.lr=-inf: codec.lr: input should be a finite number"),
         ("data = 'x'\n[codec]\nsteps = 'many'", [], "recipe.toml: codec.steps: input should be a valid integer"),
         (
             "data = 'x'",

@@ -1,6 +1,7 @@
 """Contracts 3, 5 and 7 of sampling: a batch gives what its items give alone, prompts come back, levels are never mixed."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -250,7 +251,18 @@ def test_chunks_are_independent(rows: int) -> None:
     assert not bool(same[10:20].all())
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": 0},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_p": math.nan},
+    ],
+)
 def test_options_out_of_range_are_the_callers_mistake(options: Options) -> None:
     stage = semantic(S)
     with pytest.raises(InputError, match="out of range"):

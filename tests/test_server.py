@@ -143,7 +143,11 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         ("continue?secnds=1", b"flac", 422, "unknown key 'secnds'; did you mean 'seconds'?"),
         ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server makes at once; ask for 5 s"),
         ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than or equal to 0.1"),
-        ("continue?seconds=nan", b"flac", 422, "seconds"),
+        *(
+            (f"continue?{name}={value}", b"flac", 422, name)
+            for name in ("seconds", "prompt_seconds", "temperature", "top_p")
+            for value in ("nan", "inf", "-inf", "1e999")
+        ),
         ("continue?temperature=1,2", b"flac", 422, "temperature"),
         ("continue?seed=-1", b"flac", 422, "seed"),
         ("continue?samples=4", b"flac", 422, "samples=4: at most 3"),

@@ -20,9 +20,12 @@ from audiolm.errors import InputError
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no extra keys, compared by value. Numbers given for a text become text."""
+    """Base of every configuration: frozen, no extra keys, compared by value. Numbers given for a text become text.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True)
+    NaN and infinity are no numbers: no bound refuses both, and no JSON can hold them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True, allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
         """The configuration as JSON-ready dictionaries."""

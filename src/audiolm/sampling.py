@@ -117,7 +117,7 @@ def sample_frames(
 
 def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """InputError where a setting of `draw` is out of range."""
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise InputError(
             f"temperature={temperature} (from 0), top_k={top_k} (from 1), top_p={top_p} (above 0, to 1): out of range"
         )

@@ -1,6 +1,7 @@
 """What the generating verbs of the program share: their options, loading the model, writing sounds, showing progress."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -217,7 +218,7 @@ def temperatures(text: str) -> list[float]:
         values = [float(value) for value in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, 3) or any(value < 0 for value in values):
+    if len(values) not in (1, 3) or not all(0 <= value < math.inf for value in values):
         raise InputError(f"--temperature {text}: give one number, or three as 0.6,0.8,0.6, none below 0")
     return values
 

@@ -76,6 +76,7 @@ def evaluate(
     """
     from audiolm.measuring.evaluation import PARTS, evaluate_folder
 
+    making.check_length(seconds, "--seconds")
     chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
     with making.bars() as show:
         options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}

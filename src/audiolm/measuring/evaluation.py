@@ -90,7 +90,8 @@ def evaluate(
     """
     tell = progress or (lambda what, done, total: None)
     unknown = [part for part in parts if part not in PARTS]
-    if unknown or not recordings or limit < 1 or not seconds >= SHORTEST or (most is not None and most < 1) or seed < 0:
+    wrong = limit < 1 or (most is not None and most < 1) or not SHORTEST <= seconds < math.inf or seed < 0
+    if unknown or wrong or not recordings:
         raise InputError(
             f"evaluation: parts={','.join(parts)} (of {', '.join(PARTS)}), {len(recordings)} recordings, most={most}, "
             f"limit={limit}, seconds={seconds}, seed={seed}: "
