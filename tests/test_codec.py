@@ -247,4 +247,6 @@ def test_wrong_codes_and_no_audio_are_refused(codec: Codec) -> None:
     with pytest.raises(InputError, match="7 levels"):
         codec.decode(torch.zeros(1, 7, 2, dtype=torch.int64))
     with pytest.raises(InputError, match="nothing to decode"):
+        codec.decode(torch.zeros(1, 6, 0, dtype=torch.int64))
+    with pytest.raises(InputError, match="nothing to decode"):
         codec.decoder_stream().flush()

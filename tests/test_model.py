@@ -186,6 +186,10 @@ def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform
         tiny_model.decode(tokens.semantic)
     with pytest.raises(InputError, match="this model's"):
         tiny_model.generate(semantic=tokens.acoustic)
+    with pytest.raises(InputError, match="nothing to decode"):
+        tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:, :0]))
+    with pytest.raises(InputError, match="nothing to decode"):
+        tiny_model.generate(semantic=replace(tokens.semantic, codes=tokens.semantic.codes[:, :0]))
 
 
 def test_settings_reach_the_sampler(tiny_model: AudioLM, female: Waveform) -> None:

@@ -53,6 +53,8 @@ class Codec(nn.Module):
         """Audio (B, 1, F * hop) of codes (B, q, F), q any number of levels from 1 to Q."""
         if not 1 <= codes.shape[1] <= self.spec.num_codebooks:
             raise InputError(f"codes of {codes.shape[1]} levels: the codec has {self.spec.num_codebooks}")
+        if codes.shape[-1] == 0:
+            raise InputError("no codes were given: nothing to decode")
         return self._decode(self.quantizer.decode(codes))
 
     def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
