@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -264,13 +265,26 @@ def test_leftovers_and_damage_are_passed_over(tmp_path: Path) -> None:
     with (newest / "model.safetensors").open("r+b") as file:
         file.truncate(50)
     (tmp_path / ".step-00000014.new").mkdir()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 13, "lo')
+    cut = tmp_path / "step-00000013"  # of which even what says that it is whole is not
+    shutil.copytree(tmp_path / "step-00000011", cut)
+    (cut / "files.json").write_bytes((cut / "files.json").read_bytes()[:-20])
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 13, "lo\n' + bytes(300) + b'\n\xff\n{"step": 13, "lo')
     run = Run(tmp_path, Toy())
+    assert [line["step"] for line in run.metrics()] == list(range(1, 13))
+    assert run.steps() == [5, 11]
     assert run.resume(state()) == 11
     assert not newest.exists()
+    assert not cut.exists()
     assert not list(tmp_path.glob(".*"))
     assert [line["step"] for line in run.metrics()] == list(range(1, 12))
+
+
+def test_a_damaged_record_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"lr": 0')
+    with pytest.raises(InputError, match=r"config\.json: damaged .*; delete its folder") as caught:
+        Run(tmp_path, Toy())
+    assert "\n" not in str(caught.value)
 
 
 def test_another_configuration_is_refused_by_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -70,6 +71,20 @@ def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dic
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError, struct.error, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none. InputError where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete its folder and give the same command again") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A whole JSON file."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

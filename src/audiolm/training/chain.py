@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 
 from audiolm.config import difference
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import read_json, write_json
 from audiolm.training.run import seed_all, versions
 
 LITTLE = 100_000  # bytes: a step that failed on a wrong input and left less than this behind was never begun
@@ -140,20 +140,6 @@ def _changed(name: str, before: dict[str, Any], now: dict[str, Any]) -> str | No
     config = difference(before["config"], now["config"], name)
     inputs = [name for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
     return config or (f"{inputs[0]} has been made again since" if inputs else None)
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none. InputError where it is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); delete its folder and run the recipe again") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A whole JSON file."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

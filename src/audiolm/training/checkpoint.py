@@ -8,7 +8,6 @@ What FSDP2 has spread over processes is gathered before it is written and spread
 goes on with any number of them, or alone.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, MutableMapping
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from audiolm.errors import InputError
-from audiolm.files import load_tensors, save_tensors, whole_file
+from audiolm.files import load_tensors, read_json, save_tensors, whole_file, write_json
 
 State = MutableMapping[str, Any]
 
@@ -76,8 +75,11 @@ def read(path: Path, state: State) -> Any:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file is there in its full length."""
-    files = read_json(path / "files.json")
+    """Whether every file is there in its full length, files.json too."""
+    try:
+        files = read_json(path / "files.json")
+    except InputError:  # not even what says so is whole
+        return False
     return files is not None and all((path / n).is_file() and (path / n).stat().st_size == s for n, s in files["sizes"].items())
 
 
@@ -112,20 +114,6 @@ def _spread_optimizer(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:
     parameter = dict(zip(names, (each for group in optimizer.param_groups for each in group["params"]), strict=True))
     spread = {name: {k: _spread(v, parameter[name]) for k, v in values.items()} for name, values in saved["state"].items()}
     return {**saved, "state": spread}
-
-
-# Small files
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """A whole JSON file."""
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _sync_folder(path: Path) -> None:

@@ -24,9 +24,10 @@ from audiolm.config import difference
 from audiolm.conformer import Conformer
 from audiolm.doctor import memory, products
 from audiolm.errors import InputError
+from audiolm.files import read_json
 from audiolm.kmeans import KMeans
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.training.chain import Step, read_json
+from audiolm.training.chain import Step
 from audiolm.training.data import AudioStore, scan
 from audiolm.training.further import TAKEN
 from audiolm.training.recipe import RecipeConfig

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,10 +43,10 @@ from torch import Tensor
 from audiolm.audio import Waveform
 from audiolm.config import Config, difference
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import read_json, whole_file, write_json
 from audiolm.plots import picture
 from audiolm.training import checkpoint
-from audiolm.training.checkpoint import State, is_whole, read_json, write_json
+from audiolm.training.checkpoint import State, is_whole
 from audiolm.training.randomness import random_state, random_untouched, seed_all, set_random_state
 from audiolm.training.trackers import Tracker, TrackerName, open_tracker
 
@@ -166,10 +166,12 @@ class Run:
                 tracker.picture(step, name, drawn)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that was cut by a crash is left out."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """The lines of metrics.jsonl, less those that a crash has cut or filled with NULs."""
+        path, found = self.folder / "metrics.jsonl", []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
     def check(self, step: int, **losses: float | Tensor) -> None:
         """Raise Diverged, naming the step and the last good checkpoint, where a loss is NaN or infinite."""

@@ -22,7 +22,7 @@ from audiolm.codec import Codec
 from audiolm.config import Config, digest
 from audiolm.conformer import Conformer
 from audiolm.errors import InputError
-from audiolm.files import file_hash, save_tensors
+from audiolm.files import file_hash, read_json, save_tensors, write_json
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
@@ -38,7 +38,7 @@ from audiolm.transformer import LanguageModel
 
 try:
     from audiolm.measuring.phonetics import label_recordings, measure_units
-    from audiolm.training.chain import Chain, Step, read_json, write_json
+    from audiolm.training.chain import Chain, Step
     from audiolm.training.corpus import tokenize_corpus
     from audiolm.training.engine import engine
     from audiolm.training.gates import check, verdicts

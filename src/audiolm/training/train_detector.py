@@ -28,9 +28,8 @@ from audiolm.classifier import CROP, CropClassifier, crop_logits
 from audiolm.config import digest
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
-from audiolm.files import make_folder, whole_file
+from audiolm.files import make_folder, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
-from audiolm.training.checkpoint import read_json, write_json
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
 from audiolm.training.run import Run, learning_rate
