@@ -4,15 +4,17 @@ import json
 import math
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
+from audiolm import doctor
 from audiolm.bundle import language_model
 from audiolm.cli import run
 from audiolm.config import load_config
-from audiolm.doctor import extras, memory
+from audiolm.doctor import USES, extras, memory
 from audiolm.errors import InputError
 from audiolm.training import plan, rehearsal
 from audiolm.training.plan import Plan, Row, make_plan
@@ -171,8 +173,23 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 def test_doctor_knows_memory_and_the_extras() -> None:
     total, free = memory()
     assert 0 < free <= total
-    assert {"train", "eval"} <= extras().keys()
+    assert USES.keys() == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys() - {
+        "dev"
+    }
     assert "lightning" in extras()["train"]
+
+
+@pytest.mark.parametrize(("used", "free"), [(700, 600), (100, 1000), (1500, 0)])
+def test_files_that_were_read_are_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int, free: int) -> None:
+    """In a container they count as used; beyond its limit nothing is free."""
+    monkeypatch.setattr(doctor, "CONTAINER", tmp_path)
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    files = min(used, 300)
+    (tmp_path / "memory.stat").write_text(f"anon {used - files}\nfile {files}\ninactive_file {files - 100}\nactive_file 100\n")
+    assert memory() == (1000, free)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory()[0] > 1000
 
 
 def test_an_empty_total() -> None:

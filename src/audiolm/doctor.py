@@ -17,13 +17,14 @@ from audiolm.bundle import packaged
 USES = {
     "plot": "pictures",
     "m4a": "reading m4a, aac, mp4",
+    "play": "continue --play, generate --play",
     "train": "train, plan, tokenize",
     "eval": "the metrics of evaluate; phones to choose units by",
     "serve": "serve",
     "ray": "tokenize on many machines",
-    "hf": "other people's tokenizers",
     "wandb": "watching a training on Weights & Biases",
 }
+CONTAINER = Path("/sys/fs/cgroup")  # what the container that this runs in has, if any
 
 
 def examine() -> dict[str, Any]:
@@ -56,8 +57,11 @@ def memory() -> tuple[int, int]:
         except (ValueError, OSError, AttributeError):
             return 0, 0
     try:  # a container may have less than its machine
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        return min(total, limit), min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+        limit, used = (int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        # Files that were read count as used until somebody wants their memory, and give it back then.
+        files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+        return min(total, limit), max(0, min(free, limit - used + files))
     except (OSError, ValueError):  # none, or "max"
         return total, free
 
