@@ -7,7 +7,9 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from audiolm import doctor
@@ -17,9 +19,11 @@ from audiolm.config import load_config
 from audiolm.doctor import USES, extras, memory
 from audiolm.errors import InputError
 from audiolm.training import plan, rehearsal
+from audiolm.training.data import AudioStore, scan
 from audiolm.training.plan import Plan, Row, make_plan
 from audiolm.training.recipe import RecipeConfig, stage_of
 from audiolm.training.rehearsal import Loop, RandomTokens, loops
+from audiolm.training.speeds import AtSpeeds
 from audiolm.training.steps import Workshop, steps
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +140,38 @@ def test_a_step_that_takes_minutes_is_counted(tmp_path: Path, monkeypatch: pytes
     made = make_plan(tiny(tmp_path / "out", "stages=['semantic']"))
     assert "at least" in {row.step: row.note for row in made.rows}["semantic"]
     assert (made.total().seconds or 0) > 0
+
+
+def test_speeds_are_more_to_tokenize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much more as AtSpeeds makes of the same recordings; nothing of it is heard before the tokens."""
+    monkeypatch.setattr(Loop, "rehearse", lambda *_: rehearsal.Timing(1.0, 0.0, 1e9))
+    monkeypatch.setattr(plan, "_seconds", lambda do: 1.0)
+    once, often = (
+        {row.step: row for row in make_plan(tiny(tmp_path / "out", "stages=['semantic']", f"tokens.speeds={speeds}")).rows}
+        for speeds in ([1.0], [0.8, 1.0, 1.25])
+    )
+    recordings = scan(ROOT / "examples", valid=0.2, test=0.0, minimum=0.5)
+    store = AtSpeeds(AudioStore.prepare(tmp_path / "store", recordings), [0.8, 1.0, 1.25])
+    seconds = sum(entry.length for entry in store.entries) / store.sample_rate
+    assert 3600 * (often["tokens"].hours or 0) == pytest.approx(seconds, rel=1e-4)
+    more = seconds / sum(each.seconds for each in recordings)
+    assert more > 2
+    for figure in ("hours", "tokens", "disk", "seconds"):
+        assert getattr(often["tokens"], figure) == pytest.approx(more * getattr(once["tokens"], figure), rel=1e-4)
+    assert often["prepare"].hours == once["prepare"].hours
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_damaged_recording_is_left_out_as_training_leaves_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(Loop, "rehearse", lambda *_: rehearsal.Timing(1.0, 0.0, 1e9))
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "a.wav", np.full(32_000, np.nan), 16_000, subtype="FLOAT")  # its header is fine
+    if whole:
+        shutil.copy(ROOT / "examples" / "prompt-female.flac", tmp_path / "in")
+    rows = {row.step: row for row in make_plan(tiny(tmp_path / "out", "stages=[]", f"data={tmp_path / 'in'}")).rows}
+    assert 0 < (rows["prepare"].seconds or 0) < math.inf
 
 
 def test_done_steps_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

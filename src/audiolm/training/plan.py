@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from audiolm.training.recipe import RecipeConfig
 from audiolm.training.rehearsal import Loop, loops
 from audiolm.training.run import progress, random_untouched
 from audiolm.training.steps import Workshop, steps
+from audiolm.training.storage import fetched
 
 BASE = 0.5e9  # bytes of Python and its libraries
 PATIENCE = 6.0  # seconds at the speed of large products; a step that would take longer is not tried, only counted
@@ -151,8 +153,13 @@ class _Corpus:
         self.train = sum(each.seconds for each in found if each.split == "train")
         decoded, began = 0.0, time.monotonic()
         for recording in found[:: -(-len(found) // 5)]:
-            decoded += next(audio.blocks(recording.path, 30.0, config.codec.network.sample_rate, mono=True)).seconds
-        self.speed = decoded / max(1e-6, time.monotonic() - began)
+            with suppress(InputError), fetched(recording.path) as path:  # what is damaged, prepare will leave out, and say so
+                decoded += next(audio.blocks(path, 30.0, config.codec.network.sample_rate, mono=True)).seconds
+        self.speed = decoded / max(1e-6, time.monotonic() - began) if decoded else SPEED
+
+    def at(self, speeds: Sequence[float]) -> float:
+        """Seconds of sound in all where the training recordings are there at each of these speeds, 1 among them."""
+        return self.seconds + self.train * sum(1 / speed for speed in speeds if speed != 1)
 
 
 def _done(shop: Workshop, step: Step) -> bool:
@@ -237,13 +244,14 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
             needed, free = _bytes(row.memory), _bytes(plan.free["memory"])
             plan.refused.append(f"units: needs about {needed} of memory and {free} are free; units.batches={most} would fit")
         return row
-    codes = round(corpus.seconds * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
-    row = Row(name, hours, tokens=codes, memory=BASE, disk=2.0 * codes)
+    heard = corpus.at(config.tokens.speeds)
+    codes = round(heard * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
+    row = Row(name, heard / 3600, tokens=codes, memory=BASE, disk=2.0 * codes)
     if conformer is not None:
         layer = own.network.layers if config.units.layer is None else config.units.layer
         semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.features), layer).eval().to(device)
         acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
-        row.seconds = corpus.seconds / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
+        row.seconds = heard / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
     return row
 
 
