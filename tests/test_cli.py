@@ -123,7 +123,7 @@ def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female
     assert "no watermark" in ok(capsys, "detect", out)
     assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
     assert "one or more" in mistake(capsys, "detect")
-    assert "missing.wav: no such file" in mistake(capsys, "detect", out, tmp_path / "missing.wav")
+    assert "missing.wav: no such file" in mistake(capsys, "detect", tmp_path / "missing.wav")
 
 
 def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path) -> None:

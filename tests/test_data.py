@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 import audiolm.training.data
 import audiolm.training.token_store
 from audiolm.errors import InputError
+from audiolm.files import save_tensors, whole_file
 from audiolm.stages import Stage, Stream
 from audiolm.tokens import TokenSpec
 from audiolm.training.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
@@ -78,6 +79,17 @@ def test_splits_are_speaker_disjoint(speakers: list[str], seed: int, valid: floa
     assert len(dealt) == len({row[by] for row in rows})
     # Every split that was asked for has someone, as far as there are enough to go round, training first.
     assert set(splits) >= set(("train", "valid", "test")[: len(dealt)])
+
+
+def test_what_is_written_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(3)})
+        with whole_file(tmp_path / "b.txt") as temporary:
+            temporary.write_text("b")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"a.safetensors": 0o640, "b.txt": 0o640}
 
 
 def test_newcomers_do_not_move_the_others() -> None:

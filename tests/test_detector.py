@@ -231,6 +231,15 @@ def test_detect_says_what_it_hears(
     assert _told(capsys, arguments)["synthetic_probability"] is None
 
 
+def test_a_file_that_cannot_be_read_leaves_the_others_their_verdicts(female_path: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    assert run(["detect", str(tmp_path / "text.wav"), str(female_path), "--json"]) == 2
+    said = capsys.readouterr()
+    assert [each["file"] for each in json.loads(said.out)] == [str(female_path)]
+    assert "text.wav" in said.err
+    assert len(said.err.splitlines()) == 1
+
+
 def _told(capsys, arguments: list[str]) -> dict:
     assert run(arguments) == 0
     return json.loads(capsys.readouterr().out)

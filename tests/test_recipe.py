@@ -277,6 +277,24 @@ def test_killed_while_an_old_step_is_deleted_none_of_it_stays(
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".old")]
 
 
+def test_a_forced_step_that_was_stopped_goes_on_by_the_same_command(tmp_path: Path, fabric: Fabric) -> None:
+    tried: list[bool] = []
+
+    def stopped(out: Path) -> str:
+        tried.append((out / "a" / "progress").exists())
+        (out / "a" / "progress").write_text("")
+        if len(tried) == 2:
+            raise SystemExit("stopped and saved")
+        return str(len(tried))
+
+    chain = Chain(tmp_path, [Step("a", (), {}, stopped)], fabric)
+    chain.run(tmp_path)
+    with pytest.raises(SystemExit):
+        chain.run(tmp_path, only="a", force=True)
+    chain.run(tmp_path, only="a", force=True)
+    assert tried == [False, False, True]
+
+
 def test_a_step_that_failed_goes_on_and_keeps_what_it_had(tmp_path: Path, fabric: Fabric) -> None:
     def fails(out: Path) -> str:
         (out / "a" / "half").touch()

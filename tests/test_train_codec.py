@@ -103,6 +103,19 @@ def test_prepare_never_clips_and_drops_levels_of_half_the_batch() -> None:
     assert not torch.equal(louder, audio)
 
 
+@pytest.mark.parametrize(
+    "network", [{"body": "vocoder"}, {"body": "vocoder", "phases": "continued"}, {"body": "spectral"}, {"body": "waveform"}]
+)
+def test_each_body_trains_in_bfloat16(female: Waveform, tmp_path: Path, network: dict[str, str]) -> None:
+    config = CONFIG.model_copy(
+        update={"network": NETWORK.model_copy(update=network | {"channels": 4}), "steps": 2, "save_every": 2}
+    )
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    with Run(tmp_path, config, tracker="none") as run:
+        codec = train_codec(config, Crops(female), run, fabric)
+    assert codec.decode(codec.encode(female.samples[None, :, :16_000])).isfinite().all()
+
+
 def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fabric: Fabric) -> None:
     crops = Crops(female)
     config = CONFIG.model_copy(update={"steps": 60, "adversarial_from": 1.0, "save_every": 100, "lr": 3e-3})

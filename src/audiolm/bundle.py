@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiolm.asking import Sampling
+from audiolm.audio import READABLE
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import parse_config
 from audiolm.conformer import Conformer, ConformerConfig
@@ -86,7 +87,10 @@ def folder_of(model: str | Path) -> Path:
         return PRETRAINED / str(model)
     if Path(model).exists():
         return Path(model)
-    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")):
+    here = Path(model).parts[0] if Path(model).parts else ""
+    # What begins with a folder that is here, or ends as a sound file does, is a mistyped path and no hub's affair.
+    mistyped = Path(here).exists() or Path(model).suffix.lower() in READABLE
+    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and not mistyped:
         return _from_hub(str(model))
     raise InputError(f"{model}: no such model; name one of {_known()}, a folder, or a hub id owner/name")
 

@@ -45,6 +45,7 @@ app = App(
     help_epilogue=EXAMPLES,
     help_format="plaintext",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `run` says it
 )
 
 app.command(sounds.continue_, name="continue")

@@ -30,8 +30,10 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({_reason(error)}); choose another folder") from error
+    mode = temporary.stat().st_mode
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a private file of its own in its place
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -16,7 +16,7 @@ How it is kept on disk: audiolm.bundle.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -314,6 +314,12 @@ class AudioLM:
         watermark: bool = True,
     ) -> _Way:
         """What is asked, as it will be done. InputError where the model cannot do it."""
+        if chain not in get_args(Chain) or (decoder is not None and decoder not in get_args(AcousticDecoder)):
+            names = " or ".join(get_args(Chain)), " or ".join(get_args(AcousticDecoder))
+            raise InputError(f"chain={chain!r}, decoder={decoder!r}: a chain is {names[0]}, a decoder {names[1]}")
+        for name, given in (sampling or {}).items():
+            if name not in {*self.stages, *TEMPERATURES} or not isinstance(given, Sampling):
+                raise InputError(f"sampling of {name!r}: give a Sampling by a stage's name, one of {', '.join(self.stages)}")
         if chain == "acoustic":
             if decoder == "parallel":
                 raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; leave decoder out")

@@ -79,13 +79,14 @@ class VocoderBody(nn.Module):
         x = self.decoder_norm(x)
         batch, frames = len(latents), latents.shape[1] * self.hop // self.step
         more = self.decoder_magnitudes(x).float()
+        chosen = None if self.continued else self.decoder_phases(x).float()
         with torch.autocast(latents.device.type, enabled=False):
             bands = (latents.float() * self.scale + self.mean).clamp_min(1e-3) ** (2 / self.power)
             # Which bin is a peak must not depend on how the frames came, and float32 products do in their last digit.
             precise = torch.float64 if self.continued and latents.device.type != "mps" else torch.float32
             known = (bands.to(precise) @ self.spread.to(precise) + 1e-10).log() / 2
             loud = (known.float().repeat(1, 1, self.hop // self.step) + more).clamp(max=7).view(batch, frames, -1)
-            phases = self.continue_phases(known, state) if self.continued else self.invent_phases(x, loud.shape)
+            phases = self.continue_phases(known, state) if chosen is None else self.invent_phases(chosen, loud.shape)
             spectra = torch.view_as_complex(loud.exp()[..., None] * phases) * math.sqrt(self.size)
             pieces = torch.fft.irfft(spectra, n=self.size) * self.window
         # The windows' squares are summed as one more sound: at the ends, where windows are missing, they add up to less.
@@ -101,9 +102,10 @@ class VocoderBody(nn.Module):
         state[self.decoder_in] = done.new_empty(self._early(state) - early)
         return done[:, :, early:]
 
-    def invent_phases(self, x: Tensor, shape: torch.Size) -> Tensor:
-        """Cosines and sines (B, spectra, bins, 2) that the last layer chooses."""
-        phases = self.decoder_phases(x).float().view(*shape, 2)
+    @staticmethod
+    def invent_phases(chosen: Tensor, shape: torch.Size) -> Tensor:
+        """Cosines and sines (B, spectra, bins, 2) that the last layer has chosen."""
+        phases = chosen.view(*shape, 2)
         return phases * (phases.square().sum(-1, keepdim=True) + 1e-6).rsqrt()
 
     @torch.no_grad()

@@ -91,7 +91,7 @@ class Chain:
             raise InputError(f"{folder}: was made with something else ({changed}); {cure}")
         if done and not changed and not again:
             return self._say(f"{step.name}: done already")
-        fresh = not before or bool(changed) or again
+        fresh = not before or bool(changed) or (again and bool(done))  # what --force began and did not end goes on
         if self.first:
             gone = self.out / f".{step.name}.old"
             shutil.rmtree(gone, ignore_errors=True)

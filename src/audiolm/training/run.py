@@ -119,6 +119,15 @@ class Run:
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
+    @contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """For what comes before the first step: a signal ends it as it ends any program, since there is nothing to save."""
+        guarded = bool(self._handlers)
+        self._restore_handlers()
+        yield
+        if guarded:
+            self.__enter__()
+
     @property
     def should_stop(self) -> bool:
         """Whether a signal has asked for the end. Under torchrun every rank must ask at the same step: all get one answer."""
@@ -224,7 +233,7 @@ class Run:
             self.save(step, state, score)
         if stop and step < total:
             _highest(0)  # nobody leaves before the checkpoint is whole: torchrun ends all as soon as one has ended
-            raise Stopped(f"{self.folder}: stopped and saved at step {step} of {total}; the same command goes on from there")
+            raise Stopped(f"{self.folder}: stopped and saved at step {step}; the same command goes on from there")
 
     def resume(self, state: State) -> int:
         """Load the newest whole checkpoint into `state` and return its step; 0, and nothing touched, where there is none.

@@ -90,8 +90,8 @@ def read_index(path: Path, streams: Sequence[str]) -> tuple[Any, dict[str, str]]
     """The rows of an index, and what was left out of its shard."""
     arrow = parquet()
     try:
-        # From memory and in this thread: threads that read from a Python file may outlive the program, and abort its end.
-        table = arrow.parquet.read_table(arrow.BufferReader(path.read_bytes()), use_threads=False)
+        # From memory and in this thread, which read_table is not: threads may outlive the program, and abort its end.
+        table = arrow.parquet.ParquetFile(arrow.BufferReader(path.read_bytes())).read(use_threads=False)
         skipped = json.loads((table.schema.metadata or {}).get(b"skipped", b"{}"))
         return table.select(schema_of(streams).names).cast(schema_of(streams)), skipped
     except (arrow.ArrowException, OSError, KeyError, ValueError) as error:

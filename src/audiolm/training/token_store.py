@@ -31,7 +31,7 @@ from torch import Tensor
 
 from audiolm.config import difference
 from audiolm.errors import InputError
-from audiolm.files import save_tensors
+from audiolm.files import read_json, save_tensors
 from audiolm.stages import Stage
 from audiolm.tokens import Tokens, TokenSpec
 from audiolm.training.data import Placement, read_header, write_header
@@ -160,8 +160,13 @@ class TokenStore:
             row["split"]: {"recordings": row["seconds_count"], "hours": row["seconds_sum"] / 3600} for row in table.to_pylist()
         }
         frames = {name: int(each.sum()) for name, each in self.entries.frames.items()}
-        about = {"recordings": len(self), "shards": len(self.indexes()), "left_out": len(self.skipped)}
+        about = {"recordings": len(self), "shards": len(self.indexes()), "left_out": len(self._left_out())}
         return {**about, "splits": splits, "frames": frames, "key": self.key}
+
+    def _left_out(self) -> set[str]:
+        """Names of what was left out, by a shard's writer or before (skipped.json), and has not come since."""
+        before = read_json(self.folder / "skipped.json") or []
+        return ({row["name"] for row in before} | set(self.skipped)) - self.names
 
     def _shard_of(self, number: int) -> Any:
         path = self.folder / f"{number:05d}.safetensors"
