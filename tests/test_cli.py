@@ -115,6 +115,16 @@ def test_what_is_written_says_what_it_is(
     assert marked["watermark"]["payload"] == beside["watermark"]
 
 
+@pytest.mark.parametrize("verb", ["continue", "revoice", "reconstruct"])
+def test_a_recording_is_not_replaced(capsys, tmp_path: Path, model: str, female_path: Path, verb: str) -> None:
+    kept = tmp_path / "kept.flac"
+    kept.write_bytes(female_path.read_bytes())
+    (tmp_path / "link.flac").symlink_to(kept)
+    for name in ("kept.flac", "link.flac"):
+        assert "is the recording itself" in mistake(capsys, verb, kept, "-o", tmp_path / name, "-m", model)
+    assert kept.read_bytes() == female_path.read_bytes()
+
+
 def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     out = tmp_path / "out.wav"
     ok(capsys, "continue", female_path, "--seconds", "2", "-m", model, "-o", out, "--no-watermark")

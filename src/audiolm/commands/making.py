@@ -117,6 +117,12 @@ def write_all(
         print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
 
 
+def check_apart(output: Path, *recordings: Path) -> None:
+    """InputError where the result would replace what it is made of."""
+    if output.exists() and any(each.exists() and output.samefile(each) for each in recordings):
+        raise InputError(f"{output}: is the recording itself, and would be replaced; give another name with -o")
+
+
 def load(common: Common) -> "AudioLM":
     import torch
 

@@ -50,6 +50,8 @@ def continue_(
     from audiolm.audio import read
 
     making.check_length(seconds, "--seconds")
+    if not (stream or play):
+        making.check_apart(output, prompt)
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
@@ -124,6 +126,7 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
     from audiolm.asking import Request
     from audiolm.audio import read
 
+    making.check_apart(output, source, *([] if voice is None else [voice]))
     sound = read(source, minimum_seconds=0.1)
     speaker = None if voice is None else read(voice, minimum_seconds=0.1)
 
@@ -148,6 +151,7 @@ def reconstruct(source: Path, /, output: Output = Path("out.wav"), *, common: Co
     """
     from audiolm.audio import read
 
+    making.check_apart(output, source)
     sound = read(source, minimum_seconds=0.1)
 
     def make(model: "AudioLM") -> list["Waveform"]:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
+from audiolm.errors import InputError
+
 # How long a process waits for the others: while the first alone prepares or tokenises. One that has died, torchrun notices.
 PATIENCE = timedelta(days=2)
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]
@@ -35,15 +37,18 @@ def engine(device: str = "auto", precision: Precision = "32-true", shard: bool =
     strategy: Any = "auto"
     if world > 1:
         strategy = ModelParallelStrategy(sharded, world, 1, timeout=PATIENCE) if shard else DDPStrategy(timeout=PATIENCE)
-    fabric = Fabric(
-        accelerator=device,
-        strategy=strategy,
-        devices=local,
-        num_nodes=world // local,
-        precision=best_precision(device) if precision == "auto" else precision,
-        # Without torchrun one process trains, also where a cluster's own variables (SLURM, MPI) speak of more.
-        plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
-    )
+    try:
+        fabric = Fabric(
+            accelerator=device,
+            strategy=strategy,
+            devices=local,
+            num_nodes=world // local,
+            precision=best_precision(device) if precision == "auto" else precision,
+            # Without torchrun one process trains, also where a cluster's own variables (SLURM, MPI) speak of more.
+            plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
+        )
+    except (RuntimeError, ValueError) as error:  # of Lightning, where the accelerator is not there
+        raise InputError(f"device={device}: not on this machine ({str(error).splitlines()[0]}); run `audiolm doctor`") from error
     fabric.launch()
     return fabric
 
