@@ -250,7 +250,7 @@ def test_stop_keeps_the_handlers_as_they_were(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         assert run.should_stop
-        with pytest.raises(Stopped, match="step 3 of 9"):
+        with pytest.raises(Stopped, match="at step 3;"):
             run.checkpoint(3, state(), every=100, total=9)
         run.checkpoint(9, state(), every=100, total=9)  # the last step is the end, asked or not
     assert run.steps() == [3, 9]
