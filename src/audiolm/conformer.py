@@ -36,7 +36,7 @@ class ConformerConfig(Config):
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _even(self) -> Self:
+    def _fits_together(self) -> Self:
         if self.width % (2 * self.heads):
             raise ValueError(f"width={self.width} must be a multiple of {2 * self.heads}, twice the heads")
         if self.kernel % 2 == 0:
@@ -68,7 +68,7 @@ def fft_size(window: int) -> int:
 
 
 def log_mel(audio: Tensor, filters: Tensor, window: int = 400) -> Tensor:
-    """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: windows of 25 ms every 10 ms, M = 4 ceil(T / 640).
+    """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: `window` samples (25 ms) every 10 ms, M = 4 ceil(T / 640).
 
     Four mel frames span exactly one 640-sample frame; windows are centred in their 10 ms, silence stands outside the recording.
     """

@@ -97,12 +97,15 @@ class Run:
     # passes on what the terminal or the scheduler has sent already, every signal comes twice and only asks.
 
     def __enter__(self) -> Self:
+        self._install_handlers()
+        return self
+
+    def _install_handlers(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._handlers[number] = signal.signal(number, self._on_signal)
             except ValueError:  # not the main thread: then nobody sends it here either
                 break
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._restore_handlers()
@@ -126,7 +129,7 @@ class Run:
         self._restore_handlers()
         yield
         if guarded:
-            self.__enter__()
+            self._install_handlers()
 
     @property
     def should_stop(self) -> bool:
