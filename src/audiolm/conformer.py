@@ -22,7 +22,8 @@ STACK = 4  # mel frames in one frame
 class ConformerConfig(Config):
     """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms.
 
-    Without layers there is no network: features are the mel's shape, as wide as its bins, averaged over `kernel` frames.
+    Without layers there is no network: features are the mel's shape, as wide as its bins, averaged over `kernel` frames, with so
+    much of its `level` left in it.
     """
 
     bins: int = Field(default=80, ge=8)
@@ -32,6 +33,7 @@ class ConformerConfig(Config):
     heads: int = Field(default=4, ge=1)
     feed_forward: int = Field(default=1024, ge=8)
     kernel: int = Field(default=15, ge=1)
+    level: float = Field(default=0.0, ge=0, le=1)
     channels: int = Field(default=64, ge=1)  # of the subsampling convolutions
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
@@ -119,19 +121,20 @@ class Subsampling(nn.Module):
 
 
 class SpectrumShape(nn.Module):
-    """What a spectrum looks like whatever its level: (B, M, bins) -> (B, M / 4, bins), a mean over `kernel` frames.
+    """What a spectrum looks like, its level mostly left out: (B, M, bins) -> (B, M / 4, bins), a mean over `kernel` frames.
 
     Of long windows it tells which tones sound, and k-means of it make units of chords; a network that is trained for minutes
-    makes worse ones (docs/training-log.md).
+    makes worse ones. Without any of the level the units know no dynamics; with all of it they know little else
+    (docs/training-log.md).
     """
 
-    def __init__(self, kernel: int = 1):
+    def __init__(self, kernel: int = 1, level: float = 0.0):
         super().__init__()
-        self.kernel = kernel
+        self.kernel, self.level = kernel, level
 
     def forward(self, mel: Tensor, mask: Tensor | None = None) -> Tensor:
         frames = mel.unflatten(1, (-1, STACK)).mean(2)
-        frames = frames - frames.mean(-1, keepdim=True)
+        frames = frames - (1 - self.level) * frames.mean(-1, keepdim=True)
         there = frames.new_ones(frames.shape[:2]) if mask is None else mask.to(frames)
         # Beyond either end there is nothing: fewer frames are averaged there.
         together = torch.cat((frames * there[..., None], there[..., None]), -1).transpose(1, 2)
@@ -226,7 +229,7 @@ class Conformer(nn.Module):
         self.register_buffer("filters", mel_filters(config.bins, fft_size(config.window)), persistent=False)
         self.register_buffer("mel_mean", torch.zeros(config.bins))
         self.register_buffer("mel_std", torch.ones(config.bins))
-        self.subsampling = Subsampling(config) if config.layers else SpectrumShape(config.kernel)
+        self.subsampling = Subsampling(config) if config.layers else SpectrumShape(config.kernel, config.level)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
 
