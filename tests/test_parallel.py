@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
 from audiolm.parallel import ParallelModel, fill, mask, masked_after
-from audiolm.sampling import Options, sample_windows
+from audiolm.sampling import Options, sample, sample_windows
 from audiolm.stages import Stage, coarse, parallel
 from audiolm.tokens import TokenSpec
 from audiolm.training.run import Run
@@ -28,10 +28,13 @@ STAGE = parallel(S, A)
 OPTIONS: Options = {"temperature": 0.9, "top_k": 7, "top_p": 0.95}
 
 
+def config_of(positions: str = "rotary") -> TransformerConfig:
+    return TransformerConfig(layers=2, heads=2, width=16, ffn=24, positions=positions)  # type: ignore[arg-type]
+
+
 def model_of(stage: Stage, positions: str = "rotary") -> ParallelModel:
     torch.manual_seed(0)
-    config = TransformerConfig(layers=2, heads=2, width=16, ffn=24, positions=positions)  # type: ignore[arg-type]
-    model = language_model(stage, config)
+    model = language_model(stage, config_of(positions))
     assert isinstance(model, ParallelModel)
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -130,7 +133,14 @@ def test_passes_do_not_grow_with_the_length() -> None:
     for frames in (20, 80):
         given, known = items_of([0], [frames])
         fill(model, STAGE, given, known, [frames], [0])
-    assert len(counts) == 2 * (16 + 3)
+        fill(model, STAGE, given, known, [frames], [0], passes=5)
+    assert len(counts) == 2 * (16 + 3) + 2 * (5 + 3)
+
+
+def test_only_a_parallel_stage_makes_passes() -> None:
+    other = replace(STAGE, name="coarse", parallel=False)
+    with pytest.raises(InputError, match="stage coarse: passes=5 are a parallel stage's"):
+        sample(language_model(other, config_of()), other, *items_of([4], [6]), [6], [0], passes=5)
 
 
 def test_levels_that_are_not_wanted_cost_no_passes_and_stay_masked() -> None:

@@ -354,6 +354,7 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("encoder.0.network.width=66 encoder.0.network.heads=4", r"encoder\.0\.network: width=66 must be a multiple of 8"),
         ("encoder.0.network.kernel=4", r"kernel=4 must be odd"),
         ("units.layer=4", r"units\.layer=4: the encoder has 3 layers"),
+        ("coarse.sampling={passes=4}", r"coarse\.sampling\.passes: only a parallel stage makes passes"),
         ("encoder=[{network={layers=0}}] units={}", r"give units\.layer=0"),
         ("encoder=[{network={layers=0}},{objective={kind='clusters',layer=0},network={bins=40}}]", r"encoder\.1: .* another mel"),
         ("encoder.0.warm_start=true", r"encoder\.0: warm_start and objective\.layer need .* an earlier pass"),

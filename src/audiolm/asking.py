@@ -30,16 +30,20 @@ class Request:
 
 
 class Sampling(Config):
-    """How one stage is sampled: temperature 0 takes the likeliest code; top_k and top_p cut the unlikely ones off."""
+    """How one stage is sampled: temperature 0 takes the likeliest code; top_k and top_p cut the unlikely ones off.
+
+    passes: of a parallel stage, over its first level; None: the paper's 16. The time it takes goes with them.
+    """
 
     temperature: float = Field(default=1.0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
+    passes: int | None = Field(default=None, ge=1)
 
     @property
     def options(self) -> Options:
         """As arguments of `audiolm.sampling`."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "passes": self.passes}
 
 
 class How(TypedDict, total=False):

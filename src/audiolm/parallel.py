@@ -23,7 +23,7 @@ from audiolm.sampling import Progress, check, draw, generator_of
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
-PASSES = (16,)  # for the first levels; one for each of the others (section 4.3: more of either gains nothing)
+PASSES = 16  # for the first level; one for each of the others (section 4.3: more of either gains nothing)
 NOISE = 4.5  # of the confidences, in units of the temperature, falling to 0 (MaskGIT, 2202.04200)
 
 
@@ -103,13 +103,13 @@ def fill(
     top_k: int | None = None,
     top_p: float | None = None,
     allow_eos: bool = False,
-    passes: Sequence[int] = PASSES,
+    passes: int | None = None,
     noise: float = NOISE,
 ) -> list[Tensor]:
     """One window, in place of `audiolm.sampling.sample`: each item's codes go on by `frames[i]` frames, its prompt as it came.
 
     prompt: of the first levels only, if no others are wanted: those above them stay masked everywhere and cost no passes.
-    passes: how many fill each of the first levels. The last one that an item needs for a level takes the likeliest codes.
+    passes: how many fill the first level (PASSES). The last one that an item needs for a level takes the likeliest codes.
     """
     assert isinstance(model, ParallelModel)
     check(temperature, top_k, top_p)
@@ -128,7 +128,7 @@ def fill(
     new = (place >= known[:, None]) & (place < lengths[:, None])
     unknown = new[..., None] | (torch.arange(levels) >= made)
     ids[..., -levels:] = torch.where(unknown, stage.masks, ids[..., -levels:])
-    each = [passes[level] if level < len(passes) else 1 for level in range(made)]
+    each = [PASSES if passes is None else passes] + [1] * (made - 1)
     random = torch.zeros(len(lines), sum(each), 2, ids.shape[1])
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         random[row, ..., known[row] : lengths[row]] = torch.rand(sum(each), 2, own, generator=generator_of(stage, seed))

@@ -25,12 +25,16 @@ Progress = Callable[[int, int], None]  # called with the frames done and to do
 
 
 class Options(TypedDict, total=False):
-    """How codes are drawn: temperature (1; 0 takes the likeliest), top_k, top_p (all), allow_eos (False: no item ends early)."""
+    """How codes are drawn: temperature (1; 0 takes the likeliest), top_k, top_p (all), allow_eos (False: no item ends early).
+
+    passes: of a parallel stage alone.
+    """
 
     temperature: float
     top_k: int | None
     top_p: float | None
     allow_eos: bool
+    passes: int | None
 
 
 def sample(
@@ -73,9 +77,12 @@ def sample_frames(
     top_k: int | None = None,
     top_p: float | None = None,
     allow_eos: bool = False,
+    passes: int | None = None,
 ) -> Iterator[Tensor]:
     """As `sample`, but yields each new frame (B, levels) when it is there: codes on the model's device, -1 after an end."""
     check(temperature, top_k, top_p)
+    if passes is not None:
+        raise InputError(f"stage {stage.name}: passes={passes} are a parallel stage's; leave them out")
     count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
     if count == 0:
         return

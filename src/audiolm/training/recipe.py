@@ -122,7 +122,9 @@ class RecipeConfig(Config):
         if layer is not None and layer > layers:
             raise ValueError(f"units.layer={layer}: the encoder has {layers} layers")
         for name in self.stages:
-            stage_of(self, name)
+            stage, sampling = stage_of(self, name), stage_config(self, name).sampling
+            if sampling is not None and sampling.passes is not None and not stage.parallel:
+                raise ValueError(f"{name}.sampling.passes: only a parallel stage makes passes; leave it out")
         return self
 
 
