@@ -124,6 +124,23 @@ def test_written_from_recordings(tiny_model: AudioLM, female: Waveform, tmp_path
     assert not Outline(text).all("audio")
 
 
+def test_the_page_says_whose_recordings_it_holds_and_leaves_damaged_ones_out(
+    tiny_model: AudioLM, female: Waveform, tmp_path: Path
+) -> None:
+    female.write(tmp_path / "a.flac")
+    (tmp_path / "b.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:9000])
+    columns = "path,speaker,seconds,split,title,creator,licence"
+    rows = ["a.flac,ann,5.9,test,A <b>tale</b>,Bo,CC-BY-SA-3.0", "b.flac,ann,5.9,test,Lost,,"]
+    for order in (rows, rows[::-1]):
+        (tmp_path / "manifest.csv").write_text("\n".join([columns, *order]) + "\n")
+        recordings = scan(tmp_path)
+        assert len(recordings) == 2  # nobody has read them yet
+        write_page(tmp_path / "report.html", tiny_model, recordings, REPORT, "", 1.0)
+        text = (tmp_path / "report.html").read_text()
+        assert "<li>a.flac (speaker ann), A &lt;b&gt;tale&lt;/b&gt;, Bo, CC-BY-SA-3.0</li>" in text
+        assert "Lost" not in text
+
+
 # The listening test
 
 

@@ -206,7 +206,8 @@ def evaluate_folder(
     if page:
         write_page(folder / "report.html", bundle, recordings, report, markdown(report), seconds, seed, tell)
     if listening_test:
-        write_test(folder, bundle, real_sounds(bundle, recordings, listening_test, seconds, seed), seconds, seed, tell)
+        sounds = real_sounds(bundle, recordings, listening_test, seconds, seed)
+        write_test(folder, bundle, [sound for _, sound in sounds], seconds, seed, tell)
     return report
 
 

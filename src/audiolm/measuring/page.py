@@ -9,6 +9,7 @@ import html
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,21 @@ from torch import Tensor
 
 from audiolm.asking import Request
 from audiolm.audio import Waveform, blocks
+from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import needed
 from audiolm.model import AudioLM
 from audiolm.training.adversarial import mel_filters
 from audiolm.training.data import Recording, by_speaker
+from audiolm.training.storage import fetched
 
 PROMPT = 3.0  # seconds, the paper's
 PROMPTS = 3  # recordings that are shown
 RATE, WINDOW, HOP, BANDS, SHADES, DECIBELS = 16_000, 512, 320, 72, 40, 70  # of the spectrograms
 # Magma, from black to pale yellow, at even steps.
 COLOURS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
+
+CREDITS = ("title", "composer", "creator", "source", "licence", "license", "attribution")  # columns of a manifest
 
 Progress = Callable[[str, int, int], None]
 
@@ -131,14 +136,22 @@ def _codec(model: AudioLM, sounds: Sequence[Waveform]) -> Section:
     return Section("Codec", text, tuple(rows))
 
 
-def real_sounds(model: AudioLM, recordings: Sequence[Recording], count: int, seconds: float, seed: int) -> list[Waveform]:
+def real_sounds(
+    model: AudioLM, recordings: Sequence[Recording], count: int, seconds: float, seed: int
+) -> list[tuple[Recording, Waveform]]:
     """At most `count` recordings of as many speakers as can be, their first 3 s and `seconds`, mono at the model's rate.
 
-    Those that last so long come first; those under 4 s are not taken.
+    Those that last so long come first; those under 4 s, and those that cannot be read, are not taken.
     """
     order = by_speaker([each for each in recordings if each.seconds >= PROMPT + 1], seed)
     order.sort(key=lambda each: each.seconds < PROMPT + seconds)
-    return [next(blocks(each.path, PROMPT + seconds, model.sample_rate, mono=True)) for each in order[:count]]
+    found: list[tuple[Recording, Waveform]] = []
+    for each in order:
+        if len(found) == count:
+            break
+        with suppress(InputError), fetched(each.path) as path:
+            found.append((each, next(blocks(path, PROMPT + seconds, model.sample_rate, mono=True))))
+    return found
 
 
 # HTML
@@ -158,14 +171,15 @@ def write_page(
 
     tables: the report in Markdown, as audiolm.measuring.report makes it.
     """
-    sounds = real_sounds(model, recordings, PROMPTS, seconds, seed)
-    text = page(sections(model, sounds, seconds, seed, tell) if sounds else [], report, tables)
+    found = real_sounds(model, recordings, PROMPTS, seconds, seed)
+    parts = sections(model, [sound for _, sound in found], seconds, seed, tell) if found else []
+    text = page(parts, report, tables, [recording for recording, _ in found])
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str) -> str:
-    """The HTML of a report."""
+def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str, heard: Sequence[Recording] = ()) -> str:
+    """The HTML of a report; heard: the recordings in it, for what their manifest says of whose they are."""
     name = html.escape(str(report.get("model", "AudioLM")))
     links = "".join(f'<a href="#{_anchor(part.title)}">{html.escape(part.title)}</a>' for part in parts)
     unheard = " it was not trained on" if report.get("split") == "test" else ""
@@ -176,8 +190,8 @@ def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str) -> st
 <code>audiolm detect</code> finds.</p>
 <p class=quiet>Made by <code>{html.escape(str(report.get("command", "")))}</code><br>{facts} ·
 all figures: <a href="report.json">report.json</a></p>
-<nav aria-label="Sections">{links}<a href="#figures">Figures</a></nav>
-{"".join(map(_section, parts))}
+<nav aria-label="Sections">{links}{'<a href="#recordings">Recordings</a>' if heard else ""}<a href="#figures">Figures</a></nav>
+{"".join(map(_section, parts))}{_credits(heard) if heard else ""}
 <section id=figures><h2>Figures</h2>{rendered(tables)}</section>"""
     return document(f"AudioLM {name}", body, asset("page.js"))
 
@@ -210,6 +224,15 @@ def rendered(markdown: str) -> str:
 def asset(name: str) -> str:
     """A style or script that lies beside this file."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _credits(heard: Sequence[Recording]) -> str:
+    lines = []
+    for each in heard:
+        told = [each.columns[name].strip() for name in CREDITS if each.columns.get(name, "").strip()]
+        lines.append(f"<li>{html.escape(', '.join([f'{each.name} (speaker {each.speaker})', *told]))}</li>")
+    text = "Whose they are, as far as their manifest says. Sounds made of one stay under its licence."
+    return f"<section id=recordings><h2>Recordings</h2><p>{text}</p><ol>{''.join(lines)}</ol></section>"
 
 
 def _section(part: Section) -> str:
