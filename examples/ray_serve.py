@@ -1,6 +1,6 @@
 """Several copies of the server behind one address, on one machine or on all of a cluster, by Ray Serve.
 
-    pip install 'audiolm[serve]' 'ray[serve]'
+    pip install '.[serve]' 'ray[serve]'                       in a clone of the repository
     python examples/ray_serve.py --replicas 2                 a Ray of its own on this machine, http://127.0.0.1:8000
     python examples/ray_serve.py --address auto --replicas 8  on the cluster that this machine belongs to
 
