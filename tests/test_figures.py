@@ -15,6 +15,7 @@ from audiolm.audio import Waveform
 from audiolm.bundle import language_model
 from audiolm.measuring.continuations import acoustic_chain, continuation_figures, continuations
 from audiolm.measuring.evaluation import PARTS, evaluate
+from audiolm.measuring.figures import stages as oracle
 from audiolm.measuring.figures import voices, words
 from audiolm.measuring.figures.bench import Bench, Clip, Missing, tokenized
 from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
@@ -22,7 +23,7 @@ from audiolm.measuring.figures.units import abx_figures, layer_figures
 from audiolm.measuring.figures.words import word_figures
 from audiolm.measuring.metrics import Measure
 from audiolm.measuring.report import markdown
-from audiolm.measuring.scoring import masked_nats
+from audiolm.measuring.scoring import crop_nats, masked_nats
 from audiolm.model import AudioLM, AudioTokens
 from audiolm.parallel import mask
 from audiolm.tokens import Tokens, TokenSpec
@@ -127,6 +128,22 @@ def test_the_oracle_tells_a_stage_that_listens_from_one_that_does_not() -> None:
     model.stages = {}
     with pytest.raises(Missing, match="no stage"):
         oracle_figures(Bench(model, clips))
+
+
+def test_without_repeats_shuffled_units_are_no_more_tokens_than_the_true_ones(
+    tiny_model: AudioLM, clips: list[Clip], female: Waveform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames apart would break the runs, and a stage that ignores its tokens would seem to listen by their number alone."""
+    stage, network = tiny_model.stages["coarse"]
+    model = replace(tiny_model, stages={"coarse": (replace(stage, dedup=True), network)}, sampling={})
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(oracle, "crop_nats", lambda *args: (given.append(args[2]["semantic"]), crop_nats(*args))[1])
+    oracle_figures(Bench(model, clips[:1]))
+    asked = continuations(model, [("f", female)], seconds=1.0, seed=7, ways=())[0].asked
+    for true, other in (given, (asked["resaid"], asked["shuffled"])):
+        assert not other.equal(true)
+        assert other.sort().values.equal(true.sort().values)
+        assert len(other[0].unique_consecutive()) <= len(true[0].unique_consecutive())
 
 
 def test_the_oracle_asks_every_stage_that_is_given_semantic_tokens(parallel_model: AudioLM, clips: list[Clip]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from audiolm.asking import Request
 from audiolm.audio import Waveform, concatenate
 from audiolm.errors import InputError
-from audiolm.measuring.metrics import Measure, mean, ratio, unit_errors
+from audiolm.measuring.metrics import Measure, mean, ratio, shuffled, unit_errors
 from audiolm.measuring.scoring import nats_of
 from audiolm.measuring.speaker import SAMPLE_RATE, similarities, voice_encoder
 from audiolm.model import AudioLM
@@ -64,6 +64,7 @@ def continuations(
     rate = model.semantic.spec.frame_rate
     chain = acoustic_chain(model)
     levels = model.chosen()["codebooks"] if chain else None  # of what is generated
+    runs = bool(chain) and model.stages[chain[0]][0].dedup
     made = []
     for speaker, sound in recordings:
         new = math.floor(min(seconds, sound.seconds - PROMPT) * rate + 1e-6) / rate
@@ -72,8 +73,7 @@ def continuations(
         each.sounds["codec"] = model.reconstruct(sound.trim(PROMPT + new), levels, watermark=False).trim(start=PROMPT)
         units = each.units(model, "real")[1]
         each.asked["codec"] = each.asked["resaid"] = each.asked["revoiced"] = units
-        shuffle = torch.randperm(units.shape[1], generator=torch.Generator().manual_seed(seed + len(made)))
-        each.asked["shuffled"] = units[:, shuffle]
+        each.asked["shuffled"] = shuffled(units, torch.Generator().manual_seed(seed + len(made)), runs)
         made.append(each)
     for first in range(0, len(made), BATCH):
         batch = made[first : first + BATCH]

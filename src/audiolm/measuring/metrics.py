@@ -183,6 +183,15 @@ def histogram(codes: Tensor, size: int) -> Tensor:
     return torch.stack([level.bincount(minlength=size) for level in codes])
 
 
+def shuffled(units: Tensor, random: torch.Generator, runs: bool = False) -> Tensor:
+    """Units (Q, F) in random order. runs: of whole runs, so that a stage which is given no repeats is given no more tokens."""
+    if not runs:
+        return units[:, torch.randperm(units.shape[1], generator=random)]
+    kinds, lengths = units.unique_consecutive(return_counts=True, dim=1)
+    order = torch.randperm(len(lengths), generator=random)
+    return kinds[:, order].repeat_interleave(lengths[order], 1)
+
+
 def unit_errors(asked: Tensor, said: Tensor) -> tuple[int, int]:
     """Edits that turn the units asked for (F) into those said (F), repeats removed from both, and how many were asked for."""
     theirs, ours = (" ".join(map(str, units.unique_consecutive().tolist())) for units in (asked, said))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from audiolm.audio import read
 from audiolm.measuring.figures.bench import Bench, Figures, Missing
-from audiolm.measuring.metrics import mean, ratio
+from audiolm.measuring.metrics import mean, ratio, shuffled
 from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
 from audiolm.stages import Stage, without_repeats
@@ -44,8 +44,8 @@ def stage_figures(bench: Bench) -> Figures:
 def oracle_figures(bench: Bench) -> Figures:
     """Does a stage listen to its semantic tokens? Bits per token with the true ones, the same shuffled, and another recording's.
 
-    Shuffled within each recording, so that no crop keeps its own. The gain is what the true ones save, recording by recording:
-    a stage whose gain is 0 ignores them.
+    Shuffled within each recording, so that no crop keeps its own; run by run where the stage is given no repeats. The gain is
+    what the true ones save, recording by recording: a stage whose gain is 0 ignores them.
     """
     figures: Figures = {}
     found = [name for name, (stage, _) in bench.model.stages.items() if _heard(stage) and _semantic(stage)]
@@ -57,7 +57,7 @@ def oracle_figures(bench: Bench) -> Figures:
         bits: dict[str, list[Tensor]] = {}
         for number, clip in enumerate(bench.clips):
             true = clip.tokens.semantic.codes
-            told = {"true": true, "shuffled": true[:, torch.randperm(true.shape[1], generator=random)]}
+            told = {"true": true, "shuffled": shuffled(true, random, stage.dedup)}
             if len(bench.clips) > 1:
                 other = bench.clips[(number + 1) % len(bench.clips)].tokens.semantic.codes
                 told["other"] = other.repeat(1, -(-true.shape[1] // other.shape[1]))[:, : true.shape[1]]
