@@ -68,7 +68,7 @@ def evaluate(
     temperature
         Of all that is generated, in place of the model's own: one number, or semantic,coarse,fine.
     codebooks
-        Levels of all that is generated, in place of the model's own; 4 leave out the packaged model's fine stage.
+        Levels of all that is generated, in place of the model's own; 12 take the packaged model's fine stage in.
     precision
         Bits of the stages' weights while they generate (docs/performance.md).
     listening_test
