@@ -1,5 +1,6 @@
 """Evaluation: every measure at its extremes or against a case worked out by hand, and one run over a tiny bundle."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -394,6 +395,25 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
     assert "noise.wav" in report["recordings.left_out"][0]
     assert report["command"].startswith("audiolm evaluate model --data voices --report out")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_figures_are_safe_before_the_tables(
+    tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage whose bits are no number has a dash; and if the tables fail, hours of measuring are not lost."""
+    stage, network = tiny_model.stages["fine"]
+    broken = copy.deepcopy(network)
+    broken.heads.data.fill_(math.nan)
+    bundle.save(replace(tiny_model, stages={"fine": (stage, broken)}, sampling={}), tmp_path / "model", "")
+    data, out = tmp_path / "data.csv", tmp_path / "out"
+    data.write_text("\n".join(["path,speaker", *(f"{each.path},{each.speaker}" for each in recordings)]))
+    evaluation.evaluate_folder(tmp_path / "model", data, out, split="all", parts=("stages",), page=False)
+    assert json.loads((out / "report.json").read_text())["stage.fine.bits"] is None
+    assert "| **fine** | - |" in (out / "report.md").read_text()
+    monkeypatch.setattr(evaluation, "markdown", lambda report: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        evaluation.evaluate_folder(tmp_path / "model", data, tmp_path / "again", split="all", parts=("stages",), page=False)
+    assert (tmp_path / "again" / "report.json").is_file()
 
 
 def test_other_settings_than_the_models(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:

@@ -328,6 +328,17 @@ def test_each_part_and_its_cost_stand_in_the_help() -> None:
     assert all(f"{part} (" in verb.__doc__ for part in PARTS)
 
 
+def test_what_could_not_be_measured_is_a_dash_and_what_was_not_heard_is_not_spoken_of() -> None:
+    one = {"recordings.clips": 3, "recordings.speakers": 2, "recordings.seconds": 9.0, "recordings.left_out": [], "seed": 0}
+    made = {"stage.fine.bits": None, "stage.fine.unigram": 3.0, "codec.4.bitrate": 2000.0, "codec.4.pesq": None}
+    made |= {f"codebook.1.{kind}": None for kind in ("bitrate", "entropy_bitrate", "used", "perplexity", "residual_energy")}
+    card = markdown({**one, **made})
+    for row in ("| **fine** | - | 3.000 | - |", "| energy left, % | - |", "| codes used, % | - |"):
+        assert row in card
+    assert "ViSQOL" not in card
+    assert "ViSQOL: of 3 recordings" in markdown({**one, **made, "visqol.real.fit": 4.9, "visqol.real.fit.clips": 3})
+
+
 def test_all_tables_are_written() -> None:
     """Every figure that a part makes has its row: a made-up report of all of them."""
     one = {"recordings.clips": 3, "recordings.speakers": 2, "recordings.seconds": 9.0, "recordings.left_out": [], "seed": 0}

@@ -101,7 +101,8 @@ def evaluate(
         needed(package)
     numbers = sorted(in_turn([each.speaker for each in recordings], seed)[:most])
     chosen = [recordings[number] for number in numbers]
-    rest = [recording for number, recording in enumerate(recordings) if number not in set(numbers)]
+    kept = set(numbers)
+    rest = [recording for number, recording in enumerate(recordings) if number not in kept]
     clips, left_out = tokenized(model, chosen, tell)
     bench = Bench(model, clips, [*rest, *others], levels, limit, seconds, seed, items, pairs, tell)
     figures: Figures = {}
@@ -200,11 +201,13 @@ def evaluate_folder(
         "split": split,
         "versions": f"audiolm {version('audiolm')}, torch {torch.__version__}, Python {platform.python_version()}",
     } | measured
-    for name, text in (("report.json", json.dumps(report, indent=1, allow_nan=False) + "\n"), ("report.md", markdown(report))):
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with whole_file(folder / "report.json") as temporary:  # first: whatever becomes of the tables, the figures are safe
+        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    tables = markdown(report)
+    with whole_file(folder / "report.md") as temporary:
+        temporary.write_text(tables, encoding="utf-8")
     if page:
-        write_page(folder / "report.html", bundle, recordings, report, markdown(report), seconds, seed, tell)
+        write_page(folder / "report.html", bundle, recordings, report, tables, seconds, seed, tell)
     if listening_test:
         sounds = real_sounds(bundle, recordings, listening_test, seconds, seed)
         write_test(folder, bundle, [sound for _, sound in sounds], seconds, seed, tell)

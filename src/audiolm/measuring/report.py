@@ -85,7 +85,12 @@ def _codec(report: Mapping[str, Any]) -> str:
         ]
         for level in levels
     ]
-    spare = [""] * len(heard)
+    spare, visqol = [""] * len(heard), ""
+    if clips := report.get("visqol.real.fit.clips"):
+        visqol = (
+            f" ViSQOL: of {clips} recordings, by the exponential fit of its first versions, most likely "
+            "the paper's, and by the lattice network of version 3.3; the latter's best depends on the recording."
+        )
     if heard:
         rows.append(["the recording itself", *[""] * 5, *(figure(report, f"visqol.real.{name}", 2) for name, _ in heard)])
         rows += [[f"AudioLM's codec (Table I), {rate:g} kbit/s", f"{rate:g}", *[""] * 4, value, ""] for rate, value in VISQOL]
@@ -97,9 +102,7 @@ def _codec(report: Mapping[str, Any]) -> str:
         table(["", "kbit/s", "PESQ-WB (4.64)", "STOI (1)", "mel distance (0)", "SI-SDR, dB", *VISQOLS[: len(heard)]], rows),
         "Mel distance: mean absolute difference of log10 mel magnitudes, over seven windows of 32 to 2048 samples (5 to "
         "320 bands). SI-SDR compares waves: a decoder that invents phases is far below 0, however it sounds. Published: "
-        "Codec-SUPERB, other recordings. ViSQOL: of "
-        f"{report.get('visqol.real.fit.clips', 0)} recordings, by the exponential fit of its first versions, most likely the "
-        "paper's, and by the lattice network of version 3.3; the latter's best depends on the recording.",
+        f"Codec-SUPERB, other recordings.{visqol}",
     )
 
 
@@ -107,13 +110,17 @@ def _codebooks(report: Mapping[str, Any]) -> str:
     levels = sorted({int(name.split(".")[1]) for name in report if name.startswith("codebook.")})
     if not levels:
         return ""
-    rows = [
-        ["bit/s, nominal", *(f"{report[f'codebook.{level}.bitrate']:.0f}" for level in levels)],
-        ["bit/s, of its entropy", *(f"{report[f'codebook.{level}.entropy_bitrate']:.0f}" for level in levels)],
-        ["codes used, %", *(f"{100 * report[f'codebook.{level}.used']:.0f}" for level in levels)],
-        ["perplexity", *(f"{report[f'codebook.{level}.perplexity']:.0f}" for level in levels)],
-        ["energy left, %", *(f"{100 * report[f'codebook.{level}.residual_energy']:.1f}" for level in levels)],
-    ]
+    kinds = (
+        ("bit/s, nominal", "bitrate", 1, 0),
+        ("bit/s, of its entropy", "entropy_bitrate", 1, 0),
+        ("codes used, %", "used", 100, 0),
+        ("perplexity", "perplexity", 1, 0),
+        ("energy left, %", "residual_energy", 100, 1),
+    )
+    rows = []
+    for title, kind, times, digits in kinds:
+        found = [report[f"codebook.{level}.{kind}"] for level in levels]
+        rows.append([title, *("-" if each is None else f"{times * each:.{digits}f}" for each in found)])
     note = (
         "Energy left: of the encoder's output, around its mean, after the level. Use and perplexity: on these recordings alone."
     )
@@ -156,7 +163,7 @@ def _stages(report: Mapping[str, Any]) -> str:
     for name in names:
         stage, _, level = name.partition(".")
         bits, unigram = (report[f"stage.{name}.{kind}"] for kind in ("bits", "unigram"))
-        saved = "-" if not unigram else f"{100 * (1 - bits / unigram):.0f}"
+        saved = "-" if bits is None or not unigram else f"{100 * (1 - bits / unigram):.0f}"
         cells = (figure(report, f"stage.{name}.{kind}", 3) for kind in ("bits", "unigram"))
         rows.append([f"level {level}" if level else f"**{stage}**", *cells, saved])
     return section(
