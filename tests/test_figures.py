@@ -262,6 +262,19 @@ def test_table_iii(tiny_model: AudioLM, clips: list[Clip], monkeypatch: pytest.M
         assert value(figures[f"speakers.{way}.unheard_accuracy"]) in (0, 1)
 
 
+def test_a_speaker_of_whom_one_recording_was_trained_on_is_not_unheard(
+    tiny_model: AudioLM, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits may be of recordings, with speakers in several; and those of valid are as unheard as those of test."""
+    monkeypatch.setattr(voices, "STEPS", 2)
+    monkeypatch.setattr(voices, "BATCH", 4)
+    others = [replace(clips[0].recording, name=f"f{n}", split="train" if n == 0 else "test") for n in range(6)]
+    others += [replace(clips[1].recording, name=f"m{n}", split="valid") for n in range(7)]
+    assert voices.not_trained_on([clips[0].recording, *others]) == {"male"}
+    figures = voices.speaker_figures(Bench(tiny_model, clips[:1], others, limit=2, seconds=1.0))
+    assert (figures["speakers.speakers"], figures["speakers.unheard_speakers"]) == (2, 1)
+
+
 def test_held_out_recordings_are_not_learnt_from() -> None:
     recordings = [
         Recording(Path(), f"{who}{n}", who, "test", 1.0 if n < 5 else 9.0)

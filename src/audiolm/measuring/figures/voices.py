@@ -43,7 +43,7 @@ def speaker_figures(bench: Bench) -> Figures:
         sounds.append([at_16k(sound) for sound in [*whole, *coded]])
         bench.tell("speakers' sounds", number, len(names))
     classifier = train_speakers(sounds, bench.seed, bench)
-    unheard = {clip.recording.speaker for clip in bench.clips if clip.recording.split != "train"}
+    unheard = not_trained_on([*measured, *bench.others])
     recordings = [each for each in held if each.seconds >= PROMPT + SHORTEST + 0.04]
     # Half of what is continued is of speakers that the model never heard, as far as there are any.
     order = in_turn([each.speaker for each in recordings], bench.seed)
@@ -66,6 +66,11 @@ def speaker_figures(bench: Bench) -> Figures:
         if 0 < int(strange.sum()) < len(made):
             figures[f"speakers.{way}.unheard_accuracy"] = mean(right[strange])
     return figures
+
+
+def not_trained_on(recordings: Sequence[Recording]) -> set[str]:
+    """Speakers of whom no recording is of the train split, be it measured or not."""
+    return {each.speaker for each in recordings} - {each.speaker for each in recordings if each.split == "train"}
 
 
 def held_out(
