@@ -108,7 +108,20 @@ def test_si_sdr_knows_the_noise_and_not_the_scale() -> None:
     turns = torch.arange(16_000) / 16_000 * 2 * math.pi
     sound, other = (turns * 440).sin(), (turns * 500).sin()
     assert si_sdr(sound, 0.3 * (sound + 0.1 * other)) == pytest.approx(20, abs=0.01)
-    assert math.isnan(si_sdr(sound, torch.zeros_like(sound)))
+    assert si_sdr(sound, other) == pytest.approx(-100, abs=0.01)
+
+
+def test_silence_is_the_worst_that_can_become_of_a_sound(female: Waveform) -> None:
+    """It counts, where NaN would leave it out of the mean; what cannot be measured at all is NaN, silent or not."""
+    sound = female.samples[0]
+    silence = torch.zeros_like(sound)
+    assert 1 <= pesq_wb(sound, silence) <= pesq_wb(sound, noise(sound))
+    assert stoi(sound, silence, 16_000) == pytest.approx(0, abs=1e-6)
+    assert si_sdr(sound, silence) == -100
+    assert visqol(sound, silence) == (0, 1, 1)
+    assert math.isnan(si_sdr(silence, silence))
+    assert math.isnan(pesq_wb(sound[:3000], silence[:3000]))
+    assert math.isnan(visqol(sound[:3000], silence[:3000]).fit)
 
 
 def test_a_tenth_of_the_volume_is_one_decade_of_mel() -> None:

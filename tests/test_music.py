@@ -56,6 +56,14 @@ def test_silence_and_crumbs_do_no_harm(sound: torch.Tensor) -> None:
     semitones(sound)
 
 
+def test_silence_is_in_no_key() -> None:
+    """It counts as unlike, where NaN would leave it out of the mean; it has no tones, clear or not."""
+    chord, silence = tones(60, 64, 67), torch.zeros(4 * RATE)
+    assert key_likeness(chord, silence) == tone_likeness(chord, silence) == 0
+    assert math.isnan(key_likeness(silence, chord))
+    assert math.isnan(tone_entropy(silence))
+
+
 def test_units_tell_what_other_recordings_say_of_them() -> None:
     draw = torch.Generator().manual_seed(0)
     meaning = chroma(torch.cat([tones(60 + n)[:RATE] for n in range(8)]), 200, 25).view(8, 25, 12)[:, 12]

@@ -67,14 +67,19 @@ def ratio(totals: Tensor, counts: Tensor) -> Measure:
     return bootstrap(lambda index: (totals[index].sum(1) / counts[index].sum(1))[:, None], len(totals))[0]
 
 
-# Of two sounds: a reference and what became of it, both (T) at `rate` Hz.
+# Of two sounds: a reference and what became of it, both (T) at `rate` Hz. Silence in place of a sound is the worst there is, not
+# what cannot be measured: that, NaN, is a matter of the reference alone.
 
 
 def si_sdr(reference: Tensor, sound: Tensor) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), from -100 to 100. NaN where one is silent."""
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), from -100, as of silence, to 100. NaN where the
+    reference is silent.
+    """
     reference, sound = (x.double() - x.double().mean() for x in (reference, sound))
-    if not float(reference @ reference) * float(sound @ sound):
+    if not bool(reference.any()):
         return math.nan
+    if not bool(sound.any()):
+        return -100.0
     target = reference * (sound @ reference) / (reference @ reference)
     kept, lost, floor = target @ target, (sound - target).square().sum(), 1e-10 * (sound @ sound)
     return float(10 * ((kept + floor) / (lost + floor)).log10())
@@ -97,10 +102,12 @@ def mel_distance(reference: Tensor, sound: Tensor, rate: int) -> float:
 
 
 def pesq_wb(reference: Tensor, sound: Tensor) -> float:
-    """Wide-band PESQ (ITU-T P.862.2) at 16 kHz, from 1.04 to 4.64. NaN where the reference has no speech."""
+    """Wide-band PESQ (ITU-T P.862.2) at 16 kHz, from 1, as of silence, to 4.64. NaN where the reference has no speech."""
     pesq = needed("pesq")
     if not bool(reference.any()):
         return math.nan
+    if not bool(sound.any()):
+        return math.nan if math.isnan(pesq_wb(reference, reference)) else 1.0
     try:
         return float(pesq.pesq(16_000, reference.numpy(), sound.numpy(), "wb"))
     except (pesq.PesqError, ValueError):  # no utterance, or less than a quarter of a second
@@ -127,10 +134,15 @@ class Visqol(NamedTuple):
 
 
 def visqol(reference: Tensor, sound: Tensor) -> Visqol:
-    """ViSQOL of speech at 16 kHz (Chinen et al. 2020), by visqol-python. NaN where the reference has no speech to compare."""
+    """ViSQOL of speech at 16 kHz (Chinen et al. 2020), by visqol-python. 0, 1 and 1 of silence; NaN where the reference has no
+    speech to compare.
+    """
     api, fit = _visqol()
     if not bool(reference.any()):
         return Visqol(math.nan, math.nan, math.nan)
+    if not bool(sound.any()):
+        same = visqol(reference, reference)
+        return same if math.isnan(same.similarity) else Visqol(0.0, 1.0, 1.0)
     try:
         found = api.measure_from_arrays(reference.double().numpy(), sound.double().numpy(), 16_000)
     except (ValueError, IndexError, RuntimeError):  # shorter than one patch of its spectrogram

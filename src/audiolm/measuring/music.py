@@ -34,7 +34,7 @@ def tone_likeness(reference: Tensor, sound: Tensor) -> float:
 
 
 def key(sound: Tensor) -> Tensor:
-    """Shares of the twelve tones (12), each window weighing the same."""
+    """Shares of the twelve tones (12), each window weighing the same; NaN of silence."""
     energies = semitones(sound)
     energies = energies[:, _heard(energies)]
     tones = energies.new_zeros(12, energies.shape[1]).index_add_(0, torch.arange(SEMITONES) % 12, energies)
@@ -67,13 +67,16 @@ def told(units: Sequence[Tensor], chromas: Sequence[Tensor]) -> tuple[Tensor, Te
     return torch.stack(explained), torch.stack(total)
 
 
-def key_likeness(one: Tensor, other: Tensor) -> float:
-    """Cosine of the keys of two sounds: 1 of the same, near 0.5 of unrelated music."""
-    return float(F.cosine_similarity(key(one), key(other), 0))
+def key_likeness(reference: Tensor, sound: Tensor) -> float:
+    """Cosine of the keys of two sounds: 1 of the same, near 0.5 of unrelated music, 0 of silence; NaN if the first is silent."""
+    return float(F.cosine_similarity(key(reference), key(sound).nan_to_num(0), 0))
 
 
 def tone_entropy(sound: Tensor) -> float:
-    """Over how many semitones a window's energy is spread, in nats: 0 of one tone, log S = 4.5 of all alike."""
+    """Over how many semitones a window's energy is spread, in nats: 0 of one tone, log S = 4.5 of all alike.
+
+    NaN of silence, which is neither a tone nor a wash, so that no number would be its worst: likeness and level tell of it.
+    """
     energies = semitones(sound)
     shares = energies[:, _heard(energies)]
     shares = shares / shares.sum(0)
