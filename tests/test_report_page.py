@@ -196,9 +196,11 @@ def test_ratings_are_counted(capsys, listening: Path, tmp_path: Path) -> None:
     assert run(["ratings", *map(str, files), "--key", str(key), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ann"] == {"ratings": 4, "right": 4, "p": 1 / 16}
     (tmp_path / "other.json").write_text(json.dumps({"test": "x", "ratings": {}}))
+    (tmp_path / "mute.json").write_text(json.dumps({"test": truth["test"], "ratings": {}}))
     for wrong, reason in (
         ([*files, files[0]], "second file"),
         ([tmp_path / "other.json"], "its own key"),
+        ([*files, tmp_path / "mute.json"], "mute.json: 'mute' answered nothing"),
         ([key], "no ratings"),
         ([tmp_path / "none.json"], "cannot be read"),
         ([], "one or more"),

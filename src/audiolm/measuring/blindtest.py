@@ -140,7 +140,9 @@ def outcome(right: int, ratings: int) -> Outcome:
 
 
 def count_ratings(files: Sequence[Path], key: Path) -> dict[str, Outcome]:
-    """What each rater reached, and "all" together. InputError where a file is not of this test, or a rater is there twice."""
+    """What each rater reached, and "all" together. InputError where a file is not of this test or holds no answer, or a rater is
+    there twice.
+    """
     truth = _json(key, "clips")
     right: dict[str, list[bool]] = {}
     for file in files:
@@ -154,6 +156,8 @@ def count_ratings(files: Sequence[Path], key: Path) -> dict[str, Outcome]:
             right[name] = [truth["clips"][clip] == answer for clip, answer in rated["ratings"].items() if answer in ANSWERS]
         except KeyError as error:
             raise InputError(f"{file}: rates a clip {error} that the key does not know; copy it again") from error
+        if not right[name]:
+            raise InputError(f"{file}: {name!r} answered nothing; leave it out")
     found = {name: outcome(sum(each), len(each)) for name, each in right.items()}
     return {**found, "all": outcome(sum(each.right for each in found.values()), sum(each.ratings for each in found.values()))}
 
