@@ -107,6 +107,17 @@ def test_a_short_mark_in_a_long_recording_is_found(female: Waveform, male: Wavef
     assert detect(long).payload == PAYLOAD
 
 
+@pytest.mark.parametrize("seconds", [2.99, 3.97, 80.0])
+def test_all_that_is_tried_is_paid_for(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At some speeds a sound may have a span more; each of the five is paid for before the first is looked at."""
+    tried, paid, folds_of = [], [], provenance._folds
+    monkeypatch.setattr(provenance, "_folds", lambda surprises: (tried.append(folds_of(surprises)), tried[-1])[1])
+    monkeypatch.setattr(provenance, "_chance", lambda score, hypotheses: paid.append(hypotheses) or 1.0)
+    noise = torch.randn(1, round(seconds * 16_000), generator=torch.Generator().manual_seed(0))
+    detect(Waveform(0.1 * noise, 16_000))
+    assert set(paid) == {sum(map(len, tried)) * provenance.SLOTS * provenance.PAYLOADS}
+
+
 def test_every_codeword_has_its_payload() -> None:
     pattern = provenance._pattern(provenance.KEY)
     payloads = [0, 1, 1023, 1024, 0xBEEF, 0xFFFF]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audiolm.audio import Waveform
+from audiolm.audio import Waveform, resampled_length
 from audiolm.errors import InputError
 
 KEY = b"audiolm"  # public, so that anyone can ask; who marks for themselves takes a key of their own
@@ -38,6 +38,7 @@ FALSE_ALARM = 1e-5  # bound on the probability that an unmarked file is called m
 FORMAT = 1  # of the mark: the payload's upper 4 bits
 
 _RATE, _WINDOW, _PHASES = 16_000, 512, 4  # the detector's: slots of 256 samples, looked for every 64
+_HOP = _WINDOW // 2 // _PHASES
 _SPANS = (2.0, 8.0)  # seconds over which repetitions are added up, every half of it: a crop, and long weak marks
 _SPEEDS = (1.0, 0.99, 1.01, 0.98, 1.02)  # played at a wrong rate; between two of them the mark is still found
 _CHUNK = 64.0  # seconds looked at together, so that memory stays constant
@@ -155,19 +156,17 @@ class Marker:
 
 def detect(sound: Waveform, key: bytes = KEY) -> Mark:
     """Look for a mark anywhere in a sound of any rate, crop or speed within 2 %; about 1.5 s of marked speech are enough."""
-    pattern, hypotheses = _pattern(key), 0
+    pattern, rates = _pattern(key), [round(_RATE * speed) for speed in _SPEEDS]
     score, payload = 0.0, None
-    for speed in _SPEEDS:
-        at_speed = sound.mono().resample(round(_RATE * speed)).samples[0].detach().cpu()
-        tried = 0
-        for surprises in map(_surprises, _chunks(at_speed)):
-            folds = _folds(surprises)
-            tried += len(folds) * SLOTS * PAYLOADS
-            best = pattern.best(folds)
+    # Every speed is paid for from the start, looked at or not; at some the sound is long enough for a span more.
+    folds = sum(_count(resampled_length(sound.samples.shape[1], sound.sample_rate, rate)) for rate in rates)
+    hypotheses = folds * SLOTS * PAYLOADS
+    for rate in rates:
+        at_speed = sound.mono().resample(rate).samples[0].detach().cpu()
+        for first, last in _chunks(len(at_speed)):
+            best = pattern.best(_folds(_surprises(at_speed[first:last])))
             if best[0] > score:
                 score, payload = best
-        # Every speed is paid for from the start, looked at or not.
-        hypotheses = hypotheses or tried * len(_SPEEDS)
         if _chance(score, hypotheses) <= FALSE_ALARM:
             return Mark(True, payload, 1 - _chance(score, hypotheses), score)
     return Mark(False, None, 1 - _chance(score, hypotheses), score)
@@ -178,18 +177,17 @@ def _chance(score: float, hypotheses: int) -> float:
     return min(1.0, hypotheses * math.exp(-(score**2) / 2))
 
 
-def _chunks(samples: Tensor) -> Iterator[Tensor]:
-    """Pieces that overlap by the longest span."""
+def _chunks(samples: int) -> Iterator[tuple[int, int]]:
+    """From where to where are the pieces of so many samples; they overlap by the longest span."""
     length, overlap = int(_CHUNK * _RATE), int(_SPANS[-1] * _RATE)
-    for first in range(0, max(1, len(samples) - overlap), length - overlap):
-        yield samples[first : first + length]
+    for first in range(0, max(1, samples - overlap), length - overlap):
+        yield first, min(first + length, samples)
 
 
 def _surprises(samples: Tensor) -> Tensor:
     """(T) at 16 kHz -> (frames of 4 ms, bands): by how much each tile is louder than its neighbours say, weighted."""
-    hop = _WINDOW // 2 // _PHASES
     padded = nn.functional.pad(samples, (_WINDOW // 2, _WINDOW // 2))
-    spectrum = torch.stft(padded, _WINDOW, hop, window=torch.hann_window(_WINDOW), center=False, return_complex=True)
+    spectrum = torch.stft(padded, _WINDOW, _HOP, window=torch.hann_window(_WINDOW), center=False, return_complex=True)
     bands = _bands(_RATE, _WINDOW)
     energy = bands @ (spectrum.real.square() + spectrum.imag.square() + 1e-10) / bands.sum(1, keepdim=True)
     level = 10 * energy.log10().T
@@ -204,15 +202,26 @@ def _folds(surprises: Tensor) -> Tensor:
     """(frames, bands) -> (spans x phases, slots, bands): repetitions added up over each span, from each phase on."""
     period = SLOTS * _PHASES
     folds = []
+    for first, last in _spans(len(surprises)):
+        piece = surprises[first:last]
+        piece = nn.functional.pad(piece, (0, 0, 0, -len(piece) % period))
+        folds.append(piece.view(-1, SLOTS, _PHASES, BANDS).sum(0).transpose(0, 1))
+    return torch.cat(folds)
+
+
+def _spans(frames: int) -> Iterator[tuple[int, int]]:
+    """From which frame to which repetitions are added up."""
     for seconds in _SPANS:
         span = round(seconds / SLOT) * _PHASES
-        if seconds > _SPANS[0] and len(surprises) <= span // 2:
+        if seconds > _SPANS[0] and frames <= span // 2:
             continue  # shorter spans have seen it
-        for first in range(0, max(1, len(surprises) - span // 2), span // 2):
-            piece = surprises[first : first + span]
-            piece = nn.functional.pad(piece, (0, 0, 0, -len(piece) % period))
-            folds.append(piece.view(-1, SLOTS, _PHASES, BANDS).sum(0).transpose(0, 1))
-    return torch.cat(folds)
+        for first in range(0, max(1, frames - span // 2), span // 2):
+            yield first, first + span
+
+
+def _count(samples: int) -> int:
+    """How many folds so many samples at 16 kHz have."""
+    return sum(_PHASES for first, last in _chunks(samples) for _ in _spans((last - first) // _HOP + 1))
 
 
 class _Pattern:
