@@ -18,7 +18,7 @@ from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import PROMPT, levels_of, make_sounds, plan
-from audiolm.training.train_detector import DetectorTrainConfig, pack, train_detector
+from audiolm.training.train_detector import DetectorTrainConfig, card, pack, train_detector
 
 
 @pytest.fixture
@@ -148,6 +148,9 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     figures = train_detector(model, corpus, tmp_path / "one", TINY)
     assert figures["attacks"]["none"]["balanced_accuracy"] > 0.9
     assert figures["clips"] == {"train": 2, "valid": 1, "test": 1}
+    assert figures["unseen_speakers"] == 1
+    assert "crops of unseen speakers |" in card(figures)
+    assert "generated clips of 1 others (" in card(figures)
     assert set(figures["attacks"]) == set(ATTACKS)
     assert json.loads((tmp_path / "one" / "detector.json").read_text()) == figures
     first = (tmp_path / "one" / "detector.safetensors").read_bytes()
@@ -209,6 +212,17 @@ def test_further_negatives_are_real_speech_alone(corpus: Path, model: Path, tmp_
     kinds = {path.name.split(".")[1] for path in (tmp_path / "sounds").glob("train-0001.*")}
     assert kinds == {"real", "codec"}
     assert (tmp_path / "sounds" / "train-0000.continued.flac").is_file()
+
+
+def test_a_speaker_who_is_in_two_splits_is_not_unseen(corpus: Path, model: Path, tmp_path: Path) -> None:
+    rows = (corpus / "manifest.csv").read_text().splitlines()[1:]
+    lines = [f"{corpus}/{name},me,{split}" for name, _, split in (row.split(",") for row in rows)]
+    (tmp_path / "one.csv").write_text("\n".join(["path,speaker,split", *lines]))
+    config = TINY.model_copy(update={"steps": 2, "save_every": 2})
+    figures = train_detector(model, tmp_path / "one.csv", tmp_path / "out", config)
+    assert figures["unseen_speakers"] == 0
+    assert "unseen" not in card(figures)
+    assert "generated clips of 1 speakers, 0 of them others (" in card(figures)
 
 
 def test_detect_says_what_it_hears(
