@@ -218,6 +218,7 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         ("--top-p", "nan"): "--top-p",
         ("--device", "cuda:99"): "--device",
         ("--device", "toaster"): "--device",
+        ("--threads", "0"): "--threads",
         ("--prompt-seconds", "-1"): "keep -1",
         ("--prompt-seconds", "nan"): "keep nan",
         ("--plot", str(tmp_path / "picture.doc")): "picture.doc",
@@ -226,13 +227,16 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     }.items():
         assert word in mistake(capsys, *base, *extra)
         assert not out.exists()
-    assert "leave --samples" in mistake(capsys, *base, "--stream", "--samples", "2")
+    for live in (["--stream", "--samples", "2"], ["--stream", "-o", out], ["--play", "-o", out], ["--stream", "--play"]):
+        assert f"{live[0]}: one sound and no file; leave -o" in mistake(capsys, "continue", female_path, "-m", model, *live)
     assert "no parallel stage" in mistake(capsys, *base, "--decoder", "parallel")
-    assert "no parallel stage" in mistake(capsys, *base, "--stream", "--decoder", "parallel")
+    assert "no parallel stage" in mistake(capsys, "generate", "-m", model, "--stream", "--decoder", "parallel")
     assert "--decoder" in mistake(capsys, *base, "--decoder", "fast")
     assert "no-such-model" in mistake(capsys, "continue", female_path, "-o", out, "-m", "no-such-model")
     for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
         assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)
+    for unused in ("--seed", "--samples", "--temperature", "--top-k", "--top-p", "--decoder", "--precision"):
+        assert f"Unknown option: {unused}" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, unused, "1")
     assert "1 to 6" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, "--codebooks", "7")
     assert not out.exists()
 

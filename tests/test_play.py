@@ -75,4 +75,4 @@ def test_what_keeps_it_from_playing_is_said(capsys, model: Path, monkeypatch) ->
     assert outcome(capsys, *what) == (2, "audiolm: --play needs sounddevice; install it: pip install 'audiolm[play]'\n")
     code, told = outcome(capsys, *what, "--json")
     assert code == 2
-    assert "leave --samples" in told
+    assert "leave -o, --samples" in told

@@ -195,6 +195,8 @@ def test_mistakes_of_who_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture
             ("--port", "70000"): "--port 70000: give a number from 0 to 65535",
             ("--port", port): "cannot be listened on (address already in use); choose others",
             ("--model", "nowhere"): "nowhere: no such model",
+            ("--device", "cuda:99"): "--device cuda:99: not on this machine",
+            ("--threads", "0"): "--threads 0: give 1 or more",
         }.items():
             assert run(["serve", *arguments]) == 2
             said = capsys.readouterr().err

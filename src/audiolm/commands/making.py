@@ -27,10 +27,31 @@ EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
-    """What all generating verbs share."""
+    """What all verbs that write a sound share."""
 
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
     "A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used)."
+    codebooks: int | None = None
+    "Levels of the sound, 1 to 12 of the packaged model's; above 4 its fine stage works too. Default: 4; reconstruct: all."
+    plot: Path | None = None
+    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
+    watermark: bool = True
+    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
+    sidecar: Annotated[bool, Parameter(negative="")] = False
+    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
+    device: str = "cpu"
+    "cpu, cuda, cuda:1, mps."
+    threads: int | None = None
+    "Processor threads; default: one per core."
+    json: Annotated[bool, Parameter(negative="")] = False
+    "Print one JSON object on standard output, and nothing else there."
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Generating(Common):
+    """What those share that draw codes."""
+
     seed: int = 0
     "The same seed gives the same sound; with --samples, the first one's."
     samples: int = 1
@@ -43,28 +64,16 @@ class Common:
     "Draw from the likeliest codes that together have this probability."
     decoder: Decoder | None = None
     "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
-    codebooks: int | None = None
-    "Levels of the sound, 1 to 12 of the packaged model's; above 4 its fine stage works too. Default: 4; reconstruct: all."
-    plot: Path | None = None
-    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
-    watermark: bool = True
-    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
-    sidecar: Annotated[bool, Parameter(negative="")] = False
-    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
-    device: str = "cpu"
-    "cpu, cuda, cuda:1, mps."
     precision: Precision = "auto"
     "Bits of the stages' weights on a processor: fewer are faster and less exact (docs/performance.md)."
-    threads: int | None = None
-    "Processor threads; default: one per core."
-    json: Annotated[bool, Parameter(negative="")] = False
-    "Print one JSON object on standard output, and nothing else there."
 
 
 Chain = Literal["full", "acoustic"]
-Live = Callable[[Common, "Waveform | None", float, bool, Chain], None]  # see `stream` and `play`
+Live = Callable[[Generating, "Waveform | None", float, bool, Chain], None]  # see `stream` and `play`
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-COMMON = Common()
+MaybeOutput = Annotated[Path | None, Parameter(name=["--output", "-o"])]  # None: OUT, or no file where it is heard at once
+OUT = Path("out.wav")
+COMMON, GENERATING = Common(), Generating()
 
 
 def write_all(
@@ -79,23 +88,25 @@ def write_all(
     from audiolm.files import whole_file
     from audiolm.provenance import tags
 
-    if common.samples < 1:
+    drawn = isinstance(common, Generating)
+    if drawn and common.samples < 1:
         raise InputError(f"--samples {common.samples}: give 1 or more")
     check_output(output)
     if common.plot is not None:
         check_picture(common.plot)
     model = load(common)
     sounds = make(model)
-    if told["verb"] == "reconstruct":
-        told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
-    else:
+    if drawn:
         told |= model.chosen(told.get("chain", "full"), common.decoder, common.codebooks)
         told |= {"sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}}
+    else:
+        told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
     told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
     written = []
     for number, sound in enumerate(sounds, 1):
         path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
-        made = {"seed": common.seed + number - 1, "prompt_seconds": round(prompt_seconds, 6)}
+        made = {"seed": common.seed + number - 1} if drawn else {}
+        made |= {"prompt_seconds": round(prompt_seconds, 6)}
         named = tags({"model": model.about.get("name"), **made, **told})
         sound.write(path, named)
         written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
@@ -124,22 +135,28 @@ def check_apart(output: Path, *recordings: Path) -> None:
 
 
 def load(common: Common) -> "AudioLM":
-    import torch
-
     from audiolm import bundle
 
-    if common.threads is not None:
-        torch.set_num_threads(max(1, common.threads))
+    settle(common.device, common.threads)
+    return bundle.load(common.model, common.device, common.precision if isinstance(common, Generating) else "auto")
+
+
+def settle(device: str, threads: int | None) -> None:
+    """Take so many threads. InputError where that is no number of them, or where there is no such device."""
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"--threads {threads}: give 1 or more")
+        torch.set_num_threads(threads)
     try:
-        device = torch.device(common.device)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {common.device}: not on this machine ({reason}); run `audiolm doctor`") from error
-    return bundle.load(common.model, common.device, common.precision)
+        raise InputError(f"--device {device}: not on this machine ({reason}); run `audiolm doctor`") from error
 
 
-def how(model: "AudioLM", common: Common, only_new: bool = False, chain: Chain = "full") -> "How":
+def how(model: "AudioLM", common: Generating, only_new: bool = False, chain: Chain = "full") -> "How":
     """What the command line says of how to generate."""
     return {
         "only_new": only_new,
@@ -151,9 +168,18 @@ def how(model: "AudioLM", common: Common, only_new: bool = False, chain: Chain =
     }
 
 
-def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+def live(streamed: bool, played: bool, output: Path | None, common: Generating) -> Live | None:
+    """How the sound leaves while it is made; None where it is to become a file."""
+    if not (streamed or played):
+        return None
+    if (streamed and played) or output or common.samples != 1 or common.plot or common.json or common.sidecar:
+        option, other = ("--stream", "--play") if streamed else ("--play", "--stream")
+        raise InputError(f"{option}: one sound and no file; leave -o, --samples, --plot, --sidecar, --json and {other} out")
+    return stream if streamed else play
+
+
+def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
     """The same sound as a WAV on standard output, each block as soon as it is made."""
-    _alone(common, "--stream", "goes to standard output")
     if sys.stdout.isatty():
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
@@ -164,9 +190,8 @@ def stream(common: Common, prompt: "Waveform | None", seconds: float, only_new: 
         sys.stdout.buffer.flush()
 
 
-def play(common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
     """The same sound on the loudspeaker, each block as soon as it is made."""
-    _alone(common, "--play", "is played")
     try:
         import sounddevice
     except ImportError:
@@ -184,13 +209,8 @@ def play(common: Common, prompt: "Waveform | None", seconds: float, only_new: bo
             speaker.write(block.samples[0].numpy())
 
 
-def _alone(common: Common, option: str, does: str) -> None:
-    if common.samples != 1 or common.plot is not None or common.json or common.sidecar:
-        raise InputError(f"{option}: one sound {does} and nothing else; leave --samples, --plot, --sidecar and --json out")
-
-
 def _blocks(
-    common: Common, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain
+    common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain
 ) -> tuple[Iterator["Waveform"], int, int]:
     """Blocks of sound while they are made, how many samples they will have together, and their rate."""
     model = load(common)
@@ -200,7 +220,7 @@ def _blocks(
     return blocks, round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
 
 
-def sampling_of(model: "AudioLM", common: Common) -> dict[str, "Sampling"]:
+def sampling_of(model: "AudioLM", common: Generating) -> dict[str, "Sampling"]:
     """The model's own sampling settings with what the command line says instead."""
     settings = dict(model.sampling)
     if common.temperature is not None:

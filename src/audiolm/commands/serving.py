@@ -5,6 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from audiolm.commands import making
 from audiolm.errors import InputError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -49,13 +50,10 @@ def serve(
     keys = _keys(api_key_file)
     if not 0 <= port < 1 << 16:
         raise InputError(f"--port {port}: give a number from 0 to 65535")
-    import torch
-
     from audiolm import bundle, detector
     from audiolm.serving.server import create_app
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    making.settle(device, threads)
     if host not in LOOPBACK and not keys:
         print(f"audiolm: anyone who reaches {host} may use this server; --api-key-file asks for a key", file=sys.stderr)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from audiolm.commands import making
-from audiolm.commands.making import COMMON, Chain, Common, Output
+from audiolm.commands.making import COMMON, GENERATING, OUT, Chain, Common, Generating, MaybeOutput, Output
 
 if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
     from audiolm.audio import Waveform
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not
 def continue_(
     prompt: Path,
     /,
-    output: Output = Path("out.wav"),
+    output: MaybeOutput = None,
     *,
     seconds: float = 7.0,
     prompt_seconds: float | None = None,
@@ -24,7 +24,7 @@ def continue_(
     stream: Annotated[bool, Parameter(negative="")] = False,
     play: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
-    common: Common = COMMON,
+    common: Generating = GENERATING,
 ) -> None:
     """Go on from a recording: the same voice, prosody, room, melody.
 
@@ -33,7 +33,7 @@ def continue_(
     prompt
         A recording of any length, rate and format; three seconds are enough.
     output
-        The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3.
+        The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
         How much to add.
     prompt_seconds
@@ -50,29 +50,30 @@ def continue_(
     from audiolm.audio import read
 
     making.check_length(seconds, "--seconds")
-    if not (stream or play):
-        making.check_apart(output, prompt)
+    live = making.live(stream, play, output, common)
+    if live is None:
+        making.check_apart(output or OUT, prompt)
     sound = read(prompt, minimum_seconds=0.1)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
-    _new("continue", sound, seconds, only_new, chain, output, making.stream if stream else making.play if play else None, common)
+    _new("continue", sound, seconds, only_new, chain, output, live, common)
 
 
 def generate(
-    output: Output = Path("out.wav"),
+    output: MaybeOutput = None,
     *,
     seconds: float = 7.0,
     stream: Annotated[bool, Parameter(negative="")] = False,
     play: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
-    common: Common = COMMON,
+    common: Generating = GENERATING,
 ) -> None:
     """Speech (or music) from nothing: a new voice, new words.
 
     Parameters
     ----------
     output
-        .wav, .flac, .ogg, .opus or .mp3.
+        .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
         How much.
     stream
@@ -83,7 +84,7 @@ def generate(
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
     making.check_length(seconds, "--seconds")
-    _new("generate", None, seconds, False, chain, output, making.stream if stream else making.play if play else None, common)
+    _new("generate", None, seconds, False, chain, output, making.live(stream, play, output, common), common)
 
 
 def _new(
@@ -92,9 +93,9 @@ def _new(
     seconds: float,
     only_new: bool,
     chain: Chain,
-    output: Path,
+    output: Path | None,
     live: making.Live | None,
-    common: Common,
+    common: Generating,
 ) -> None:
     """New sound after a prompt or nothing: into a file, or `live`."""
     from audiolm.asking import Request
@@ -108,10 +109,10 @@ def _new(
             return model.generate_batch(requests, show, **making.how(model, common, only_new, chain))
 
     heard = 0.0 if prompt is None or only_new else prompt.seconds
-    making.write_all(common, output, make, {"verb": verb, "chain": chain}, heard)
+    making.write_all(common, output or OUT, make, {"verb": verb, "chain": chain}, heard)
 
 
-def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | None = None, common: Common = COMMON) -> None:
+def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None, common: Generating = GENERATING) -> None:
     """Say the words of a recording in another voice (acoustic generation).
 
     Parameters
@@ -139,7 +140,7 @@ def revoice(source: Path, /, output: Output = Path("out.wav"), *, voice: Path | 
     making.write_all(common, output, make, {"verb": "revoice"})
 
 
-def reconstruct(source: Path, /, output: Output = Path("out.wav"), *, common: Common = COMMON) -> None:
+def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMON) -> None:
     """The codec alone: a recording through its tokens and back, at any bitrate.
 
     Parameters
