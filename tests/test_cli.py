@@ -11,7 +11,7 @@ import soundfile
 
 from audiolm import bundle
 from audiolm.audio import read
-from audiolm.cli import run
+from audiolm.cli import EXAMPLES, app, run
 from audiolm.commands import making
 from audiolm.model import AudioLM
 
@@ -314,6 +314,27 @@ def test_help_is_quick_and_teaches_by_examples() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "audiolm continue prompt.wav -o out.wav" in done.stdout
+
+
+def test_every_verb_has_examples_of_its_own(capsys) -> None:
+    for verb in EXAMPLES:
+        text = ok(capsys, verb, "--help")
+        assert f"audiolm {verb}" in text.partition("Examples:")[2]
+        assert [other for other in EXAMPLES if EXAMPLES[other].strip("\n") in text] == [verb]
+    assert {each for each in app if not each.startswith("-")} == set(EXAMPLES)
+
+
+def test_a_recording_by_a_pipe(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    """ "-" is standard input, for every verb that takes a recording."""
+    for verb, options in {"reconstruct": ["-o", tmp_path / "out.wav", "-m", model], "info": [], "detect": ["-m", model]}.items():
+        command = [sys.executable, "-m", "audiolm", verb, "-", *map(str, options)]
+        done = subprocess.run(command, input=female_path.read_bytes(), capture_output=True)
+        assert done.returncode == 0, done.stderr
+        damaged = subprocess.run(command, input=b"no sound at all", capture_output=True)
+        assert damaged.returncode == 2
+        assert damaged.stderr.startswith(b"audiolm: /dev/stdin: not a sound file")
+    ok(capsys, "reconstruct", female_path, "-o", tmp_path / "same.wav", "-m", model)
+    assert (tmp_path / "out.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(

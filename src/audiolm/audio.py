@@ -9,10 +9,13 @@ import base64
 import io
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from tempfile import NamedTemporaryFile
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -215,6 +218,20 @@ def blocks(
         yield _from_numpy(held, rate)
 
 
+@contextmanager
+def as_file(stream: IO[bytes], name: str) -> Iterator[Path]:
+    """What is left of a stream as a file that can be read, as long as the context lasts; its mistakes call it `name`."""
+    head = stream.read(12)
+    with NamedTemporaryFile(suffix=_suffix(head)) as copy:
+        copy.write(head)
+        shutil.copyfileobj(stream, copy)
+        copy.flush()
+        try:
+            yield Path(copy.name)
+        except InputError as error:
+            raise InputError(str(error).replace(copy.name, name)) from None
+
+
 def resampled_length(samples: int, old: int, new: int) -> int:
     """How many samples at rate `new` stand for `samples` at rate `old`: their exact number, rounded, a half upwards."""
     return (2 * samples * new + old) // (2 * old)
@@ -316,6 +333,16 @@ def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
             if not len(chunk):
                 return
             yield chunk
+
+
+def _suffix(head: bytes) -> str:
+    """Chooses who reads a file that begins so; libsndfile looks for itself what it has got."""
+    if head[4:8] == b"ftyp":
+        return ".m4a"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return ".webm"
+    # The sync word of bare AAC frames; MP3's has other bits for its layer.
+    return ".aac" if head[:1] == b"\xff" and head[1:2] and head[1] & 0xF6 == 0xF0 else ".wav"
 
 
 def _kind(suffix: str, name: str) -> _Kind:

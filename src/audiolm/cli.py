@@ -10,53 +10,101 @@ import sys
 from cyclopts import App, CycloptsError
 
 from audiolm.commands import detecting, measuring, serving, sounds, training
+from audiolm.commands.making import STDIN
 from audiolm.errors import InputError
 
-EXAMPLES = """
-Examples:
-
+EXAMPLES = {
+    "continue": """
   Go on from a recording, in the same voice; three times, with pictures:
     audiolm continue prompt.wav -o out.wav
     audiolm continue prompt.mp3 -o out.wav --samples 3 --plot out.png
 
-  Listen while it is made:
+  Listen while it is made; go on from what the microphone hears:
     audiolm continue prompt.wav --seconds 60 --stream | aplay
-
-  Speech from nothing; the same words in another voice; the codec alone:
+    arecord -f cd -d 4 | audiolm continue -
+""",
+    "generate": """
+  Speech from nothing; piano:
     audiolm generate -o out.wav --seconds 5
+    audiolm generate -o out.wav --model piano
+""",
+    "revoice": """
+  The same words in another voice:
     audiolm revoice in.wav -o out.wav --voice other.wav
+""",
+    "reconstruct": """
+  The codec alone:
     audiolm reconstruct in.wav -o out.wav --codebooks 3
-
+""",
+    "serve": """
   All of it in a browser, and for other programs by HTTP:
     audiolm serve
-
+    audiolm serve seconds=30 --host 0.0.0.0 --api-key-file keys.txt
+""",
+    "detect": """
   Was it made by audiolm:
     audiolm detect out.wav
-
-  A model of your own recordings, and what came out:
+""",
+    "plan": """
+  What a model of your own recordings takes on this machine:
     audiolm plan recipes/tiny.toml data=my-recordings
+""",
+    "train": """
+  A model of your own recordings:
     audiolm train recipes/tiny.toml data=my-recordings out=runs/mine
+""",
+    "info": """
+  What came out; what is in a recording, a token store:
     audiolm info runs/mine/bundle
-"""
+    audiolm info out.wav
+    audiolm info tokens --verify
+""",
+    "evaluate": """
+  How good it is; some of its tables, in less time:
+    audiolm evaluate runs/mine/bundle --data my-recordings --report report
+    audiolm evaluate --data my-recordings --report report --parts codec
+""",
+    "tokenize": """
+  Tokens of a corpus:
+    audiolm tokenize my-recordings -o tokens
+""",
+    "train-detector": """
+  A detector of a model's own voice:
+    audiolm train-detector runs/mine/bundle --data my-recordings --out detector
+""",
+    "ratings": """
+  What listeners said in the test of `audiolm evaluate --listening-test 20`:
+    audiolm ratings anna.json ben.json --key report/listening-key.json
+""",
+    "doctor": """
+  What this machine can do:
+    audiolm doctor
+""",
+}
+
+
+def _epilogue(*verbs: str) -> str:
+    return "\nExamples:\n" + "".join(EXAMPLES[verb] for verb in verbs)
+
 
 app = App(
     name="audiolm",
     help="AudioLM learns to speak and to play from raw audio alone, and goes on from a few seconds of prompt.",
-    help_epilogue=EXAMPLES,
+    help_epilogue=_epilogue(*EXAMPLES),
     help_format="plaintext",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # `run` says it
 )
 
-app.command(sounds.continue_, name="continue")
-for verb in (
-    *(sounds.generate, sounds.revoice, sounds.reconstruct),
+for function in (
+    *(sounds.continue_, sounds.generate, sounds.revoice, sounds.reconstruct),
     *(training.tokenize, training.train, training.plan),
     *(measuring.evaluate, measuring.detect, measuring.info, measuring.doctor),
     serving.serve,
     *(detecting.train_detector, detecting.ratings),
 ):
-    app.command(verb)
+    verb = function.__name__.strip("_").replace("_", "-")
+    app.command(function, name=verb, help_epilogue=_epilogue(verb))
 
 
 def main() -> None:
@@ -66,6 +114,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the program and return its exit code."""
+    arguments = [STDIN if each == "-" else each for each in arguments]
     try:
         app(arguments, exit_on_error=False, print_error=False, result_action="return_none")
     except (InputError, CycloptsError) as error:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not
 
 Decoder = Literal["autoregressive", "parallel"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+STDIN = "/dev/stdin"  # what "-" stands for
 EVERY = 30.0  # seconds between two lines of progress where there is no terminal
 
 
@@ -126,6 +127,28 @@ def write_all(
     for entry in written:
         extra = f", picture in {entry['plot']}" if "plot" in entry else ""
         print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
+
+
+@contextmanager
+def recording(path: Path) -> Iterator[Path]:
+    """Where a recording can be read. What a pipe gives is taken whole first: who decodes it goes to and fro."""
+    from audiolm.audio import as_file
+
+    if str(path) == STDIN and sys.stdin.isatty():
+        raise InputError("-: standard input is a terminal; pipe a recording into it, or name a file")
+    if str(path) == STDIN or path.is_fifo():
+        with path.open("rb") as pipe, as_file(pipe, str(path)) as copy:
+            yield copy
+    else:
+        yield path
+
+
+def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
+    """Read a recording, or what a pipe gives."""
+    from audiolm.audio import read
+
+    with recording(path) as there:
+        return read(there, minimum_seconds)
 
 
 def check_apart(output: Path, *recordings: Path) -> None:

@@ -113,7 +113,6 @@ def detect(
         Whose voice: a packaged model, a bundle's folder, or a hub id. The mark is found whichever model it was.
     """
     from audiolm import bundle, detector
-    from audiolm.audio import read
     from audiolm.provenance import detect as look
 
     if not files:
@@ -124,7 +123,7 @@ def detect(
     found, failed = [], []
     for file in files:
         try:
-            sound = read(file)
+            sound = making.hear(file, 0.0)
         except InputError as error:  # the others are judged all the same
             failed.append(str(error))
             continue
@@ -173,10 +172,11 @@ def info(
     from audiolm.training.storage import place
 
     path = place(target)
-    if path.is_file():
-        found = probe(path)
+    if path.is_file() or path.is_fifo() or target == making.STDIN:
+        with making.recording(path) as there:
+            found, said = probe(there), tags(there)
         about = {"file": target, "seconds": found.seconds, "sample_rate": found.sample_rate, "channels": found.channels}
-        making.show({**about, "tags": tags(path)}, json)
+        making.show({**about, "tags": said}, json)
     elif (path / "header.json").is_file():
         from audiolm.training import token_store
 

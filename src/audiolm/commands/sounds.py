@@ -31,7 +31,7 @@ def continue_(
     Parameters
     ----------
     prompt
-        A recording of any length, rate and format; three seconds are enough.
+        A recording of any length, rate and format, - for standard input; three seconds are enough.
     output
         The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
@@ -47,13 +47,11 @@ def continue_(
     chain
         full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
     """
-    from audiolm.audio import read
-
     making.check_length(seconds, "--seconds")
     live = making.live(stream, play, output, common)
     if live is None:
         making.check_apart(output or OUT, prompt)
-    sound = read(prompt, minimum_seconds=0.1)
+    sound = making.hear(prompt)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
     _new("continue", sound, seconds, only_new, chain, output, live, common)
@@ -125,11 +123,10 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
         A recording of the voice to use, about three seconds; without it, a random one.
     """
     from audiolm.asking import Request
-    from audiolm.audio import read
 
     making.check_apart(output, source, *([] if voice is None else [voice]))
-    sound = read(source, minimum_seconds=0.1)
-    speaker = None if voice is None else read(voice, minimum_seconds=0.1)
+    sound = making.hear(source)
+    speaker = None if voice is None else making.hear(voice)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         words = model.tokenize(sound).semantic
@@ -150,10 +147,8 @@ def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMO
     output
         The same length, at the codec's rate.
     """
-    from audiolm.audio import read
-
     making.check_apart(output, source)
-    sound = read(source, minimum_seconds=0.1)
+    sound = making.hear(source)
 
     def make(model: "AudioLM") -> list["Waveform"]:
         return [model.reconstruct(sound, common.codebooks, common.watermark)]

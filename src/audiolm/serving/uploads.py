@@ -6,18 +6,17 @@ whatever its header says: ten hours of silence are a few kilobytes of flac.
 
 import logging
 import math
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile, SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile
 from typing import IO
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from audiolm.audio import Waveform, blocks, concatenate, probe
+from audiolm.audio import Waveform, as_file, blocks, concatenate, probe
 from audiolm.errors import InputError
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a stranger's damaged form is no news for the log
@@ -89,25 +88,8 @@ def sound_of(file: IO[bytes], name: str, seconds: float, rate: int, keep: float 
     InputError that calls it `name`; HTTPException 413 where it is too long, or takes too long.
     """
     file.seek(0)
-    head = file.read(12)
-    # The suffix chooses who reads it; libsndfile looks for itself what it has got.
-    with NamedTemporaryFile(suffix=_suffix(head)) as copy:
-        file.seek(0)
-        shutil.copyfileobj(file, copy)
-        copy.flush()
-        try:
-            return _decoded(Path(copy.name), name, seconds, rate, keep)
-        except InputError as error:
-            raise InputError(str(error).replace(copy.name, name)) from None
-
-
-def _suffix(head: bytes) -> str:
-    if head[4:8] == b"ftyp":
-        return ".m4a"
-    if head[:4] == b"\x1aE\xdf\xa3":
-        return ".webm"
-    # The sync word of bare AAC frames; MP3's has other bits for its layer.
-    return ".aac" if head[:1] == b"\xff" and head[1:2] and head[1] & 0xF6 == 0xF0 else ".wav"
+    with as_file(file, name) as path:
+        return _decoded(path, name, seconds, rate, keep)
 
 
 def _decoded(path: Path, name: str, seconds: float, rate: int, keep: float | None) -> Waveform:
