@@ -97,6 +97,14 @@ def folder_of(model: str | Path) -> Path:
 
 def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     """Read a bundle. InputError where it is none, damaged, or of a newer format."""
+    model = built(folder)
+    for name, part in parts(model).items():
+        unpack(part, folder / f"{name}.safetensors")
+    return model.to(device)
+
+
+def built(folder: Path) -> AudioLM:
+    """A bundle's networks as config.json describes them, without their weights. InputError where it does not."""
     config = read_config(folder)
     try:
         with _Unfilled():
@@ -115,10 +123,7 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error
-    model = AudioLM(semantic, codec, stages, sampling, config["about"])
-    for name, part in parts(model).items():
-        unpack(part, folder / f"{name}.safetensors")
-    return model.to(device)
+    return AudioLM(semantic, codec, stages, sampling, config["about"])
 
 
 class _Unfilled(TorchFunctionMode):

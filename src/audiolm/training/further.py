@@ -7,7 +7,7 @@ of the recipe begin. What the recipe does not train is carried over as it is, an
 from collections.abc import Mapping
 from typing import Any
 
-from audiolm.bundle import folder_of, read_config
+from audiolm.bundle import built, folder_of, read_config
 from audiolm.stages import Stage
 
 TAKEN = {"codec": "codec", "encoder": "encoder", "units": "encoder"}  # steps and their tables, and the part of the base
@@ -15,7 +15,9 @@ TAKEN = {"codec": "codec", "encoder": "encoder", "units": "encoder"}  # steps an
 
 def upon(data: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's tables with the base's filled in. ValueError where they contradict it; InputError where there is no base."""
-    base = read_config(folder_of(data["base"]))
+    folder = folder_of(data["base"])
+    built(folder)  # says what in config.json is damaged
+    base = read_config(folder)
     for name in TAKEN:
         if name in data:
             raise ValueError(f"{name}: that of base={data['base']} is taken as it is; leave {name} out")
