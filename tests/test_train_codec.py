@@ -116,13 +116,14 @@ def test_each_body_trains_in_bfloat16(female: Waveform, tmp_path: Path, network:
     assert codec.decode(codec.encode(female.samples[None, :, :16_000])).isfinite().all()
 
 
-def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fabric: Fabric) -> None:
+def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fabric: Fabric, capsys) -> None:
     crops = Crops(female)
     config = CONFIG.model_copy(update={"steps": 60, "adversarial_from": 1.0, "save_every": 100, "lr": 3e-3})
     started = Codec(NETWORK)
     started.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
     with Run(tmp_path / "run", config, tracker="none") as run:
         codec = train_codec(config, crops, run, fabric, crops)
+    assert "codec's start 4/4" in capsys.readouterr().err  # its codebooks, which take minutes where they are large
     audio = torch.cat([crops.batch(index) for index in range(1000, 1004)])
     with torch.no_grad():
         before, after = (mel_loss(each.decode(each.encode(audio)), audio, 16_000) for each in (started.eval(), codec))

@@ -7,6 +7,8 @@ The bodies are in audiolm.bodies, the quantiser in audiolm.quantizer. Streaming 
 same code, so streamed equals offline by construction.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,10 +89,13 @@ class Codec(nn.Module):
             tensor.requires_grad_(False)
 
     @torch.no_grad()
-    def start(self, audio: Tensor, seed: int = 0) -> None:
-        """Prepare an untrained codec on a sample of training audio (B, 1, T): principal components, then k-means."""
+    def start(self, audio: Tensor, seed: int = 0, show: Callable[[int], object] = lambda done: None) -> None:
+        """Prepare an untrained codec on a sample of training audio (B, 1, T): principal components, then k-means.
+
+        `show(done)` is called after each of the codebooks.
+        """
         self.body.start(audio)
-        self.quantizer.start(self.latents(audio), torch.Generator().manual_seed(seed))
+        self.quantizer.start(self.latents(audio), torch.Generator().manual_seed(seed), show)
 
     def encoder_stream(self, num_codebooks: int | None = None) -> "EncoderStream":
         """A fresh streaming encoder; equal to `encode` whatever the blocks' lengths."""

@@ -6,7 +6,7 @@ on each code, and codes that nobody uses any more are moved onto random frames. 
 one cascade in each part: the group-residual form of HiFi-Codec (Yang et al. 2023).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -108,13 +108,16 @@ class ResidualQuantizer(nn.Module):
         return found
 
     @torch.no_grad()
-    def start(self, latents: Tensor, generator: torch.Generator | None = None) -> None:
-        """K-means start of all levels from latents (B, D, F), each on what the levels before it leave."""
+    def start(
+        self, latents: Tensor, generator: torch.Generator | None = None, show: Callable[[int], object] = lambda done: None
+    ) -> None:
+        """K-means start of all levels from latents (B, D, F), each on what those before it leave; `show(done)` after each."""
         residuals = list(self._frames(latents).chunk(self.groups, -1))
         for level, codebook in enumerate(self.codebooks):
             residual = residuals[level % self.groups]
             codebook.start(residual, generator)
             residuals[level % self.groups] = residual - codebook.codes[codebook.nearest(residual)]
+            show(level + 1)
 
     def forward(self, latents: Tensor, keep: Tensor | None = None, learn: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: quantised latents (B, D, F) with straight-through gradients, codes (B, Q, F), commitment loss.

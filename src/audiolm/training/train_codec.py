@@ -85,8 +85,8 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
     if not config.train_encoder:
         codec.freeze_encoder()
     if not run.steps():
-        with run.unguarded():
-            codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed)
+        with run.unguarded(), run.progress(config.network.num_codebooks, label="codec's start") as show:
+            codec.start(torch.cat([crops.batch(index) for index in range(config.start_batches)]), config.seed, show)
     model, critic_model = fabric.setup_module(codec), fabric.setup_module(critics)
     average.load_state_dict(codec.state_dict())
     trained = [parameter for parameter in codec.parameters() if parameter.requires_grad]
