@@ -136,6 +136,9 @@ def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:
         ("path\n", "'path' among them"),
         ("path\ns0/0.flac,5,6\n", "line 2 has too many columns"),
         ("path\nnot there.wav\n", "none of 1 recordings can be used"),
+        ("path,seconds\ns0/0.flac,inf\n", "s0/0.flac: seconds is 'inf'"),
+        ("path,seconds\ns0/0.flac,nan\n", "s0/0.flac: seconds is 'nan'"),
+        ("path,seconds\ns0/0.flac,long\n", "s0/0.flac: seconds is 'long'"),
     ],
 )
 def test_bad_manifests_are_one_line(corpus: Path, text: str, message: str, tmp_path: Path) -> None:
@@ -181,6 +184,16 @@ def test_nothing_to_use_is_one_line(tmp_path: Path, empty: str) -> None:
 
 
 # --- decoded once
+
+
+def test_digital_silence_teaches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    soundfile.write(tmp_path / "c" / "silent.wav", np.zeros(RATE), RATE)
+    with pytest.raises(InputError, match=r"no recording can be used \(.*silent\.wav: digital silence from end to end"):
+        AudioStore.prepare(tmp_path / "audio", scan(tmp_path / "c"))
+    tone(tmp_path / "c" / "heard.wav", 1.0)
+    store = AudioStore.prepare(tmp_path / "audio", scan(tmp_path / "c"))
+    assert [entry.name for entry in store.entries] == ["heard.wav"]
 
 
 def test_store_gives_back_the_sound(corpus: Path, store: AudioStore) -> None:

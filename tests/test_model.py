@@ -190,6 +190,8 @@ def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform
         tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:, :0]))
     with pytest.raises(InputError, match="nothing to decode"):
         tiny_model.generate(semantic=replace(tokens.semantic, codes=tokens.semantic.codes[:, :0]))
+    with pytest.raises(InputError, match=r"acoustic codes must be \(1 to 6 levels, frames\), got \(0, "):
+        tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:0]))
 
 
 def test_settings_reach_the_sampler(tiny_model: AudioLM, female: Waveform) -> None:

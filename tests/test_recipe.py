@@ -173,6 +173,14 @@ def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> Non
     assert (config.decoder, config.codebooks) == ("autoregressive", 4)  # the base's own choices
 
 
+def test_a_damaged_base_is_named(tmp_path: Path) -> None:
+    about = bundle.read_config(bundle.folder_of("speech"))
+    del about["semantic"]["encoder"]
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"config\.json: not a bundle's configuration \('encoder'\); copy it again"):
+        load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", f"base={tmp_path}"])
+
+
 def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_path: Path) -> None:
     out, moments = tmp_path / "out", random.Random(1)
     for sign in (
@@ -353,6 +361,8 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("encoder=[]", r"at least one pass"),
         ("encoder.0.network.width=66 encoder.0.network.heads=4", r"encoder\.0\.network: width=66 must be a multiple of 8"),
         ("encoder.0.network.kernel=4", r"kernel=4 must be odd"),
+        ("codec.network.codebook_size=65537", r"codebook_size: input should be less than or equal to 65536"),
+        ("units.units=65537", r"units\.units: input should be less than or equal to 65536"),
         ("units.layer=4", r"units\.layer=4: the encoder has 3 layers"),
         ("coarse.sampling={passes=4}", r"coarse\.sampling\.passes: only a parallel stage makes passes"),
         ("encoder=[{network={layers=0}}] units={}", r"give units\.layer=0"),

@@ -33,15 +33,15 @@ class TokenSpec:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be a prefix of the levels."""
+    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be a prefix of the levels, not none."""
 
     codes: Tensor
     spec: TokenSpec
 
     def __post_init__(self) -> None:
-        if self.codes.ndim != 2 or self.codes.shape[0] > self.spec.num_codebooks:
+        if self.codes.ndim != 2 or not 1 <= self.codes.shape[0] <= self.spec.num_codebooks:
             raise InputError(
-                f"{self.spec.name} codes must be (levels <= {self.spec.num_codebooks}, frames), got {tuple(self.codes.shape)}"
+                f"{self.spec.name} codes must be (1 to {self.spec.num_codebooks} levels, frames), got {tuple(self.codes.shape)}"
             )
         if self.codes.numel() and not 0 <= int(self.codes.min()) <= int(self.codes.max()) < self.spec.codebook_size:
             raise InputError(

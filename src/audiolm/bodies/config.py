@@ -15,7 +15,7 @@ class CodecConfig(Config):
     sample_rate: PositiveInt = 16_000
     strides: tuple[PositiveInt, ...] = Field(default=(2, 4, 5, 8), min_length=1)  # their product is the hop: 320 samples, 50 Hz
     num_codebooks: PositiveInt = 12
-    codebook_size: PositiveInt = 1024
+    codebook_size: int = Field(default=1024, ge=1, le=1 << 16)  # token stores keep 16 bits of a code
     groups: PositiveInt = 1
     latent: PositiveInt = 96  # vocoder body: mel bands
     phases: Literal["invented", "continued"] = "invented"  # vocoder body: continued for what has pitch above all, as music

@@ -11,6 +11,7 @@ One bad file among thousands is reported and left out, never fatal and never sil
 import csv
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -151,12 +152,17 @@ def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
 
 
 def _seconds(row: Mapping[str, Any], minimum: float) -> float:
-    path = row["path"]
-    try:
+    path, said = row["path"], row.get("seconds")
+    if said and (is_remote(path) or path.is_file()):
         # The manifest's word saves opening every file of a large corpus; a file that belies it is left out when decoded.
-        seconds = float(row["seconds"]) if row.get("seconds") and (is_remote(path) or path.is_file()) else _probed(path)
-    except ValueError as error:
-        raise InputError(str(error) if isinstance(error, InputError) else f"{path}: seconds is {row['seconds']!r}") from error
+        try:
+            seconds = float(said)
+        except ValueError:
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise InputError(f"{path}: seconds is {said!r}; correct it or leave it empty")
+    else:
+        seconds = _probed(path)
     if not seconds >= minimum:
         raise InputError(f"{path}: only {seconds:.3g} s long; at least {minimum:g} s are needed")
     return seconds
@@ -280,7 +286,7 @@ class AudioStore:
                 store.entries += entries
         report(skipped, store.folder / "skipped.json")
         if not store.entries:
-            raise InputError(f"{folder}: no recording could be decoded ({skipped[0][1] if skipped else 'none was given'})")
+            raise InputError(f"{folder}: no recording can be used ({skipped[0][1] if skipped else 'none was given'})")
         return cls(folder)
 
     def __len__(self) -> int:
@@ -303,14 +309,17 @@ class AudioStore:
 
 
 def _decode_into(file: Any, recording: Recording, sample_rate: int, minimum: float) -> int:
-    length = 0
+    length, silent = 0, True
     with fetched(recording.path) as path:
         for block in audio.blocks(path, 30.0, sample_rate, mono=True):
             samples = (block.samples[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2")
             file.write(samples.tobytes())
             length += len(samples)
+            silent &= not samples.any()
     if length < minimum * sample_rate:
         raise InputError(f"{recording.path}: only {length / sample_rate:.3g} s long; at least {minimum:g} s are needed")
+    if silent:
+        raise InputError(f"{recording.path}: digital silence from end to end; there is nothing to learn from it")
     return length
 
 

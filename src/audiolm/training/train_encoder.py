@@ -272,7 +272,7 @@ class UnitsConfig(Config):
     """Which layer becomes tokens and how many units it gets. `layer` None: the layer that `choose_layer` measures best."""
 
     layer: int | None = Field(default=None, ge=0)
-    units: int = Field(default=512, ge=2)
+    units: int = Field(default=512, ge=2, le=1 << 16)  # token stores keep 16 bits of a code
     batches: int = Field(default=200, ge=1)  # training crops the centroids are fitted on
     epochs: int = Field(default=10, ge=1)
     seed: Seed = 0
