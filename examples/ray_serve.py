@@ -27,12 +27,12 @@ def application(model: str = "speech", replicas: int = 2, cpus: float = 1.0, que
     def build() -> FastAPI:  # in each copy
         import torch
 
-        from audiolm import bundle, detector
+        from audiolm import bundle
         from audiolm.serving.limits import Limits
         from audiolm.serving.server import create_app
 
         torch.set_num_threads(max(1, int(cpus)))
-        voice = detector.of_bundle(bundle.folder_of(model))
+        voice = bundle.detector_of(bundle.folder_of(model))
         return create_app(bundle.load(model), Limits(queue=queue, rate=0), detector=voice)
 
     copies = serve.deployment(

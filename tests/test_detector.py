@@ -99,8 +99,7 @@ def test_kept_and_read_again(network: CropClassifier, female: Waveform, tmp_path
     torch.testing.assert_close(crop_logits(again.network, female), crop_logits(network, female), atol=0.05, rtol=0.05)
     again.save(tmp_path / "twice.safetensors")  # nothing more is lost
     assert (tmp_path / "twice.safetensors").read_bytes() == path.read_bytes()
-    assert detector.of_bundle(tmp_path) is not None
-    assert detector.of_bundle(tmp_path / "nothing") is None
+    assert bundle.detector_of(tmp_path / "nothing") is None
     (tmp_path / "wrong.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match=r"wrong\.safetensors"):
         detector.load(tmp_path / "wrong.safetensors")
@@ -170,7 +169,7 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     readme = (model / "README.md").read_text()
     assert readme.count("## Detector") == 1
     assert readme.startswith("# A card\n\n## After\n\nmore\n\n## Detector\n")
-    made = detector.of_bundle(model)
+    made = bundle.detector_of(model)
     assert made is not None
     assert made.about["model"] is None
     assert made.about["weights"] == detector.identity(bundle.read_config(model))
@@ -239,6 +238,10 @@ def test_detect_says_what_it_hears(
     assert f"{100 * told['synthetic_probability']:.1f} %" in capsys.readouterr().out
     read(female_path).trim(0.5).write(tmp_path / "short.wav")
     assert "too short" in _told(capsys, ["detect", str(tmp_path / "short.wav"), "-m", str(model), "--json"])["note"]
+    Waveform(torch.zeros(1, 32_000), 16_000).write(tmp_path / "silent.wav")
+    silent = _told(capsys, ["detect", str(tmp_path / "silent.wav"), "-m", str(model), "--json"])
+    assert silent["note"].startswith("digital silence")
+    assert silent["synthetic_probability"] is None
     Detector(network, about={"weights": "others"}).save(model / detector.FILE)
     assert "trained again" in _told(capsys, arguments)["note"]
     (model / detector.FILE).unlink()

@@ -174,6 +174,8 @@ def test_the_program_serves_until_it_is_told_to_stop(tiny_model: AudioLM, tmp_pa
             headers = {"Authorization": "Bearer k"}
             assert httpx2.get(f"{address}/v1/models", headers=headers, timeout=30).json()["models"][0]["max_seconds"] == 3
             assert httpx2.get(f"{address}/v1/models").status_code == 401
+            assert (head := httpx2.head(f"{address}/")).status_code == 200
+            assert (head.headers["content-type"], head.content) == ("text/html; charset=utf-8", b"")
             with ThreadPoolExecutor(1) as client:
                 answer = client.submit(httpx2.post, f"{address}/v1/generate?seconds=3", headers=headers, timeout=60)
                 time.sleep(0.5)

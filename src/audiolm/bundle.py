@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from audiolm import detector
 from audiolm.asking import Sampling
 from audiolm.audio import READABLE
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import parse_config
 from audiolm.conformer import Conformer, ConformerConfig
+from audiolm.detector import Detector
 from audiolm.errors import InputError
 from audiolm.files import file_hash, load_tensors, save_tensors, whole_file
 from audiolm.kernels import Precision
@@ -133,6 +135,15 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
             return (*args, *(kwargs or {}).values())[0]
         return func(*args, **(kwargs or {}))
+
+
+def detector_of(folder: Path) -> Detector | None:
+    """The detector of a bundle's own voice; None where it has none."""
+    if not (folder / detector.FILE).is_file():
+        return None
+    found = detector.load(folder / detector.FILE)
+    found.stale = found.about.get("weights") != detector.identity(read_config(folder))
+    return found
 
 
 def describe(model: AudioLM) -> dict[str, Any]:

@@ -10,12 +10,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from audiolm import provenance
 from audiolm.audio import Waveform
 from audiolm.classifier import CHANNELS, CropClassifier, crop_logits
 from audiolm.config import digest
@@ -43,13 +43,14 @@ class Detector:
     slope: float = 1.0
     offset: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
+    stale: bool = False  # that model has other weights now
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
 
     def __call__(self, sound: Waveform) -> Verdict | None:
-        """The verdict; None of a sound shorter than a second."""
-        if sound.seconds < SHORTEST:
+        """The verdict; None of a sound shorter than a second, and of digital silence."""
+        if sound.seconds < SHORTEST or not sound.samples.any():
             return None
         logits = crop_logits(self.network, sound)[:, 0]
         probability = torch.sigmoid(torch.tensor(self.slope * file_score(logits) + self.offset))
@@ -81,9 +82,24 @@ def load(path: str | os.PathLike[str]) -> Detector:
         raise InputError(f"{path}: not a detector ({reason}); train it again: audiolm train-detector") from error
 
 
-def of_bundle(folder: Path) -> Detector | None:
-    """The detector that a bundle has; None where it has none."""
-    return load(folder / FILE) if (folder / FILE).is_file() else None
+def examine(sound: Waveform, detector: Detector | None, model: str) -> dict[str, Any]:
+    """What can be told of a sound, JSON-ready: its watermark, and by ear; `note` says what is to be known of that."""
+    verdict = detector(sound) if detector else None
+    note = None
+    if not sound.samples.any():
+        note = "digital silence: there is nothing to judge"
+    elif detector is None:
+        note = f"{model} has no detector of its voice (audiolm train-detector makes one)"
+    elif verdict is None:
+        note = f"too short to be judged by ear; at least {SHORTEST:g} s"
+    elif detector.stale:
+        note = f"{model} has been trained again since its detector was; audiolm train-detector makes a new one"
+    return {
+        "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
+        "synthetic_share": None if verdict is None else round(verdict.share, 3),
+        "watermark": provenance.detect(sound).plain(),
+        **({"note": note} if note else {}),
+    }
 
 
 def identity(config: Mapping[str, Any]) -> str:

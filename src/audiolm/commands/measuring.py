@@ -112,14 +112,12 @@ def detect(
     model
         Whose voice: a packaged model, a bundle's folder, or a hub id. The mark is found whichever model it was.
     """
-    from audiolm import bundle, detector
-    from audiolm.provenance import detect as look
+    from audiolm import bundle
+    from audiolm.detector import examine
 
     if not files:
         raise InputError("detect: name one or more recordings")
-    folder = bundle.folder_of(model)
-    listen = detector.of_bundle(folder)
-    stale = listen is not None and listen.about.get("weights") != detector.identity(bundle.read_config(folder))
+    detector = bundle.detector_of(bundle.folder_of(model))
     found, failed = [], []
     for file in files:
         try:
@@ -127,20 +125,7 @@ def detect(
         except InputError as error:  # the others are judged all the same
             failed.append(str(error))
             continue
-        verdict = listen(sound) if listen else None
-        entry = {
-            "file": str(file),
-            "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
-            "synthetic_share": None if verdict is None else round(verdict.share, 3),
-            "watermark": look(sound).plain(),
-        }
-        if listen is None:
-            entry["note"] = f"{model} has no detector of its voice (audiolm train-detector makes one)"
-        elif verdict is None:
-            entry["note"] = f"too short to be judged by ear; at least {detector.SHORTEST:g} s"
-        elif stale:
-            entry["note"] = f"{model} has been trained again since its detector was; audiolm train-detector makes a new one"
-        found.append(entry)
+        found.append({"file": str(file), **examine(sound, detector, model)})
     if json and found:
         making.show(found[0] if len(files) == 1 else found, True)
     for each in found if not json else ():

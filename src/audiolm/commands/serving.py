@@ -50,7 +50,7 @@ def serve(
     keys = _keys(api_key_file)
     if not 0 <= port < 1 << 16:
         raise InputError(f"--port {port}: give a number from 0 to 65535")
-    from audiolm import bundle, detector
+    from audiolm import bundle
     from audiolm.serving.server import create_app
 
     making.settle(device, threads)
@@ -59,7 +59,7 @@ def serve(
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None
     with ThreadPoolExecutor(1) as apart:  # its helpers end with it: see Service.open
         loaded = apart.submit(bundle.load, model, device).result()
-        voice = apart.submit(lambda: detector.of_bundle(bundle.folder_of(model))).result()
+        voice = apart.submit(lambda: bundle.detector_of(bundle.folder_of(model))).result()
     listen(create_app(loaded, taken, keys, hosts, voice), host, port, taken)
 
 

@@ -13,7 +13,7 @@ from audiolm.serving.limits import Limits
 from audiolm.serving.uploads import SHORTEST
 
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "opus": "audio/ogg; codecs=opus"}
-NUMBER = r"[0-9]{1,3}(\.[0-9]{1,9})?"
+NUMBER = r"([0-9]{1,3}|[0-9]{0,3}\.[0-9]{1,9})"
 
 
 class Nothing(Config):
@@ -129,6 +129,7 @@ MARK = {
             },
         },
         "synthetic_share": {"type": ["number", "null"]},
+        "note": {"type": "string"},
     },
 }
 METRICS: dict[int | str, Any] = {200: {"description": "Figures", "content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -82,6 +82,8 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["method"] == "HEAD":  # what GET says, less the body, which uvicorn leaves out
+            scope = {**scope, "method": "GET"}
         began, status = time.monotonic(), 0
 
         async def answer(message: Message) -> None:
@@ -120,7 +122,7 @@ class Guard:
         origin = headers.get("origin")
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         foreign |= origin is not None and urlsplit(origin).netloc != host
-        if foreign and scope["method"] not in ("GET", "HEAD"):  # what these give, no other site can read: CORS is closed
+        if foreign and scope["method"] != "GET":  # what these give, no other site can read: CORS is closed
             return problem(403, "another site's page may not use this server")
         if not scope["path"].startswith("/v1/") and scope["path"] != "/metrics":
             return None

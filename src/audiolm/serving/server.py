@@ -30,10 +30,10 @@ from audiolm.asking import Request as Wish
 from audiolm.asking import Sampling, at_temperatures
 from audiolm.audio import Waveform, probe
 from audiolm.config import Config, parse_config
-from audiolm.detector import Detector
+from audiolm.detector import Detector, examine
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.provenance import detect, tags
+from audiolm.provenance import tags
 from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice
 from audiolm.serving.batching import Busy, Way, Worker
@@ -169,16 +169,8 @@ class Service:
         """Was this made by audiolm? Looks for the watermark (1.5 s are enough) and listens for the model's own voice (1 s)."""
         _, sounds = await self._take(request, Nothing, "audio")
 
-        def look(sound: Waveform) -> dict[str, Any]:
-            verdict = self.detector(sound) if self.detector else None
-            return {
-                "file": "audio",
-                "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
-                "synthetic_share": None if verdict is None else round(verdict.share, 3),
-                "watermark": detect(sound).plain(),
-            }
-
-        return JSONResponse(await self._run(request, look, sounds["audio"]))
+        told = await self._run(request, examine, sounds["audio"], self.detector, name_of(self.model))
+        return JSONResponse({"file": "audio", **told})
 
     async def models(self) -> dict[str, list[dict[str, Any]]]:
         """The model that this server runs, and how much it may be asked for."""
