@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -330,6 +331,7 @@ def test_the_card(report: dict) -> None:
     for title in ("Codec", "Codebooks", "Semantic units", "Bits per token", "Continuation"):
         assert f"### {title}" in card
     assert "2 recordings of 2 speakers" in card
+    assert "2 recordings of 2 composers" in evaluation.markdown(report | {"recordings.by": "composers"})
     assert f"| {report['codec.6.pesq']:.2f} (" in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
     assert all(line.count("|") >= 3 for line in tables)
@@ -464,12 +466,17 @@ def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: 
 
 
 def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="at least one recording"):
+    with pytest.raises(InputError, match="no recordings"):
         evaluation.evaluate(tiny_model, [])
-    with pytest.raises(InputError, match="codec, visqol, units"):
-        evaluation.evaluate(tiny_model, recordings, parts=("sound",))
-    with pytest.raises(InputError, match="seed=-1: give"):
+    with pytest.raises(InputError, match="^parts=sound: no such part; choose from codec, visqol, units"):
+        evaluation.evaluate(tiny_model, recordings, parts=("codec", "sound"))
+    with pytest.raises(InputError, match="^seed=-1: give 0 or more$"):
         evaluation.evaluate(tiny_model, recordings, seed=-1)
+    data = recordings[0].path.parent
+    bad: list[tuple[str, Any]] = [("listening_test", -3), ("listening_test", 1), ("parts", ("sound",)), ("seconds", math.nan)]
+    for name, value in bad:
+        with pytest.raises(InputError, match=f"^{name}="):
+            evaluation.evaluate_folder("speech", data, tmp_path / "out", **{name: value})
     with pytest.raises(InputError, match="split 'dev'"):
-        evaluation.evaluate_folder("speech", recordings[0].path.parent, tmp_path / "out", split="dev")
+        evaluation.evaluate_folder("speech", data, tmp_path / "out", split="dev")
     assert not (tmp_path / "out").exists()

@@ -29,7 +29,7 @@ def tokenize(
     Parameters
     ----------
     source
-        A folder with any tree of audio in it, or a manifest.csv with a column path (and speaker, split, ...).
+        A folder with any tree of audio in it, a manifest.csv with a column path (and speaker, split, ...), or one sound file.
     output
         The store's folder.
     model

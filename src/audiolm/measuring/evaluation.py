@@ -89,14 +89,9 @@ def evaluate(
     The same seed gives the same report.
     """
     tell = progress or (lambda what, done, total: None)
-    unknown = [part for part in parts if part not in PARTS]
-    wrong = limit < 1 or (most is not None and most < 1) or not SHORTEST <= seconds < math.inf or seed < 0
-    if unknown or wrong or not recordings:
-        raise InputError(
-            f"evaluation: parts={','.join(parts)} (of {', '.join(PARTS)}), {len(recordings)} recordings, most={most}, "
-            f"limit={limit}, seconds={seconds}, seed={seed}: "
-            f"give at least one recording, most=1, limit=1, seconds={SHORTEST:g} and seed=0"
-        )
+    _check(parts, most, limit, seconds, seed)
+    if not recordings:
+        raise InputError("there are no recordings to measure; give one or more")
     for package in {package for part in parts for package in PARTS[part].packages}:
         needed(package)
     numbers = sorted(in_turn([each.speaker for each in recordings], seed)[:most])
@@ -116,12 +111,24 @@ def evaluate(
         "recordings.clips": len(clips),
         "recordings.of": len(recordings),
         "recordings.speakers": len({clip.recording.speaker for clip in clips}),
+        "recordings.by": "composers or players" if "piano" in model.stages else "speakers",
         "recordings.seconds": round(sum(clip.tokens.seconds for clip in clips), 2),
         "recordings.left_out": [f"{name}: {reason}" for name, reason in left_out],
         "seed": seed,
         "limit": limit,
         "seconds": seconds,
     } | _flat(figures)
+
+
+def _check(parts: Collection[str], most: int | None, limit: int, seconds: float, seed: int) -> None:
+    """InputError where there is no such part, or a number is too small."""
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"parts={part}: no such part; choose from {', '.join(PARTS)}")
+    least = {"most": (most, 1), "limit": (limit, 1), "seconds": (seconds, SHORTEST), "seed": (seed, 0)}
+    for name, (number, bound) in least.items():
+        if number is not None and not bound <= number < math.inf:
+            raise InputError(f"{name}={number:g}: give {bound:g} or more")
 
 
 def evaluate_folder(
@@ -153,6 +160,9 @@ def evaluate_folder(
 
     temperature, codebooks: in place of the model's own, of all that is generated; see audiolm.asking. precision: as in `load`.
     """
+    _check(parts, most, limit, seconds, seed)
+    if listening_test < 0 or listening_test == 1:
+        raise InputError(f"listening_test={listening_test}: give 2 clips or more, or 0 for no test")
     if page:
         needed("markdown_it")
     tell = progress or (lambda what, done, total: None)

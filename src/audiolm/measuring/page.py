@@ -183,10 +183,11 @@ def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str, heard
     name = html.escape(str(report.get("model", "AudioLM")))
     links = "".join(f'<a href="#{_anchor(part.title)}">{html.escape(part.title)}</a>' for part in parts)
     unheard = " it was not trained on" if report.get("split") == "test" else ""
+    groups = f"{report.get('recordings.speakers', 'some')} {report.get('recordings.by', 'speakers')}"
     facts = f"seed {report.get('seed', 0)} · {html.escape(str(report.get('versions', '')))}"
     body = f"""<h1>AudioLM &ldquo;{name}&rdquo;: to hear and to see</h1>
 <p>An <a href="https://arxiv.org/abs/2209.03143">AudioLM</a>, heard and measured on recordings of
-{report.get("recordings.speakers", "some")} speakers{unheard}. Everything generated here carries an inaudible mark that
+{groups}{unheard}. Everything generated here carries an inaudible mark that
 <code>audiolm detect</code> finds.</p>
 <p class=quiet>Made by <code>{html.escape(str(report.get("command", "")))}</code><br>{facts} ·
 all figures: <a href="report.json">report.json</a></p>

@@ -58,8 +58,9 @@ def markdown(report: Mapping[str, Any]) -> str:
 def _head(report: Mapping[str, Any]) -> str:
     made_by = f"By `{report['command']}` ({report['versions']}). " if "command" in report else ""
     split = f", split {report['split']} of {report['data']}" if "split" in report else ""
+    by = report.get("recordings.by", "speakers")
     text = (
-        f"{made_by}Measured on {report['recordings.clips']} recordings of {report['recordings.speakers']} speakers, "
+        f"{made_by}Measured on {report['recordings.clips']} recordings of {report['recordings.speakers']} {by}, "
         f"{report['recordings.seconds'] / 60:.1f} minutes (at most the first 30 s of each){split}; seed {report['seed']}. "
         "In brackets: 95 % intervals by bootstrap over recordings, which takes recordings of one speaker for independent."
     )
@@ -185,7 +186,8 @@ def _continuation(report: Mapping[str, Any]) -> str:
     ways = [way for way in WAYS if any(f"continuation.{way}.{name}" in report for name, _ in measures)]
     rows = [[WAYS[way], *(figure(report, f"continuation.{way}.{name}", digits) for name, digits in measures)] for way in ways]
     note = (
-        f"{clips:.0f} recordings of {report['continuation.speakers']:.0f} speakers: the first 3 s are the prompt, followed by "
+        f"{clips:.0f} recordings of {report['continuation.speakers']:.0f} {report.get('recordings.by', 'speakers')}: "
+        "the first 3 s are the prompt, followed by "
         f"{report['continuation.mean_seconds']:.1f} s on average; only what follows is measured. Voice: cosine of its speaker "
         "embedding and the prompt's (GE2E, resemblyzer's weights). Unit errors: edits a unit between the units asked for and "
         "those that the tokenizer hears in the result, repeats removed. Bits: of the heard units under this model's own semantic "

@@ -57,9 +57,9 @@ def scan(
     skipped: Skipped | None = None,
     settled: Mapping[str, str] | None = None,
 ) -> list[Recording]:
-    """Recordings of a folder (any tree of sound files, or one with a manifest.csv at its top) or of a manifest.
+    """Recordings of a folder (any tree of sound files, or one with a manifest.csv at its top), of a manifest, or one sound file.
 
-    Either may lie in an object store (s3://...): there a column `seconds` saves fetching every file to learn its length.
+    Each may lie in an object store (s3://...): there a column `seconds` saves fetching every file to learn its length.
     A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and any others. Where no
     split is given, speakers are dealt to train, valid and test by hash, so that no speaker is in two of them; a file's
     speaker is its parent folder's name where no column says it; with one speaker, recordings are dealt instead.
@@ -73,7 +73,10 @@ def scan(
         source = source / "manifest.csv"
     if not source.exists():
         raise InputError(f"{source}: no such folder or manifest; check the path")
-    rows = _folder_rows(source) if source.is_dir() else _manifest_rows(source)
+    if source.is_dir():
+        rows = _folder_rows(source)
+    else:
+        rows = [_row(source, source.parent)] if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
     left_out: Skipped = []
     found, names = [], set()
     for row in rows:
@@ -131,7 +134,11 @@ def _folder_rows(folder: Path) -> list[dict[str, Any]]:
     paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in audio.READABLE and path.is_file())
     if not paths:
         raise InputError(f"{folder}: no sound files in it; give a folder with wav, flac, mp3, ogg or opus files")
-    return [{"path": path, "name": path.relative_to(folder).as_posix(), "speaker": path.parent.name} for path in paths]
+    return [_row(path, folder) for path in paths]
+
+
+def _row(path: Path, folder: Path) -> dict[str, Any]:
+    return {"path": path, "name": path.relative_to(folder).as_posix(), "speaker": path.parent.name}
 
 
 def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
