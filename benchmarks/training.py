@@ -117,7 +117,7 @@ def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
 
         def item(seed: int) -> dict[str, Any]:
             streams = [codes(each.levels, each.frames(length), each.spec.codebook_size, seed) for each in stage.streams]
-            return {"given": streams[:-1], "predicted": streams[-1], "starts": False, "ends": False}
+            return {"given": streams[:-1], "predicted": streams[-1], "ends": False}
 
         network = TransformerConfig(layers=layers, width=width, heads=heads, ffn=ffn, dropout=0.0)
         config = LMTrainConfig(network=network, **every)

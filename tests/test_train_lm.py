@@ -48,7 +48,7 @@ class Walks:
             steps = torch.randint(2, (stream.levels, stream.frames(seconds)), generator=generator)
             steps[:, 0] = torch.randint(stream.spec.codebook_size, (stream.levels,), generator=generator)
             codes.append(steps.cumsum(1) % stream.spec.codebook_size)
-        return {"given": codes[:-1], "predicted": codes[-1], "starts": False, "ends": ends}
+        return {"given": codes[:-1], "predicted": codes[-1], "ends": ends}
 
 
 def config_of(**changes: Any) -> LMTrainConfig:

@@ -1,11 +1,10 @@
-"""The two contracts between audio and tokens, the semantic tokenizer, and the table of tokenizers by name.
+"""The two contracts between audio and tokens, and the semantic tokenizer.
 
 A codec is a tokenizer that can also decode. Nothing inherits from anything: whatever has these members will do, and
-one contract test runs over the whole table.
+one contract test runs over all of them (tests/test_model.py).
 """
 
-from importlib import import_module
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -34,24 +33,6 @@ class Decoder(Tokenizer, Protocol):
     """A tokenizer whose codes of any prefix of levels (B, q, F) become audio (B, 1, T) again."""
 
     def decode(self, codes: Tensor) -> Tensor: ...
-
-
-TOKENIZERS = {
-    "soundstream": "audiolm.codec:Codec",
-    "units": "audiolm.tokenizers:SemanticTokenizer",
-}
-
-
-def tokenizer(name: str) -> Any:
-    """The class or factory behind a name of the table, or behind "package.module:name"."""
-    target = TOKENIZERS.get(name, name)
-    module, separator, attribute = target.partition(":")
-    if not separator:
-        raise InputError(f"tokenizer '{name}' is unknown; choose from {', '.join(TOKENIZERS)} or name one as package.module:name")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"tokenizer '{name}' cannot be loaded ({error}); install what it needs") from error
 
 
 class SemanticTokenizer(nn.Module):

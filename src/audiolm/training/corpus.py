@@ -94,7 +94,7 @@ def tokenize_shard(
     show: Callable[[int], None] | None = None,
 ) -> Skipped:
     """Tokenize the recordings `numbers` of `source` and write them as shard `shard`; what was left out, and why."""
-    writer = TokenWriter(folder, {"semantic": semantic.spec, "acoustic": codec.spec}, iter([shard]))
+    writer = TokenWriter(folder, {"semantic": semantic.spec, "acoustic": codec.spec}, shard)
     entries, skipped = _entries(source), []
     with torch.inference_mode():
         for count, number in enumerate(numbers, 1):

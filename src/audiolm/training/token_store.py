@@ -11,13 +11,11 @@ nothing of each other: many processes may write them side by side. The store may
 
 import itertools
 import json
-import math
 import os
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -54,7 +52,7 @@ def specs_of(key: Key) -> dict[str, TokenSpec]:
 
 
 class TokenStore:
-    """Open, read, append to and verify a token store. Streams are named by their specification: "semantic", "acoustic".
+    """Open and read a token store. Streams are named by their specification: "semantic", "acoustic".
 
     Codes are read through a memory map, so that any number of processes share one copy of them (pickle it, or fork); the
     shards of a remote store are copied to a temporary folder when they are first read.
@@ -69,9 +67,6 @@ class TokenStore:
             raise InputError(f"{self.folder}: made by another tokenizer ({changed}); tokenise again into another folder")
         self.specs = specs_of(self.key)
         self._copies: tempfile.TemporaryDirectory[str] | None = None
-        self._open()
-
-    def _open(self) -> None:
         indexes, tables = self.indexes(), []
         self.skipped: dict[str, str] = {}  # recordings that were left out, and why
         for index in indexes:
@@ -82,7 +77,6 @@ class TokenStore:
                 _open_shard(index.with_suffix(".safetensors"))  # a truncated shard is found now, not hours later
         table = parquet().concat_tables([schema_of(list(self.specs)).empty_table(), *tables]).combine_chunks()
         self.entries = TokenEntries(table, list(self.specs))
-        self.__dict__.pop("names", None)
         if self.skipped:
             self.skipped = {name: reason for name, reason in self.skipped.items() if name not in self.names}
         self._shard = cache(self._shard_of)
@@ -134,24 +128,6 @@ class TokenStore:
         last = first + min(frames, frames if stop is None else stop)
         codes = self._shard(int(self.entries.shard[number])).get_slice(stream)[first + start : last]
         return torch.from_numpy(codes.astype(np.int64)).T
-
-    def tokens(self, number: int) -> dict[str, Tokens]:
-        """All streams of a recording."""
-        return {name: Tokens(self.read(number, name).contiguous(), spec) for name, spec in self.specs.items()}
-
-    def verify(self) -> None:
-        """Read everything; InputError naming each shard whose codes are not those that were written."""
-        verify(self.folder)
-
-    @contextmanager
-    def writer(self, shard_seconds: float = 3600.0) -> Iterator["TokenWriter"]:
-        """Append: `with store.writer() as writer: writer.add(...)`. A shard is written every `shard_seconds` of sound."""
-        writer = TokenWriter(self.folder, self.specs, self.unused(), shard_seconds, self.names)
-        try:
-            yield writer
-            writer.flush()
-        finally:
-            self._open()
 
     def summary(self) -> dict[str, Any]:
         """What is in it: recordings and hours of each split, frames of each stream, the key."""
@@ -207,26 +183,14 @@ def verify(folder: str | os.PathLike[str]) -> int:
 
 
 class TokenWriter:
-    """Collects recordings and writes them as shards, numbered by `numbers`. What was not flushed is not there."""
+    """Collects recordings and writes them as the shard of this number. What was not flushed is not there."""
 
-    def __init__(
-        self,
-        folder: Path,
-        specs: Mapping[str, TokenSpec],
-        numbers: Iterator[int],
-        shard_seconds: float = math.inf,
-        names: set[str] | None = None,
-    ) -> None:
-        self.folder, self.specs, self.numbers, self.shard_seconds = folder, specs, numbers, shard_seconds
-        self.names = set() if names is None else names
-        self._begin()
-
-    def _begin(self) -> None:
+    def __init__(self, folder: Path, specs: Mapping[str, TokenSpec], number: int) -> None:
+        self.folder, self.specs, self.number = folder, specs, number
         self._rows: list[dict[str, Any]] = []
         self._skipped: dict[str, str] = {}
-        self._codes: dict[str, list[Tensor]] = {name: [] for name in self.specs}
-        self._frames = dict.fromkeys(self.specs, 0)
-        self._seconds = 0.0
+        self._codes: dict[str, list[Tensor]] = {name: [] for name in specs}
+        self._frames = dict.fromkeys(specs, 0)
 
     def add(
         self,
@@ -239,8 +203,6 @@ class TokenWriter:
         columns: Mapping[str, str] = NO_COLUMNS,
     ) -> None:
         """Add one recording: `codes` (Q, F) for every stream of the store."""
-        if name in self.names:
-            raise InputError(f"{self.folder}: {name} is in the store already; give each recording its own name")
         if codes.keys() != self.specs.keys():
             raise InputError(f"{name}: codes of {sorted(codes)} where the store keeps {sorted(self.specs)}")
         for stream, spec in self.specs.items():
@@ -256,10 +218,6 @@ class TokenWriter:
             self._codes[stream].append(each.T.to(torch.uint16))
             self._frames[stream] += each.shape[-1]
         self._rows.append(row)
-        self.names.add(name)
-        self._seconds += seconds
-        if self._seconds >= self.shard_seconds:
-            self.flush()
 
     def skip(self, name: str, reason: str) -> None:
         """Record in the shard's index that a recording was left out."""
@@ -269,14 +227,11 @@ class TokenWriter:
         """Write the shard and then its index; nothing where no recording was added."""
         if not self._rows:
             return
-        number = next(self.numbers)
-        path = self.folder / f"{number:05d}.safetensors"
+        path = self.folder / f"{self.number:05d}.safetensors"
         with stored(path) as temporary:
             save_tensors(temporary, {name: torch.cat(codes) for name, codes in self._codes.items()})
-        write_index(
-            path.with_suffix(".parquet"), [row | {"shard": number} for row in self._rows], list(self.specs), self._skipped
-        )
-        self._begin()
+        rows = [row | {"shard": self.number} for row in self._rows]
+        write_index(path.with_suffix(".parquet"), rows, list(self.specs), self._skipped)
 
 
 def _checksum(codes: Mapping[str, Tensor | np.ndarray]) -> int:
@@ -301,7 +256,6 @@ class Item(TypedDict):
 
     given: list[Tensor]  # (levels, F) of each given stream
     predicted: Tensor  # (levels, F)
-    starts: bool  # the crop begins where the recording begins
     ends: bool  # the crop ends where the recording truly ends: only then is there an EOS
 
 
@@ -344,4 +298,4 @@ class TokenCrops:
             for stream, frames in zip(self.stage.streams, self.frames, strict=True)
         ]
         ends = stop >= int(self.placement.lengths[recording])
-        return {"given": codes[:-1], "predicted": codes[-1], "starts": start == 0, "ends": ends}
+        return {"given": codes[:-1], "predicted": codes[-1], "ends": ends}
