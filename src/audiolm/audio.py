@@ -232,6 +232,11 @@ def as_file(stream: IO[bytes], name: str) -> Iterator[Path]:
             raise InputError(str(error).replace(copy.name, name)) from None
 
 
+def sixteen_bits(samples: np.ndarray) -> np.ndarray:
+    """As files keep them. libsndfile scales by 32767 but reads by 32768; so a recording comes back to the bit."""
+    return (samples * 32768).round().clip(-32768, 32767).astype("<i2")
+
+
 def resampled_length(samples: int, old: int, new: int) -> int:
     """How many samples at rate `new` stand for `samples` at rate `old`: their exact number, rounded, a half upwards."""
     return (2 * samples * new + old) // (2 * old)
@@ -361,8 +366,8 @@ def _encode(sound: Waveform, kind: _Kind, name: str, tags: Mapping[str, str]) ->
     if kind.rates and sound.sample_rate not in kind.rates:
         sound = sound.resample(min((rate for rate in kind.rates if rate >= sound.sample_rate), default=kind.rates[-1]))
     data = _to_numpy(sound.samples).clip(-1.0, 1.0)
-    if kind.subtype == "PCM_16":  # libsndfile scales by 32767 but reads by 32768; so a recording comes back to the bit
-        data = (data * 32768).round().clip(-32768, 32767).astype(np.int16)
+    if kind.subtype == "PCM_16":
+        data = sixteen_bits(data)
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(buffer, "w", sound.sample_rate, data.shape[1], kind.subtype, format=kind.format) as file:

@@ -3,9 +3,7 @@
 import struct
 from collections.abc import Iterable, Iterator
 
-import torch
-
-from audiolm.audio import Waveform
+from audiolm.audio import Waveform, sixteen_bits
 from audiolm.errors import InputError
 
 LARGEST = 2**32 - 1 - 36  # bytes of samples that a WAV file can hold
@@ -24,4 +22,4 @@ def wav(blocks: Iterable[Waveform], samples: int, sample_rate: int) -> Iterator[
     form = (b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, one channel
     yield struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", *form, b"data", size)
     for block in blocks:
-        yield (block.samples[0] * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy().astype("<i2").tobytes()
+        yield sixteen_bits(block.samples[0].numpy()).tobytes()
