@@ -6,6 +6,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -202,8 +203,10 @@ def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
     assert rows["semantic"]["parameters"] == pytest.approx(0.2e9, rel=0.1)
     assert rows["coarse"]["memory"] > 40e9
     assert rows["coarse"]["tokens"] == 1_000_000 * 32 * (1 + 250 + 2000)
-    assert run(["plan", str(ROOT / "recipes" / "tiny.toml"), "data=nowhere"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for wrong in ("data=nowhere", "out=/dev/null", "out=/dev/null/deeper"):
+        assert run(["plan", str(ROOT / "recipes" / "tiny.toml"), "data=nowhere", wrong]) == 2
+        assert wrong.partition("=")[2] in (said := capsys.readouterr().err)
+        assert said.count("\n") == 1
 
 
 def test_doctor_knows_memory_and_the_extras() -> None:
@@ -213,6 +216,15 @@ def test_doctor_knows_memory_and_the_extras() -> None:
         "dev"
     }
     assert "lightning" in extras()["train"]
+
+
+def test_doctor_says_what_play_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(name: str) -> ModuleType:
+        raise OSError("PortAudio library not found")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", without)
+    assert doctor._extra("play", ["numpy"]).startswith("missing PortAudio: apt install libportaudio2")
+    assert doctor._extra("plot", ["numpy"]).startswith("installed")
 
 
 @pytest.mark.parametrize(("used", "free"), [(700, 600), (100, 1000), (1500, 0)])

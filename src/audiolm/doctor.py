@@ -1,5 +1,6 @@
 """What this machine can do, and what is missing: the first thing to look at when something does not work."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -91,6 +92,8 @@ def products(device: str, dtype: torch.dtype, size: int = 1024) -> float:
 
 def _extra(name: str, packages: list[str]) -> str:
     missing = [package for package in packages if not _installed(package)]
+    if name == "play" and not missing and not _portaudio():
+        return f"missing PortAudio: apt install libportaudio2 ({USES[name]})"
     use = f" ({USES[name]})" if name in USES else ""
     return f"missing {', '.join(missing)}: pip install 'audiolm[{name}]'{use}" if missing else f"installed{use}"
 
@@ -100,6 +103,14 @@ def _installed(package: str) -> bool:
         return bool(importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def _portaudio() -> bool:
+    try:
+        importlib.import_module("sounddevice")
+    except OSError:  # its wheels for Linux leave PortAudio to the system
+        return False
+    return True
 
 
 def _accelerator() -> str:

@@ -110,7 +110,9 @@ def make_plan(config: RecipeConfig) -> Plan:
     here = config.device not in ("cuda", "mps") or getattr(torch, config.device).is_available()
     shop = Workshop(config if here else config.model_copy(update={"device": "cpu"}))
     on_gpu = shop.fabric.device.type == "cuda"
-    there = next(folder for folder in (shop.out, *shop.out.absolute().parents) if folder.is_dir())
+    there = next(place for place in (shop.out, *shop.out.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{shop.out}: cannot be made ({there} is no folder); choose another out=")
     free = torch.cuda.mem_get_info()[0] if on_gpu else memory()[1] or math.inf
     plan = Plan([], {"memory": float(free), "disk": float(shutil.disk_usage(there).free)}, [])
     if not here:
