@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 ROWS = """
     errors kernels files storage tokens config containers plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
-    pretraining phonetics metrics music speaker classifier zerospeech tables sampling parallel adapters
-    asking tokenizers scoring generation rendering detector abx recognition tables_of_paper
-    model bundle report
-    data further token_index token_store run engine continuations card batching limits uploads
+    pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
+    asking tokenizers scoring generation rendering detector recognition tables_of_paper
+    model bundle report phonetics
+    abx data further token_index token_store run engine continuations card batching limits uploads
     figures page blindtest detector_sounds
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates

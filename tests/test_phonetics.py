@@ -67,6 +67,14 @@ def test_real_voices_are_aligned_to_their_words(aligner, female: Waveform, male:
     assert "F AH M B" in spoken  # fumbling
 
 
+def test_punctuation_is_not_spelled_and_what_came_before_leaves_no_trace(aligner, female: Waveform, male: Waveform):
+    alone, free = aligner(female.samples, SAID["female"]), aligner(female.samples)
+    aligner(male.samples)
+    aligner(male.samples, SAID["male"])
+    assert aligner(female.samples, "So I shall not tell you the rest until next Saturday. You see,") == alone
+    assert aligner(female.samples) == free
+
+
 def test_without_a_fitting_transcript_phones_are_decoded_freely_and_mostly_agree(aligner, female: Waveform):
     samples = female.samples
     aligned = frame_phones(aligner(samples, SAID["female"]), samples.shape[-1])

@@ -17,6 +17,7 @@ from torch import Tensor
 from audiolm.conformer import FRAME, SAMPLE_RATE, frame_count, log_mel, mel_filters, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
+from audiolm.measuring.recognition import normalised
 
 _NAMES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONES = tuple(_NAMES.split())
@@ -51,7 +52,9 @@ class PhoneAligner:
     def __call__(self, audio: Tensor, transcript: str | None = None) -> list[Phone]:
         """Phones of mono audio (..., T) at 16 kHz, silence included, one after the other."""
         sound = (audio.flatten().clamp(-1, 1) * 32767).to(torch.int16).numpy().tobytes()
-        words = (transcript or "").lower().split()
+        words = normalised(transcript or "").split()
+        for decoder in (self._align, self._decode):
+            decoder.reinit_feat()  # each recording is heard as if it were the first
         if words:
             self._learn(words)
             try:

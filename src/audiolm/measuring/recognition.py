@@ -18,13 +18,11 @@ class Recogniser:
 
     def __init__(self) -> None:
         # A tenth of the usual paths a frame: no more errors in real speech, a third of the time for what is not understood.
-        # Each recording is heard as if it were the first: the running estimate of the microphone is set back.
         self._decoder: Any = needed("pocketsphinx").Decoder(loglevel="FATAL", maxhmmpf=3000, maxwpf=10)
-        self._start = self._decoder.get_cmn(False)
 
     def __call__(self, audio: Tensor) -> str:
         sound = (audio.flatten().clamp(-1, 1) * 32767).to(torch.int16).numpy().tobytes()
-        self._decoder.set_cmn(self._start)
+        self._decoder.reinit_feat()  # each recording is heard as if it were the first
         self._decoder.start_utt()
         try:
             self._decoder.process_raw(sound, full_utt=True)
