@@ -24,10 +24,11 @@ def aligner() -> PhoneAligner:
 def test_units_that_are_phones_tell_all_and_constant_units_nothing():
     phones = torch.arange(40).repeat(50)
     same = unit_phone_measures((phones * 7 + 3) % 40, phones)
-    assert same["pnmi"] == pytest.approx(1)
+    assert same["pnmi"] == same["pnmi_corrected"] == pytest.approx(1)
     assert same["phone_purity"] == same["unit_purity"] == 1
     nothing = unit_phone_measures(torch.zeros_like(phones), phones)
     assert nothing["pnmi"] == pytest.approx(0, abs=1e-9)
+    assert nothing["pnmi_corrected"] == pytest.approx(0, abs=1e-9)
     assert nothing["phone_purity"] == pytest.approx(1 / 40)
     assert nothing["units_used"] == 1
 
@@ -46,7 +47,22 @@ def test_the_correction_takes_away_what_chance_gives():
     phones, units = (torch.randint(n, (20000,), generator=generator) for n in (40, 256))
     measures = unit_phone_measures(units, phones)
     assert measures["pnmi"] > 0.05  # independent, yet it looks like information
-    assert abs(measures["pnmi_corrected"]) < 0.02
+    assert abs(measures["pnmi_corrected"]) < 0.002
+    few = unit_phone_measures(units[:3000], phones[:3000])
+    assert few["pnmi"] > 0.3
+    assert abs(few["pnmi_corrected"]) < 0.01
+
+
+def test_units_that_are_split_at_random_hardly_tell_more():
+    """Each of 64 units knows the phone two times out of three; broken into eight each, they know as much as before."""
+    generator = torch.Generator().manual_seed(0)
+    phones, noise = (torch.randint(n, (8000,), generator=generator) for n in (40, 64))
+    units = torch.where(torch.rand(8000, generator=generator) < 2 / 3, phones, noise)
+    split = units * 8 + torch.randint(8, (8000,), generator=generator)
+    whole, broken = unit_phone_measures(units, phones), unit_phone_measures(split, phones)
+    assert broken["pnmi"] > whole["pnmi"] + 0.13
+    assert abs(broken["pnmi_corrected"] - whole["pnmi_corrected"]) < 0.06
+    assert unit_phone_measures(split, phones) == broken  # the same every time
 
 
 def test_a_frame_has_the_phone_of_its_middle():

@@ -144,7 +144,7 @@ def _units(report: Mapping[str, Any]) -> str:
     fitted = f"{report['mfcc.fitted_on']:.0f} {'training' if report['mfcc.fitted_elsewhere'] else 'of these very'} recordings"
     return section(
         "Semantic units and phones",
-        table(["", "PNMI", "the same, corrected for few frames", "phone purity", "unit purity", "units in use"], rows),
+        table(["", "PNMI", "the same, corrected for chance", "phone purity", "unit purity", "units in use"], rows),
         "PNMI: the share of the phones' entropy that the units tell, frame by frame (25 Hz); phones as pocketsphinx finds them, "
         f"from the transcript where there is one. The baseline was fitted on {fitted}.",
     )

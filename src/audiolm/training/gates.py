@@ -112,7 +112,7 @@ def reconstruction(shop: Shop, _: str, config: GatesConfig) -> Figure:
 
 
 def against_mfcc(shop: Shop, _: str, config: GatesConfig) -> Figure:
-    """What the units tell about phones (PNMI, corrected for few frames), over what as many units of MFCC tell.
+    """What the units tell about phones (PNMI, corrected for chance), over what as many units of MFCC tell.
 
     Where there are no transcripts, or no pocketsphinx, there are no phones to be trusted. Then: how many bits of a unit survive
     another voice in the background (`surviving`), again over those of MFCC units. It stands in for PNMI well: on LibriSpeech
