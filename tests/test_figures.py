@@ -13,13 +13,14 @@ import torch
 from audiolm import stages
 from audiolm.audio import Waveform
 from audiolm.bundle import language_model
+from audiolm.errors import InputError
 from audiolm.measuring.continuations import acoustic_chain, continuation_figures, continuations
 from audiolm.measuring.evaluation import PARTS, evaluate
+from audiolm.measuring.figures import bench, units, voices, words
 from audiolm.measuring.figures import stages as oracle
-from audiolm.measuring.figures import voices, words
 from audiolm.measuring.figures.bench import Bench, Clip, Missing, tokenized
 from audiolm.measuring.figures.stages import oracle_figures, pair_figures, stage_figures
-from audiolm.measuring.figures.units import abx_figures, layer_figures
+from audiolm.measuring.figures.units import abx_figures, layer_figures, unit_figures
 from audiolm.measuring.figures.words import word_figures
 from audiolm.measuring.metrics import Measure
 from audiolm.measuring.report import markdown
@@ -201,6 +202,51 @@ def test_abx_and_layers_by_an_item_file(tiny_model: AudioLM, clips: list[Clip], 
     found = layer_figures(bench)
     assert {f"layer.{n}.pnmi" for n in (1, 2)} | {"layer.2.across", "size.8.pnmi", "size.32.pnmi_corrected"} <= set(found)
     assert value(found["size.4.pnmi"]) < value(found["size.32.pnmi"])
+
+
+def test_what_two_tables_show_is_worked_out_once(
+    tiny_model: AudioLM, clips: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items, done = tmp_path / "few.item", list[str]()
+    rows = ["#file onset offset #phone prev-phone next-phone speaker"]
+    for number, (file, phone) in enumerate((who, phone) for who in ("female", "male") for phone in ("IH", "AE", "IH", "AE")):
+        rows.append(f"prompt-{file} {0.5 + number % 4 / 2} {0.8 + number % 4 / 2} {phone} B T {file}")
+    items.write_text("\n".join(rows))
+    for place, name in ((bench, "read_clip"), (units.KMeans, "fit"), (units, "confusions"), (units, "_layers")):
+        count(monkeypatch, place, name, done)
+    both = Bench(tiny_model, clips, items=items, levels=(2,))
+    found = layer_figures(both)
+    own, size = int(value_of(found["layers.own"])), tiny_model.semantic.spec.codebook_size
+    assert found[f"size.{size}.pnmi"] == found[f"layer.{own}.pnmi"]
+    assert done.count("fit") == 2 + 3  # of each layer, and of a quarter, half and twice as many units
+    assert found[f"layer.{own}.within"] == abx_figures(both)["abx.features.within"]
+    assert done.count("confusions") == 2 * (2 + 3)  # of both layers, of units, MFCC and the codec; within and across
+    assert done.count("read_clip") == done.count("_layers") == len(clips)
+
+
+def count(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, done: list[str]) -> None:
+    made = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *given, **named: (done.append(name), made(*given, **named))[1])
+
+
+def value_of(figure: Any) -> float:
+    assert isinstance(figure, float)
+    return figure
+
+
+def test_a_damaged_training_recording_costs_no_part(tiny_model: AudioLM, clips: list[Clip], tmp_path: Path) -> None:
+    whole = clips[0].recording.path.read_bytes()
+    damaged = tmp_path / "damaged.flac"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    train = [replace(clip.recording, split="train") for clip in clips]
+    others = [replace(train[0], path=damaged), *train]
+    with pytest.raises(InputError):
+        bench.read_clip(others[0], 16_000)
+    assert len(bench.readable(others, 16_000)) == 2
+    figures = unit_figures(Bench(tiny_model, clips, others))
+    assert (figures["mfcc.fitted_on"], figures["mfcc.fitted_elsewhere"]) == (2, 1)
+    figures = layer_figures(Bench(tiny_model, clips, others[:1]))
+    assert (figures["layers.fitted_on"], figures["layers.elsewhere"]) == (2, 0)
 
 
 # Words

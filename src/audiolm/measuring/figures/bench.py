@@ -1,6 +1,7 @@
 """What the figures are taken from: a model, the recordings it is measured on, and what several tables need of them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,7 @@ class Bench:
     items: Path | None = None
     pairs: Path | None = None
     tell: Progress = field(default=lambda what, done, total: None)
+    own_abx: dict[str, Measure] = field(default_factory=dict, init=False)  # of the layer in use, by mode: two tables show it
 
     @property
     def train(self) -> list[Recording]:
@@ -72,11 +74,16 @@ class Bench:
         return PhoneAligner()
 
     @cached_property
+    def sounds(self) -> list[Tensor]:
+        """Each clip (1, 1, T) at 16 kHz, kept for all parts: 2 MB for 30 s."""
+        return [clip.sound.resample(16_000).samples[None] for clip in self.clips]
+
+    @cached_property
     def phones(self) -> list[list[Phone]]:
         """The phones of each clip, as pocketsphinx finds them."""
         found = []
-        for number, clip in enumerate(self.clips, 1):
-            found.append(self.aligner(clip.sound.resample(16_000).samples, clip.transcript))
+        for number, (clip, sound) in enumerate(zip(self.clips, self.sounds, strict=True), 1):
+            found.append(self.aligner(sound, clip.transcript))
             self.tell("phones", number, len(self.clips))
         return found
 
@@ -96,6 +103,15 @@ def read_clip(recording: Recording, sample_rate: int) -> Waveform:
     """The first 30 s of a recording, mono."""
     with fetched(recording.path) as path:
         return next(blocks(path, LONGEST, sample_rate, mono=True))
+
+
+def readable(recordings: Sequence[Recording], sample_rate: int) -> list[Waveform]:
+    """`read_clip` of all that can be read: a damaged recording that is learnt from costs no more than itself."""
+    sounds = []
+    for recording in recordings:
+        with suppress(InputError):
+            sounds.append(read_clip(recording, sample_rate))
+    return sounds
 
 
 def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -> tuple[list[Clip], Skipped]:

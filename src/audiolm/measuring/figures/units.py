@@ -1,6 +1,6 @@
 """What the semantic tokens know of phones (AudioLM section III-B, Table I and Fig. 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from audiolm.conformer import Conformer, log_mel, mel_filters, mfcc
 from audiolm.kmeans import KMeans
 from audiolm.measuring.abx import abx_error, confusions, read_items, triphones, triplets
-from audiolm.measuring.figures.bench import Bench, Figures, Missing, random_part, read_clip
+from audiolm.measuring.figures.bench import Bench, Figures, Missing, random_part, readable
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.measuring.phonetics import frame_phones, mfcc_units, unit_phone_measures
 
@@ -17,14 +17,18 @@ REFITTED_ON = 60  # recordings from which units are learnt anew for each layer a
 DRAWS = 200  # of the bootstrap, where each costs a whole table
 KEYS = ("pnmi", "pnmi_corrected", "phone_purity", "unit_purity", "units_used")
 
+# By name: features (F, D) of each clip, made when they are wanted, and their frames a second.
+Kinds = dict[str, tuple[Callable[[], list[Tensor]], float]]
+
 
 def unit_figures(bench: Bench) -> Figures:
     """What the units tell about phones, beside as many k-means units of MFCC on the same frames."""
-    sounds, phones = _sounds(bench), _phones(bench)
+    sounds, phones = bench.sounds, _phones(bench)
     units = {"units": [clip.tokens.semantic.codes[0] for clip in bench.clips]}
     size = bench.model.semantic.spec.codebook_size
-    fit = [read_clip(each, 16_000).samples[None] for each in random_part(bench.train, FITTED_ON, bench.seed)] or sounds
-    figures: Figures = {"mfcc.fitted_on": float(len(fit)), "mfcc.fitted_elsewhere": float(bool(bench.train))}
+    learnt = _learnt(bench, FITTED_ON)
+    fit = learnt or sounds
+    figures: Figures = {"mfcc.fitted_on": float(len(fit)), "mfcc.fitted_elsewhere": float(bool(learnt))}
     if sum(audio.shape[-1] for audio in fit) // 640 >= size:  # else there is less to learn from than there are units to learn
         baseline = mfcc_units(fit, size, bench.seed)
         units["mfcc"] = [baseline(audio) for audio in sounds]
@@ -36,21 +40,21 @@ def unit_figures(bench: Bench) -> Figures:
 
 def layer_figures(bench: Bench) -> Figures:
     """Fig. 3: ABX of every layer of the encoder and PNMI of units learnt from it; of its own, also of more and of fewer units."""
-    tokenizer, phones, sounds = bench.model.semantic, _phones(bench), _sounds(bench)
+    tokenizer, phones, sounds = bench.model.semantic, _phones(bench), bench.sounds
     if not isinstance(tokenizer.encoder, Conformer):
         raise Missing("Fig. 3 needs an encoder whose layers can be looked into: audiolm's own")
     encoder, own, size = tokenizer.encoder, tokenizer.layer, tokenizer.spec.codebook_size
     layers = encoder.config.layers
-    recordings = random_part(bench.train, REFITTED_ON, bench.seed)
-    fit = [read_clip(each, 16_000).samples[None] for each in recordings] or sounds
-    fitted, measured = ([_layers(bench, audio) for audio in each] for each in (fit, sounds))
+    learnt = _learnt(bench, REFITTED_ON)
+    measured = [_layers(bench, audio) for audio in sounds]
+    fitted = [_layers(bench, audio) for audio in learnt] or measured
     frames = sum(len(each[0]) for each in fitted)
     sizes = sorted({size // 4, size // 2, size, 2 * size} - {0, 1})
-    tasks = [("layer", n, n, size) for n in range(1, layers + 1)] + [("size", k, own, k) for k in sizes]
+    tasks = [("layer", n, n, size) for n in range(1, layers + 1)] + [("size", k, own, k) for k in sizes if k != size or not own]
     figures: Figures = {
         "layers.own": float(own),
-        "layers.fitted_on": float(len(fit)),
-        "layers.elsewhere": float(bool(recordings)),
+        "layers.fitted_on": float(len(fitted)),
+        "layers.elsewhere": float(bool(learnt)),
     }
     for number, (kind, name, layer, count) in enumerate(tasks, 1):
         if frames >= count:
@@ -58,29 +62,40 @@ def layer_figures(bench: Bench) -> Figures:
             told = _told([units.assign(each[layer]) for each in measured], phones)
             figures |= {f"{kind}.{name}.{key}": measure for key, measure in zip(KEYS[:2], told, strict=False)}
         bench.tell("layers", number, len(tasks))
-    names = {f"layer.{n}": ([each[n] for each in measured], tokenizer.spec.frame_rate) for n in range(1, layers + 1)}
+    # As many units as the model has are those of its own layer; layer 0 has no row.
+    figures |= {
+        name.replace(f"layer.{own}", f"size.{size}"): measure
+        for name, measure in figures.items()
+        if size in sizes and name.startswith(f"layer.{own}.")
+    }
+    rate = tokenizer.spec.frame_rate
+    names: Kinds = {f"layer.{n}": (lambda n=n: [each[n] for each in measured], rate) for n in range(1, layers + 1)}
     try:
-        return figures | {name: value for name, value in _abx(bench, names).items() if not name.startswith("abx.")}
+        found = _abx(bench, names, f"layer.{own}")
+        return figures | {name: value for name, value in found.items() if not name.startswith("abx.")}
     except Missing as missing:
         return figures | {"missing.layers.abx": str(missing)}
 
 
 def abx_figures(bench: Bench) -> Figures:
     """Table I: ABX of both kinds of tokens by the vectors they stand for, and of what they are learnt from."""
-    tokenizer, codec, sounds = bench.model.semantic, bench.model.codec, _sounds(bench)
+    tokenizer, codec = bench.model.semantic, bench.model.codec
     rate, filters = tokenizer.spec.frame_rate, mel_filters(80)
-    kinds = {
-        "abx.units": ([tokenizer.units.centroids.cpu()[clip.tokens.semantic.codes[0]] for clip in bench.clips], rate),
-        "abx.features": ([_layers(bench, audio)[tokenizer.layer] for audio in sounds], rate),
-        "abx.mfcc": ([mfcc(log_mel(audio, filters))[0] for audio in sounds], rate),
+    kinds: Kinds = {
+        "abx.units": (lambda: [tokenizer.units.centroids.cpu()[clip.tokens.semantic.codes[0]] for clip in bench.clips], rate),
+        "abx.features": (lambda: [_layers(bench, audio)[tokenizer.layer] for audio in bench.sounds], rate),
+        "abx.mfcc": (lambda: [mfcc(log_mel(audio, filters))[0] for audio in bench.sounds], rate),
     }
     for level in sorted({min(level, codec.spec.num_codebooks) for level in bench.levels}):
-        latents = [_latents(bench, clip.tokens.acoustic.codes[:level]) for clip in bench.clips]
-        kinds[f"abx.codec{level}"] = (latents, codec.spec.frame_rate)
-    return _abx(bench, kinds)
+        kinds[f"abx.codec{level}"] = (
+            lambda level=level: [_latents(bench, clip.tokens.acoustic.codes[:level]) for clip in bench.clips],
+            codec.spec.frame_rate,
+        )
+    return _abx(bench, kinds, "abx.features")
 
 
-def _abx(bench: Bench, kinds: dict[str, tuple[list[Tensor], float]]) -> Figures:
+def _abx(bench: Bench, kinds: Kinds, own: str) -> Figures:
+    """own: the kind that is the layer in use, measured once for all tables."""
     if bench.items:
         items = read_items(bench.items, [clip.recording.path.stem for clip in bench.clips])
     else:
@@ -93,12 +108,16 @@ def _abx(bench: Bench, kinds: dict[str, tuple[list[Tensor], float]]) -> Figures:
         raise Missing("ABX needs two triphones of one speaker that differ in the middle alone; give more recordings of a speaker")
     figures: Figures = {"abx.from_items": float(bool(bench.items))}
     done = 0
-    for name, (features, rate) in kinds.items():
+    for name, (make, rate) in kinds.items():
+        known = bench.own_abx if name == own else {}
+        features = [] if known else make()
         for mode, each in chosen.items():
             figures[f"abx.{mode}_triplets"] = float(len(each))
             if len(each):
-                wrong = confusions(features, rate, items, each)
-                figures[f"{name}.{mode}"] = bootstrap(abx_error(each, wrong), len(bench.clips), draws=DRAWS)[0]
+                if mode not in known:
+                    wrong = confusions(features, rate, items, each)
+                    known[mode] = bootstrap(abx_error(each, wrong), len(bench.clips), draws=DRAWS)[0]
+                figures[f"{name}.{mode}"] = known[mode]
             bench.tell("ABX", done := done + 1, 2 * len(kinds))
     return figures
 
@@ -114,13 +133,13 @@ def _told(units: Sequence[Tensor], phones: Sequence[Tensor]) -> list[Measure]:
     return bootstrap(measured, len(units), draws=DRAWS)
 
 
-def _sounds(bench: Bench) -> list[Tensor]:
-    return [clip.sound.resample(16_000).samples[None] for clip in bench.clips]
+def _learnt(bench: Bench, most: int) -> list[Tensor]:
+    return [sound.samples[None] for sound in readable(random_part(bench.train, most, bench.seed), 16_000)]
 
 
 def _phones(bench: Bench) -> list[Tensor]:
     """Phone labels, one a semantic frame."""
-    return [frame_phones(phones, samples.shape[-1]) for phones, samples in zip(bench.phones, _sounds(bench), strict=True)]
+    return [frame_phones(phones, samples.shape[-1]) for phones, samples in zip(bench.phones, bench.sounds, strict=True)]
 
 
 @torch.inference_mode()

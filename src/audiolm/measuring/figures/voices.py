@@ -15,7 +15,7 @@ from torch import Tensor
 from audiolm.classifier import CHANNELS, CROP, CropClassifier, crop_logits
 from audiolm.errors import InputError
 from audiolm.measuring.continuations import PROMPT, SHORTEST, continuations
-from audiolm.measuring.figures.bench import Bench, Figures, Missing, at_16k, read_clip
+from audiolm.measuring.figures.bench import Bench, Figures, Missing, at_16k, readable
 from audiolm.measuring.metrics import Measure, bootstrap, frechet, mean
 from audiolm.measuring.speaker import voice_encoder
 from audiolm.training.data import Recording, in_turn
@@ -38,7 +38,7 @@ def speaker_figures(bench: Bench) -> Figures:
     names = sorted(learnt)
     sounds: list[list[Tensor]] = []
     for number, name in enumerate(names, 1):
-        whole = [read_clip(each, bench.model.sample_rate) for each in learnt[name]]
+        whole = readable(learnt[name], bench.model.sample_rate)
         coded = [bench.model.reconstruct(sound, watermark=False) for sound in whole]
         sounds.append([at_16k(sound) for sound in [*whole, *coded]])
         bench.tell("speakers' sounds", number, len(names))
@@ -50,7 +50,8 @@ def speaker_figures(bench: Bench) -> Figures:
     sides = [[recordings[n] for n in order if (recordings[n].speaker in unheard) is side] for side in (True, False)]
     half = max(bench.limit // 2, bench.limit - len(sides[1]))
     chosen = [*sides[0][:half], *sides[1]][: bench.limit]
-    pairs = [(each.speaker, read_clip(each, bench.model.sample_rate)) for each in chosen]
+    rate = bench.model.sample_rate
+    pairs = [(each.speaker, sound) for each in chosen for sound in readable([each], rate)]
     made = continuations(bench.model, pairs, bench.seconds, bench.seed, bench.tell, WAYS)
     figures: Figures = {
         "speakers.speakers": float(len(names)),
