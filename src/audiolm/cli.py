@@ -109,8 +109,6 @@ for function in (
 
 def main() -> None:
     """Entry point of the `audiolm` program."""
-    # OpenMP's threads spin while they wait, and beside other busy processes take from each other what they wait for.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     sys.exit(run(sys.argv[1:]))
 
 
