@@ -31,7 +31,8 @@ import torch
 from audiolm import audio
 from audiolm.errors import InputError
 from audiolm.files import file_hash, whole_file
-from audiolm.training.data import Skipped, report, write_header
+from audiolm.training.audio_store import write_header
+from audiolm.training.data import Skipped, report
 from audiolm.training.run import progress
 
 FONTS = (

@@ -19,13 +19,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import audiolm.training.audio_store
 import audiolm.training.data
 import audiolm.training.token_store
 from audiolm.errors import InputError
 from audiolm.files import save_tensors, whole_file
 from audiolm.stages import Stage, Stream
 from audiolm.tokens import TokenSpec
-from audiolm.training.data import AudioCrops, AudioStore, Placement, Recording, Skipped, scan
+from audiolm.training.audio_store import AudioCrops, AudioStore, Placement
+from audiolm.training.data import Recording, Skipped, scan
 from audiolm.training.token_store import TokenCrops, TokenStore, TokenWriter, store_key, verify
 
 RATE = 16_000
@@ -218,8 +220,10 @@ def test_prepared_again_is_free_and_newcomers_are_appended(corpus: Path, tmp_pat
     recordings = scan(corpus)
     AudioStore.prepare(tmp_path / "audio", recordings[:5])
     decoded: list[str] = []
-    original = audiolm.training.data._decode_into
-    monkeypatch.setattr("audiolm.training.data._decode_into", lambda f, r, *a: decoded.append(r.name) or original(f, r, *a))
+    original = audiolm.training.audio_store._decode_into
+    monkeypatch.setattr(
+        "audiolm.training.audio_store._decode_into", lambda f, r, *a: decoded.append(r.name) or original(f, r, *a)
+    )
     store = AudioStore.prepare(tmp_path / "audio", recordings)
     assert decoded == [recording.name for recording in recordings[5:]]
     assert [entry.name for entry in store.entries] == [recording.name for recording in recordings]
@@ -249,7 +253,7 @@ def test_preparation_killed_goes_on(corpus: Path, store: AudioStore, tmp_path: P
     recordings = scan(corpus)
     for place, count in (("_decode_into", 2), ("_decode_into", 8), ("whole_file", 2), ("whole_file", 3), ("whole_file", 5)):
         with monkeypatch.context() as patch:
-            patch.setattr(f"audiolm.training.data.{place}", die_at(count, getattr(audiolm.training.data, place)))
+            patch.setattr(f"audiolm.training.audio_store.{place}", die_at(count, getattr(audiolm.training.audio_store, place)))
             code = in_child(lambda: AudioStore.prepare(tmp_path / "audio", recordings, shard_seconds=4.0))
         assert code == -signal.SIGKILL
         if (tmp_path / "audio" / "header.json").exists():

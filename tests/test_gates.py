@@ -17,9 +17,10 @@ from audiolm.bundle import language_model
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
 from audiolm.training import gates
+from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
 from audiolm.training.chain import Chain, Step
-from audiolm.training.data import AudioCrops, AudioStore, Recording
+from audiolm.training.data import Recording
 from audiolm.training.gates import GATES, GateFailed, GatesConfig, check, surviving, verdicts
 from audiolm.training.train_lm import LMTrainConfig, collate_items, optimizer_of
 from audiolm.transformer import LanguageModel, TransformerConfig

@@ -20,7 +20,8 @@ from audiolm.config import load_config
 from audiolm.doctor import USES, extras, memory
 from audiolm.errors import InputError
 from audiolm.training import plan, rehearsal
-from audiolm.training.data import AudioStore, scan
+from audiolm.training.audio_store import AudioStore
+from audiolm.training.data import scan
 from audiolm.training.plan import Plan, Row, make_plan
 from audiolm.training.recipe import RecipeConfig, stage_of
 from audiolm.training.rehearsal import Loop, RandomTokens, loops

@@ -7,7 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from audiolm.audio import Waveform
-from audiolm.training.data import AudioStore, Recording
+from audiolm.training.audio_store import AudioStore
+from audiolm.training.data import Recording
 from audiolm.training.recipe import TokensConfig
 from audiolm.training.speeds import AtSpeeds
 

@@ -21,7 +21,8 @@ from audiolm.audio import read
 from audiolm.codec import Codec
 from audiolm.errors import InputError
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.training.data import Entry, Recording, Skipped, report
+from audiolm.training.audio_store import Entry
+from audiolm.training.data import Recording, Skipped, report
 from audiolm.training.storage import fetched
 from audiolm.training.token_store import Key, TokenStore, TokenWriter, store_key
 

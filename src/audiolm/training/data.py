@@ -1,9 +1,6 @@
-"""Recordings: find them, split them by speaker, decode them once, and cut training crops from them.
+"""Recordings: find them in a folder, a manifest or an object store, and split them by speaker.
 
     recordings = scan("folder or manifest.csv")
-    store = AudioStore.prepare("out/audio", recordings)       # 16-bit samples at one rate, memory-mapped
-    crops = AudioCrops(store, "train", seconds=1.0, batch_size=8, seed=0)
-    crops.batch(step)                                          # (B, 1, T); nothing but (seed, step) decides it
 
 One bad file among thousands is reported and left out, never fatal and never silent.
 """
@@ -14,24 +11,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from audiolm import audio
 from audiolm.errors import InputError
-from audiolm.files import make_folder, whole_file
 from audiolm.training.storage import fetched, is_remote, place, stored
 
 SPLITS = ("train", "valid", "test")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"val": "valid", "validation": "valid", "dev": "valid", "eval": "test"}
-FORMAT = 1  # of the stores on disk
 
 Skipped = list[tuple[str, str]]  # (recording, why it was left out)
 
@@ -207,216 +199,3 @@ def _splits(
             donor = max(donors, key=lambda name: counts[name])
             dealt[min(free[donor], key=lambda who: draws[who])] = split
     return [dealt[row[by]] for row in rows]
-
-
-# --- Decoded once ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A recording of an AudioStore: `length` samples from `start` of its shard."""
-
-    name: str
-    speaker: str
-    split: str
-    shard: int
-    start: int
-    length: int
-    columns: Mapping[str, str] = field(default_factory=dict)
-
-
-class AudioStore:
-    """Mono recordings of one rate as 16-bit samples in memory-mapped shards: reading a crop costs no decoding.
-
-    FOLDER/header.json, skipped.json and, for each shard, 00000.i16 (samples) and 00000.json (its index). A shard exists
-    when its index does, so a preparation killed at any moment loses one shard at most and the same call goes on.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        header = read_header(self.folder, "audio store")
-        self.sample_rate: int = header["sample_rate"]
-        self.entries: list[Entry] = []
-        for index in sorted(self.folder.glob("[0-9]*.json")):
-            entries = [Entry(**row) for row in json.loads(index.read_text(encoding="utf-8"))]
-            samples = index.with_suffix(".i16")
-            if not samples.is_file() or samples.stat().st_size != 2 * sum(entry.length for entry in entries):
-                raise InputError(f"{samples}: damaged, not the length its index gives; delete both and prepare again")
-            self.entries += entries
-        self._shard = cache(lambda shard: np.memmap(self.folder / f"{shard:05d}.i16", np.dtype("<i2"), mode="r"))
-
-    @classmethod
-    def prepare(
-        cls,
-        folder: str | os.PathLike[str],
-        recordings: Iterable[Recording],
-        sample_rate: int = 16_000,
-        minimum: float = 0.1,
-        shard_seconds: float = 1800.0,
-        skipped: Skipped | None = None,
-        show: Callable[..., None] | None = None,
-    ) -> "AudioStore":
-        """Decode what is not in the store yet, mixed down and resampled, and open it.
-
-        Recordings that cannot be decoded are left out and reported, with those already in `skipped`, on stderr and in
-        skipped.json. `show(done)` is called after each. InputError where nothing is left or the store has another rate.
-        """
-        write_header(Path(folder), "audio store", {"sample_rate": sample_rate})
-        for leftover in Path(folder).glob(".[0-9]*"):  # of a preparation that was killed: up to an hour of sound
-            leftover.unlink(missing_ok=True)
-        store, skipped = cls(folder), list(skipped or [])
-        known = {entry.name for entry in store.entries}
-        pending = iter([recording for recording in recordings if recording.name not in known])
-        done = len(known)
-        while (recording := next(pending, None)) is not None:
-            number = 1 + max((entry.shard for entry in store.entries), default=-1)
-            entries: list[Entry] = []
-            with whole_file(store.folder / f"{number:05d}.i16") as temporary, temporary.open("wb") as file:
-                while recording is not None:
-                    start = file.tell() // 2
-                    try:
-                        length = _decode_into(file, recording, sample_rate, minimum)
-                        about = (recording.name, recording.speaker, recording.split)
-                        entries.append(Entry(*about, number, start, length, dict(recording.columns)))
-                    except InputError as error:
-                        file.seek(2 * start)
-                        file.truncate()
-                        skipped.append((recording.name, str(error)))
-                    done += 1
-                    if show:
-                        show(done)
-                    recording = next(pending, None) if file.tell() < 2 * shard_seconds * sample_rate else None
-            if entries:
-                index = store.folder / f"{number:05d}.json"
-                with whole_file(index) as temporary:
-                    temporary.write_text(json.dumps([asdict(entry) for entry in entries]), encoding="utf-8")
-                store.entries += entries
-        report(skipped, store.folder / "skipped.json")
-        if not store.entries:
-            raise InputError(f"{folder}: no recording can be used ({skipped[0][1] if skipped else 'none was given'})")
-        return cls(folder)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def split(self, name: str) -> list[int]:
-        """Numbers of the recordings in a split."""
-        return [number for number, entry in enumerate(self.entries) if entry.split == name]
-
-    def hours(self, split: str | None = None) -> float:
-        """Hours of sound in a split, or in all."""
-        return sum(e.length for e in self.entries if split in (None, e.split)) / self.sample_rate / 3600
-
-    def read(self, number: int, start: int = 0, length: int | None = None) -> Tensor:
-        """Samples (T,) float32 of a recording, from `start`, at most `length` of them; only they are read from disk."""
-        entry = self.entries[number]
-        stop = entry.length if length is None else min(entry.length, start + length)
-        samples = self._shard(entry.shard)[entry.start + start : entry.start + stop]
-        return torch.from_numpy(samples.astype(np.float32)) / 32767
-
-
-def _decode_into(file: Any, recording: Recording, sample_rate: int, minimum: float) -> int:
-    length, silent = 0, True
-    with fetched(recording.path) as path:
-        for block in audio.blocks(path, 30.0, sample_rate, mono=True):
-            samples = (block.samples[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2")
-            file.write(samples.tobytes())
-            length += len(samples)
-            silent &= not samples.any()
-    if length < minimum * sample_rate:
-        raise InputError(f"{recording.path}: only {length / sample_rate:.3g} s long; at least {minimum:g} s are needed")
-    if silent:
-        raise InputError(f"{recording.path}: digital silence from end to end; there is nothing to learn from it")
-    return length
-
-
-def read_header(folder: Path, kind: str) -> dict[str, Any]:
-    """header.json of a store; InputError where the folder is no store of this kind, or of a newer format."""
-    try:
-        header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no {kind} (its header.json is missing or damaged); check the path") from error
-    if header.get("kind") != kind:
-        raise InputError(f"{folder}: holds {header.get('kind', 'something else')}, no {kind}; give another folder")
-    if header["format"] > FORMAT:
-        raise InputError(f"{folder}: written by a newer version (format {header['format']}); update audiolm")
-    return header
-
-
-def write_header(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Make the folder a store of this kind, or check that it is one with the same values."""
-    if not (folder / "header.json").is_file():
-        if not is_remote(folder):
-            make_folder(folder)
-        with stored(folder / "header.json") as temporary:
-            temporary.write_text(json.dumps({"kind": kind, "format": FORMAT, **values}, indent=1) + "\n", encoding="utf-8")
-    header = read_header(folder, kind)
-    for name, value in values.items():
-        if header.get(name) != value:
-            raise InputError(f"{folder}: has {name} {header.get(name)}, not {value}; give another folder or delete it")
-
-
-# --- Crops -----------------------------------------------------------------------------------------------------------
-
-
-class Placement:
-    """Where the crops of an endless shuffled series lie: crop n -> (recording, start), a pure function of (seed, n).
-
-    In an epoch each recording of length l gives about l / crop crops, at least one. The middle of a crop is uniform over
-    the recording (one crop in each of its equal parts) and the crop is then pushed inside, so that every moment is
-    trained on equally often, beginnings and ends included. Lengths, crop and starts are in one unit, any.
-    """
-
-    def __init__(self, lengths: Sequence[int], crop: int, seed: int) -> None:
-        self.lengths, self.crop, self.seed = np.asarray(lengths, np.int64), crop, seed
-        self.counts = np.maximum(1, np.round(self.lengths / crop).astype(np.int64))
-        self.firsts = np.cumsum(self.counts) - self.counts
-        self._order = lru_cache(2)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(self)))
-
-    def __len__(self) -> int:
-        return int(self.counts.sum())
-
-    def __getitem__(self, number: int) -> tuple[int, int]:
-        epoch, place = divmod(number, len(self))
-        part = int(self._order(epoch)[place])
-        recording = int(np.searchsorted(self.firsts, part, side="right")) - 1
-        draw = np.random.default_rng((self.seed, epoch, part)).random()
-        length = int(self.lengths[recording])
-        middle = (part - int(self.firsts[recording]) + draw) / int(self.counts[recording]) * length
-        return recording, max(0, min(int(middle - self.crop / 2), length - self.crop))
-
-
-class Crops(Protocol):
-    """Batches (B, 1, T) float32 that depend on nothing but the step."""
-
-    def batch(self, step: int) -> Tensor: ...
-
-
-class AudioCrops:
-    """Batches (B, 1, T) float32 of `seconds` each from one split. A recording shorter than that is followed by silence.
-
-    A crop starts at a multiple of `align` samples: 640 is one semantic and two acoustic tokens.
-    """
-
-    def __init__(self, store: AudioStore, split: str, seconds: float, batch_size: int, seed: int = 0, align: int = 640) -> None:
-        self.store, self.batch_size, self.align = store, batch_size, align
-        self.length = round(seconds * store.sample_rate)
-        if self.length < 1 or batch_size < 1:
-            raise InputError(f"crops of {seconds} s, {batch_size} at a time: give numbers above 0")
-        self.recordings = store.split(split)
-        if not self.recordings:
-            raise InputError(f"{store.folder}: holds no {split} recordings; give more speakers, or a split column")
-        self.placement = Placement([store.entries[number].length for number in self.recordings], self.length, seed)
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return -(-len(self.placement) // self.batch_size)
-
-    def batch(self, step: int) -> Tensor:
-        """Batch of any step from 0 on."""
-        batch = torch.zeros(self.batch_size, 1, self.length)
-        for row in range(self.batch_size):
-            recording, start = self.placement[step * self.batch_size + row]
-            samples = self.store.read(self.recordings[recording], start // self.align * self.align, self.length)
-            batch[row, 0, : len(samples)] = samples
-        return batch

@@ -31,7 +31,7 @@ from audiolm.measuring.phonetics import label_recordings, measure_units, mfcc_un
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.adversarial import mel_filters, stft
-from audiolm.training.data import AudioStore, Crops
+from audiolm.training.audio_store import AudioStore, Crops
 from audiolm.training.run import random_untouched
 from audiolm.training.token_store import TokenCrops
 from audiolm.training.train_lm import Batches, LMTrainConfig, bits_per_token, collate_items, optimizer_of, unigram_bits

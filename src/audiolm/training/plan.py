@@ -28,8 +28,9 @@ from audiolm.errors import InputError
 from audiolm.files import read_json
 from audiolm.kmeans import KMeans
 from audiolm.tokenizers import SemanticTokenizer
+from audiolm.training.audio_store import AudioStore
 from audiolm.training.chain import Step
-from audiolm.training.data import AudioStore, scan
+from audiolm.training.data import scan
 from audiolm.training.further import TAKEN
 from audiolm.training.recipe import RecipeConfig
 from audiolm.training.rehearsal import Loop, loops

@@ -10,7 +10,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from audiolm.audio import Waveform
-from audiolm.training.data import AudioStore
+from audiolm.training.audio_store import AudioStore
 
 
 class AtSpeeds:

@@ -27,8 +27,9 @@ from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
+from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
-from audiolm.training.data import SPLITS, AudioCrops, AudioStore, Skipped, scan
+from audiolm.training.data import SPLITS, Skipped, scan
 from audiolm.training.further import TAKEN, weights
 from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of, trained_with
 from audiolm.training.run import Run, progress, versions

@@ -32,7 +32,7 @@ from audiolm.errors import InputError
 from audiolm.files import read_json, save_tensors
 from audiolm.stages import Stage
 from audiolm.tokens import Tokens, TokenSpec
-from audiolm.training.data import Placement, read_header, write_header
+from audiolm.training.audio_store import Placement, read_header, write_header
 from audiolm.training.storage import fetched, is_remote, listed, place, stored
 from audiolm.training.token_index import TokenEntries, parquet, read_index, schema_of, write_index
 

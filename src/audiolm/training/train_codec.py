@@ -17,7 +17,7 @@ from audiolm.audio import Waveform
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config, Seed
 from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_losses
-from audiolm.training.data import Crops
+from audiolm.training.audio_store import Crops
 from audiolm.training.engine import clip
 from audiolm.training.randomness import random_untouched
 from audiolm.training.run import Run, learning_rate

@@ -20,7 +20,7 @@ from audiolm.config import Config, Seed
 from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
-from audiolm.training.data import Crops
+from audiolm.training.audio_store import Crops
 from audiolm.training.engine import clip
 from audiolm.training.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
 from audiolm.training.run import Run, learning_rate
