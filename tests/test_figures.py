@@ -308,6 +308,16 @@ def test_table_iii(tiny_model: AudioLM, clips: list[Clip], monkeypatch: pytest.M
         assert value(figures[f"speakers.{way}.unheard_accuracy"]) in (0, 1)
 
 
+def test_a_speaker_of_whom_nothing_can_be_read_is_named(tiny_model: AudioLM, clips: list[Clip], tmp_path: Path) -> None:
+    whole = clips[1].recording.path.read_bytes()
+    damaged = tmp_path / "damaged.flac"
+    damaged.write_bytes(whole[: len(whole) // 2])
+    others = [replace(clips[0].recording, name=f"f{n}") for n in range(6)]
+    others += [replace(clips[1].recording, name=f"m{n}", path=damaged, split="train") for n in range(7)]
+    with pytest.raises(Missing, match=f"none of the recordings of speaker {clips[1].recording.speaker}"):
+        voices.speaker_figures(Bench(tiny_model, clips[:1], others, limit=2, seconds=1.0))
+
+
 def test_a_speaker_of_whom_one_recording_was_trained_on_is_not_unheard(
     tiny_model: AudioLM, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ def speaker_figures(bench: Bench) -> Figures:
     sounds: list[list[Tensor]] = []
     for number, name in enumerate(names, 1):
         whole = readable(learnt[name], bench.model.sample_rate)
+        if not whole:
+            raise Missing(f"speaker classification (Table III) can read none of the recordings of speaker {name}; repair them")
         coded = [bench.model.reconstruct(sound, watermark=False) for sound in whole]
         sounds.append([at_16k(sound) for sound in [*whole, *coded]])
         bench.tell("speakers' sounds", number, len(names))
