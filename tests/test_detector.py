@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from audiolm import bundle, detector
-from audiolm.asking import Request
+from audiolm import bundle, detector, stages
+from audiolm.asking import AcousticDecoder, Request
 from audiolm.attacks import ATTACKS, random_attack
 from audiolm.audio import Waveform, concatenate, read
 from audiolm.classifier import CHANNELS, CropClassifier, crop_logits, crops_of
@@ -18,7 +19,8 @@ from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import PROMPT, levels_of, make_sounds, plan
-from audiolm.training.train_detector import DetectorTrainConfig, card, pack, train_detector
+from audiolm.training.train_detector import DetectorTrainConfig, card, pack, settle, train_detector
+from audiolm.transformer import TransformerConfig
 
 
 @pytest.fixture
@@ -179,11 +181,11 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
 
 def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> None:
     """What is generated without the fine stage stands against real speech at as many levels of the codec."""
-    stages = bundle.read_config(model)["stages"]
-    coarse = stages["coarse"]["stage"]["predict"]["last"]
-    assert levels_of(stages) == [coarse, None]
-    assert levels_of({name: stages[name] for name in ("semantic", "coarse")}) == [None]
-    made = plan(scan(corpus) * 4, TINY.model_copy(update={"clips": 8, "measured": 4}), ("semantic",), levels_of(stages))
+    parts = bundle.read_config(model)["stages"]
+    coarse = parts["coarse"]["stage"]["predict"]["last"]
+    assert levels_of(parts) == [coarse, None]
+    assert levels_of({name: parts[name] for name in ("semantic", "coarse")}) == [None]
+    made = plan(scan(corpus) * 4, TINY.model_copy(update={"clips": 8, "measured": 4}), ("semantic",), levels_of(parts))
     assert [each.split for each in made] == ["train"] * 8 + ["valid"] * 2 + ["test"] * 4
     assert [each.codebooks for each in made if each.split == "train"].count(None) == 2  # a quarter of those learned from
     assert [each.codebooks for each in made if each.split == "test"] == [coarse, None, coarse, None]
@@ -203,6 +205,58 @@ def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> 
         torch.testing.assert_close(
             read(each.path(tmp_path, each.kind)).samples, generated.samples.clamp(-1, 1), atol=1e-4, rtol=0
         )
+
+
+def test_recordings_go_on_where_more_clips_are_asked_for(
+    corpus: Path, model: Path, female: Waveform, male: Waveform, tmp_path: Path
+) -> None:
+    """All recordings' first pieces, then their next ones, as long as a second is left after the prompt."""
+    long = concatenate([female, male, female]).trim(5.5)
+    long.write(tmp_path / "long.flac")
+    others = scan(corpus)
+    recording = replace(others[0], name="long", path=tmp_path / "long.flac", seconds=long.seconds, speaker="another")
+    made = plan([*others, recording], TINY.model_copy(update={"clips": 99, "seconds": 1.0}), ("semantic",))
+    starts = {name: [each.start for each in made if each.recording.name == name] for name in ("long", others[0].name)}
+    assert starts == {"long": [0, 1], others[0].name: [0]}
+    assert [each.start for each in made if each.split == "train"] == [0, 0, 0, 1]
+    for each in made:
+        if each.recording is recording:
+            make_sounds(model, [each], tmp_path, 1.0)
+            real = long.mono().resample(16_000).trim(start=PROMPT + each.start).trim(1.0)
+            torch.testing.assert_close(read(each.path(tmp_path, "real")).samples, real.samples, atol=1e-4, rtol=0)
+
+
+def test_both_decoders_are_heard(corpus: Path, tiny_model: AudioLM, tmp_path: Path) -> None:
+    recordings, config = scan(corpus) * 3, TINY.model_copy(update={"clips": 6})
+    stage = stages.parallel(tiny_model.semantic.spec, tiny_model.codec.spec)
+    network = bundle.language_model(stage, TransformerConfig(layers=1, heads=1, width=16, ffn=16))
+    model = AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, "parallel": (stage, network)})
+    bundle.save(model, tmp_path / "model", "")
+    assert "parallel" not in {each.kind for each in plan(recordings, config, tuple(tiny_model.stages))}
+    each = next(each for each in plan(recordings, config, tuple(model.stages)) if each.kind == "parallel")
+    make_sounds(tmp_path / "model", [each], tmp_path, 1.0)
+    sound, heard = read(each.recording.path).mono().trim(PROMPT + 1.0), read(each.path(tmp_path, "parallel"))
+    request = Request(sound.trim(PROMPT), sound.seconds - PROMPT, seed=each.seed)
+    decoders: dict[AcousticDecoder, bool] = {"parallel": True, "autoregressive": False}
+    for decoder, same in decoders.items():
+        said = bundle.load(tmp_path / "model").generate_batch([request], only_new=True, decoder=decoder, watermark=False)[0]
+        assert torch.allclose(heard.samples, said.samples.clamp(-1, 1), atol=1e-4) is same
+
+
+def test_normalisation_is_settled_by_the_final_weights(network: CropClassifier) -> None:
+    class Batches:
+        def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.randn(8, 16_000, generator=torch.Generator().manual_seed(step)), torch.zeros(8)
+
+    settle(network, Batches(), 3)  # pyright: ignore[reportArgumentType]
+    first = next(layer for layer in network.blocks if isinstance(layer, torch.nn.BatchNorm2d))
+    heard = []
+    hook = first.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0].mean((0, 2, 3))))
+    with torch.no_grad():
+        for step in (1, 2, 3):
+            network(Batches().batch(step)[0])
+    hook.remove()
+    torch.testing.assert_close(first.running_mean, torch.stack(heard).mean(0))
 
 
 def test_further_negatives_are_real_speech_alone(corpus: Path, model: Path, tmp_path: Path) -> None:

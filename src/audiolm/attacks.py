@@ -78,12 +78,11 @@ ATTACKS: dict[str, Attack] = {
 
 
 def random_attack(sound: Waveform, generator: Generator) -> Waveform:
-    """One attack of a drawn kind and strength, or none (one time in four); at the sound's own rate and length."""
-    kind, seed = (int(torch.randint(limit, (), generator=generator)) for limit in (8, 1 << 31))
+    """One attack of a drawn kind and strength, or none (two times in five); at the sound's own rate and length."""
+    kind, seed = (int(torch.randint(limit, (), generator=generator)) for limit in (10, 1 << 31))
     strength = float(torch.rand((), generator=generator))
     attack: Attack = (
-        ATTACKS["none"],
-        ATTACKS["none"],
+        *[ATTACKS["none"]] * 4,
         partial(mp3, level=0.3 + 0.65 * strength),
         partial(opus, level=0.85 + 0.12 * strength),
         partial(noisy, decibel=8 + 27 * strength, seed=seed),

@@ -26,7 +26,8 @@ from audiolm.training.data import Recording, by_speaker
 from audiolm.training.run import progress
 
 PROMPT = 3.0  # seconds, the paper's
-KINDS = ("continued", "revoiced", "continued", "unconditional", "continued", "acoustic")  # taken in turn
+KINDS = ("continued", "revoiced", "parallel", "unconditional", "continued", "acoustic")  # taken in turn; parallel: continued so
+NEEDS = {"parallel": "parallel", "acoustic": "acoustic"}  # the stage a kind wants; others the semantic one
 NOTHING = "nothing"  # the kind of a further negative
 BATCH = 16  # sounds generated side by side
 
@@ -43,19 +44,25 @@ class SoundsConfig(Config):
 
 @dataclass(frozen=True)
 class Plan:
-    """One recording and what is made of it: files NAME.real.flac, NAME.codec.flac and NAME.KIND.flac."""
+    """A piece of a recording and what is made of it: files NAME.real.flac, NAME.codec.flac and NAME.KIND.flac."""
 
     name: str
     split: str
     recording: Recording
     kind: str
     seed: int
+    start: float = 0.0  # seconds into the recording, where the prompt begins
     codebooks: int | None = None  # levels of what the codec leaves and of what is generated, which must not tell them apart
 
     @property
     def sounds(self) -> tuple[str, ...]:
         """Of its files."""
         return ("real", "codec", *([self.kind] if self.kind != NOTHING else []))
+
+    def plain(self) -> list[str | float | None]:
+        """What decides its sounds, JSON-ready."""
+        of = self.recording
+        return [self.name, of.name, of.seconds, self.start, self.kind, self.seed, self.codebooks]
 
     def path(self, folder: Path, kind: str) -> Path:
         return folder / f"{self.name}.{kind}.flac"
@@ -80,10 +87,11 @@ def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
 def plan(
     recordings: Sequence[Recording], config: SoundsConfig, stages: Sequence[str], levels: Sequence[int | None] = (None,)
 ) -> list[Plan]:
-    """Which recordings, as many speakers as can be, and what is generated from each; splits are the corpus's own."""
-    kinds = [
-        kind for kind in KINDS if (kind == "acoustic" and "acoustic" in stages) or (kind != "acoustic" and "semantic" in stages)
-    ]
+    """Which pieces of recordings, of as many speakers as can be, and what is generated from each; splits are the corpus's own.
+
+    A recording's further pieces have their turn when all recordings' first ones had theirs.
+    """
+    kinds = [kind for kind in KINDS if NEEDS.get(kind, "semantic") in stages and (kind != "parallel" or "semantic" in stages)]
     if not kinds:
         raise InputError(
             f"this model generates nothing of its own (stages: {', '.join(stages) or 'none'}); train its stages first"
@@ -96,12 +104,20 @@ def plan(
             raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
         # The fewer the levels, the less gives a voice away: the first number of them has three quarters of training.
         turns = [levels[0]] * 3 + [*levels[1:]] if split == "train" and len(levels) > 1 else levels
-        for number, recording in enumerate(by_speaker(found, config.seed)[: wanted + config.negatives * (split == "train")]):
+        pieces = _pieces(by_speaker(found, config.seed), config.seconds)
+        for number, (recording, start) in enumerate(pieces[: wanted + config.negatives * (split == "train")]):
             turn, place = divmod(number, len(kinds))
             kind = kinds[place] if number < wanted else NOTHING
             codebooks = turns[(turn + place) % len(turns)]  # of each kind as many
-            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), codebooks))
+            plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), start, codebooks))
     return plans
+
+
+def _pieces(recordings: Sequence[Recording], seconds: float) -> list[tuple[Recording, float]]:
+    """Each with its start: a prompt and at least a second after it, the next where the next prompt begins `seconds` later."""
+    longest = max(each.seconds for each in recordings)
+    starts = [turn * seconds for turn in range(1 + int((longest - PROMPT - 1) / seconds))]
+    return [(each, start) for start in starts for each in recordings if each.seconds >= start + PROMPT + 1]
 
 
 def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, workers: int = 0) -> None:
@@ -153,9 +169,12 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
     """Write the sounds of plans of one kind and number of levels, nothing of them marked; returns how many plans."""
     kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
     chain = "acoustic" if kind == "acoustic" or "semantic" not in model.stages else "full"
-    levels = model.chosen(chain, codebooks=codebooks)["codebooks"]  # the codec's must not be more than what is generated
+    both = "parallel" in model.stages and {"coarse", "piano"} & set(model.stages) and chain == "full"
+    decoder = ("parallel" if kind == "parallel" else "autoregressive") if both else None
+    levels = model.chosen(chain, decoder, codebooks)["codebooks"]  # the codec's must not be more than what is generated
     for each in batch:
-        sound = next(blocks(each.recording.path, PROMPT + seconds, model.sample_rate, mono=True))
+        read_to = each.start + PROMPT + seconds
+        sound = next(blocks(each.recording.path, read_to, model.sample_rate, mono=True)).trim(start=each.start)
         prompt, real = sound.trim(PROMPT), sound.trim(start=PROMPT)
         real.write(each.path(out, "real"))
         model.reconstruct(sound, levels, watermark=False).trim(start=PROMPT).write(each.path(out, "codec"))
@@ -165,7 +184,7 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
     if kind == NOTHING:
         return len(batch)
-    how: How = {"only_new": True, "chain": chain, "codebooks": codebooks, "watermark": False}
+    how: How = {"only_new": True, "chain": chain, "decoder": decoder, "codebooks": codebooks, "watermark": False}
     for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):
         sound.write(each.path(out, kind))
     return len(batch)

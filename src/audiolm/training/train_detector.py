@@ -12,7 +12,7 @@ far as the corpus's own splits keep them apart. Killed at any moment, the same c
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from audiolm.files import make_folder, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
-from audiolm.training.run import Run, learning_rate
+from audiolm.training.run import Run, learning_rate, progress
 
 VARIANTS = 4  # attacked versions of each training clip
 CALIBRATED_UNDER = ("none", "MP3 64 kbit/s", "Opus 24 kbit/s", "white noise 20 dB")
@@ -47,7 +47,7 @@ class DetectorTrainConfig(SoundsConfig):
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=30, ge=0)
-    untouched: float = Field(default=0.25, ge=0, lt=1)  # share of the negatives that did not go through the codec
+    untouched: float = Field(default=0.1, ge=0, lt=1)  # share of the negatives that did not go through the codec
     log_every: int = Field(default=25, ge=1)
     save_every: int = Field(default=100, ge=1)
 
@@ -67,7 +67,10 @@ def train_detector(
     make_folder(out / "sounds")
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
     run = Run(out / "run", settings)
-    asked = [(each.name, each.recording.name, each.recording.seconds, each.kind, each.seed, each.codebooks) for each in plans]
+    asked = [
+        (each.name, each.recording.name, each.recording.seconds, each.start, each.kind, each.seed, each.codebooks)
+        for each in plans
+    ]
     made_of = {"model": identity, "seconds": config.seconds, "plans": digest(asked)}
     recorded = read_json(out / "sounds.json")
     if recorded is not None and recorded != made_of:
@@ -167,31 +170,41 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropCla
                 run.log(step, loss=loss.detach(), accuracy=right)
                 show(step, loss=loss.detach(), accuracy=right)
             run.checkpoint(step, state, every=config.save_every, total=config.steps)
+    settle(network, batches)
     return network.eval()
+
+
+def settle(network: CropClassifier, batches: CropBatches, count: int = 50) -> None:
+    """Means and variances of batch normalisation over many batches by the final weights: training leaves the last ten's."""
+    layers = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # all batches weigh the same
+    with torch.no_grad(), progress(count, label="normalisation") as show:
+        for step in range(1, count + 1):
+            network.train()(batches.batch(step)[0])
+            show(step)
 
 
 # Calibration and figures
 
 
 def calibrate(network: CropClassifier, clips: Sequence[Clip]) -> tuple[float, float]:
-    """From clips of the valid speakers: slope and offset for whole sounds. And logits are moved so that 0 tells crops apart."""
-    real, generated = valid_logits(network, clips)
-    slope, offset = calibrated(torch.cat(real).tolist(), torch.cat(generated).tolist())
+    """From clips of the valid speakers: slope and offset for whole sounds. And logits are moved so that 0 tells crops apart:
+    generated from codec-passed ones, as untouched ones are told by the codec alone and would leave no room for these."""
+    real, codec, generated = valid_logits(network, clips)
+    slope, offset = calibrated(torch.cat(codec).tolist(), torch.cat(generated).tolist())
     old = network.head.bias.clone()
     with torch.no_grad():
         network.head.bias.copy_((old + offset / slope).bfloat16())  # as it will be kept
     moved = float(network.head.bias.detach() - old.detach())
-    return calibrated(*([file_score(logits + moved) for logits in each] for each in (real, generated)))
+    return calibrated(*([file_score(logits + moved) for logits in each] for each in ([*real, *codec], generated)))
 
 
-def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> tuple[list[Tensor], list[Tensor]]:
-    """Of real clips, untouched and through the codec, and of generated ones, clean and under some attacks: logits of each."""
-    found: dict[str, list[Tensor]] = {"real": [], "codec": [], "generated": []}
-    for name in CALIBRATED_UNDER:
-        for clip in clips:
-            for kind, logits in found.items():
-                logits.append(crop_logits(network, ATTACKS[name](getattr(clip, kind)))[:, 0])
-    return [*found["real"], *found["codec"]], found["generated"]
+def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> Iterator[list[Tensor]]:
+    """Of real clips, of those through the codec, and of generated ones, clean and under some attacks: logits of each sound."""
+    for kind in ("real", "codec", "generated"):
+        yield [crop_logits(network, ATTACKS[name](getattr(clip, kind)))[:, 0] for name in CALIBRATED_UNDER for clip in clips]
 
 
 def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
