@@ -143,6 +143,7 @@ def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:
         ("path,seconds\ns0/0.flac,nan\n", "s0/0.flac: seconds is 'nan'"),
         ("path,seconds\ns0/0.flac,long\n", "s0/0.flac: seconds is 'long'"),
     ],
+        ("path, split\ns0/0.flac, later\n", "split of s0/0.flac is 'later'"),  # a space after a comma is none of a name
 )
 def test_bad_manifests_are_one_line(corpus: Path, text: str, message: str, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "c")

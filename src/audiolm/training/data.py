@@ -136,7 +136,7 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as file:
-            rows: list[dict[str, Any]] = list(csv.DictReader(file, restval="", restkey="_"))
+            rows: list[dict[str, Any]] = list(csv.DictReader(file, restval="", restkey="_", skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{manifest}: cannot be read as CSV ({error}); save it as UTF-8 text with commas") from error
     if not rows or "path" not in rows[0]:
