@@ -262,6 +262,19 @@ def test_changes_are_refused_by_name_or_forced(tmp_path: Path, fabric: Fabric) -
     assert log == ["a", "b", "c", "b", "c"]  # force does again what changed, and nothing else
 
 
+def test_what_is_made_of_other_steps_is_refused(tmp_path: Path, fabric: Fabric) -> None:
+    def made(*inputs: str) -> list[Step]:
+        return [*letters([]), Step("all", inputs, {}, lambda _: "+".join(inputs))]
+
+    Chain(tmp_path, made("a", "c"), fabric).run(tmp_path)
+    with pytest.raises(InputError, match=r"c is not asked for any more\); .* --only all --force"):
+        Chain(tmp_path, made("a"), fabric).run(tmp_path)
+    with pytest.raises(InputError, match="b was not asked for then"):
+        Chain(tmp_path, made("a", "b", "c"), fabric).run(tmp_path)
+    Chain(tmp_path, made("a"), fabric).run(tmp_path, force=True)
+    assert results(tmp_path)["all"] == "a"
+
+
 def test_killed_while_an_old_step_is_deleted_none_of_it_stays(
     tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,6 +342,9 @@ def test_unwritable_out_is_one_line(tmp_path: Path, fabric: Fabric) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="choose another out="):
         Chain(tmp_path / "file" / "out", [], fabric).run(None)
+    (tmp_path / "full" / ".lock").mkdir(parents=True)  # as little a file to be written as on a disk that is read only
+    with pytest.raises(InputError, match=r"full: cannot be written \(is a directory\); choose another out="):
+        Chain(tmp_path / "full", [], fabric).run(None)
 
 
 # --- recipes

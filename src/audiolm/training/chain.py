@@ -138,8 +138,12 @@ def _size(folder: Path) -> int:
 
 def _changed(name: str, before: dict[str, Any], now: dict[str, Any]) -> str | None:
     config = difference(before["config"], now["config"], name)
-    inputs = [name for name in now["inputs"] if before["inputs"].get(name) != now["inputs"][name]]
-    return config or (f"{inputs[0]} has been made again since" if inputs else None)
+    given, due = before["inputs"], now["inputs"]
+    for name in () if config else {**due, **given}:
+        if given.get(name) != due.get(name):
+            gone = "is not asked for any more" if name not in due else "has been made again since"
+            return f"{name} {'was not asked for then' if name not in given else gone}"
+    return config
 
 
 @contextmanager
@@ -150,7 +154,11 @@ def _one_at_a_time(out: Path, first: bool) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with (out / ".lock").open("w") as file:
+    try:
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({(error.strerror or 'error').lower()}); choose another out=") from error
+    with file:
         try:
             if first:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
