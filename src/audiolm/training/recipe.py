@@ -112,6 +112,8 @@ class RecipeConfig(Config):
         if not self.encoder or len(set(self.stages)) < len(self.stages):
             raise ValueError("at least one pass of the encoder, and each stage once")
         # What does not fit is found now, not after the hours before it.
+        if self.codebooks and self.codebooks > self.codec.network.num_codebooks:
+            raise ValueError(f"codebooks={self.codebooks}: the codec has {self.codec.network.num_codebooks}")
         earlier = None
         for number, each in enumerate(self.encoder):
             each.check(f"encoder.{number}", earlier)

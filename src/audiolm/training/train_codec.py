@@ -6,7 +6,7 @@ half the speed and buy nothing before the reconstruction is good.
 """
 
 import time
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from lightning.fabric import Fabric
@@ -40,7 +40,8 @@ class CodecTrainConfig(Config):
 
     network: CodecConfig = CodecConfig()
     weights: LossWeights = LossWeights()
-    windows: tuple[int, ...] = Field(default=(320, 640, 1280), min_length=1)  # samples, of the losses on spectra; longer: tones
+    # Samples, of the losses on spectra; longer: tones.
+    windows: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(320, 640, 1280), min_length=1)
     seconds: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)  # batches in a step

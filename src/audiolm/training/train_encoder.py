@@ -60,6 +60,8 @@ class EncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if round(self.seconds * 16_000) <= 640:
+            raise ValueError(f"seconds={self.seconds:g}: one frame, of which nothing can be hidden; give 0.08 or more")
         if isinstance(self.objective, WavToVecBertConfig):
             self.objective.check(self.network)
         return self
