@@ -19,6 +19,7 @@ from audiolm.cli import run
 from audiolm.config import load_config
 from audiolm.doctor import USES, extras, memory
 from audiolm.errors import InputError
+from audiolm.tokens import TokenSpec
 from audiolm.training import plan, rehearsal
 from audiolm.training.audio_store import AudioStore
 from audiolm.training.data import scan
@@ -27,6 +28,7 @@ from audiolm.training.recipe import RecipeConfig, stage_of
 from audiolm.training.rehearsal import Loop, RandomTokens, loops
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.steps import Workshop, steps
+from audiolm.training.token_store import TokenStore, store_key
 
 ROOT = Path(__file__).parents[1]
 FAST = ["threads=1", "codec.steps=1000", "units.batches=2", "units.epochs=1"]
@@ -188,6 +190,16 @@ def test_done_steps_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert rows["encoder"] == Row("encoder", seconds=0.0, note="done already")
     assert rows["codec"].note == ""
     assert rows["codec"].seconds
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_changed_recipe_is_not_timed_on_tokens_of_the_old_one(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "out", "stages=['semantic']", "units.units=16")
+    codes = {"semantic": TokenSpec("semantic", 32, 1, 25.0), "acoustic": TokenSpec("acoustic", 64, 6, 50.0)}
+    TokenStore.create(tmp_path / "out" / "tokens", store_key(16_000, {name: (spec, "") for name, spec in codes.items()}))
+    (tmp_path / "out" / "tokens" / "done.json").write_text(json.dumps({"config": {}, "result": "0"}))
+    (loop,) = loops("semantic", Workshop(config))
+    assert loop.rehearse(torch.device("cpu")).step > 0
 
 
 def test_the_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from audiolm.training.checkpoint import State
 from audiolm.training.recipe import stage_config, stage_of
 from audiolm.training.run import Run
 from audiolm.training.steps import Workshop
+from audiolm.training.token_store import TokenStore
 from audiolm.training.train_codec import train_codec
 from audiolm.training.train_encoder import train_encoder
 from audiolm.training.train_lm import train_lm
@@ -221,7 +222,9 @@ def _stage_loop(shop: Workshop, name: Any) -> Loop:
         return nn.functional.cross_entropy(network.logits(hidden, 0).flatten(0, 1).float(), due.flatten())
 
     def run(copy: Any, watch: Run) -> object:
-        ready = (shop.out / "tokens" / "done.json").is_file()
+        made = shop.out / "tokens"
+        # Those of a recipe that has been changed since are other tokens.
+        ready = (made / "done.json").is_file() and {each.spec for each in stage.streams} <= {*TokenStore(made).specs.values()}
         batches: Any = shop.token_crops(name, "train") if ready else RandomTokens(stage, own.batch_size)
         return train_lm(stage, copy, batches, watch, shop.fabric)
 
