@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,8 +143,8 @@ def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:
         ("path,seconds\ns0/0.flac,inf\n", "s0/0.flac: seconds is 'inf'"),
         ("path,seconds\ns0/0.flac,nan\n", "s0/0.flac: seconds is 'nan'"),
         ("path,seconds\ns0/0.flac,long\n", "s0/0.flac: seconds is 'long'"),
-    ],
         ("path, split\ns0/0.flac, later\n", "split of s0/0.flac is 'later'"),  # a space after a comma is none of a name
+    ],
 )
 def test_bad_manifests_are_one_line(corpus: Path, text: str, message: str, tmp_path: Path) -> None:
     shutil.copytree(corpus, tmp_path / "c")
@@ -174,6 +175,53 @@ def test_bad_recordings_are_reported_and_left_out(corpus: Path, tmp_path: Path, 
     assert good >= {recording.name for recording in scan(corpus)}
     assert good.isdisjoint(each["name"] for each in listed)
     assert good | {each["name"] for each in listed} == {p.relative_to(folder).as_posix() for p in folder.rglob("*.[fw][la][av]*")}
+
+
+def test_folders_behind_links_are_of_the_tree(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    for speaker in ("s0", "s1"):
+        (tmp_path / "c" / speaker).symlink_to(corpus / speaker)
+    (tmp_path / "c" / "all").symlink_to(tmp_path / "c")  # without end
+    (tmp_path / "c" / "again").symlink_to(tmp_path / "c" / "s0")  # what is found twice could be learned from and measured on
+    (tmp_path / "c" / "up").symlink_to("..")
+    names = {each.name for each in scan(tmp_path / "c")}
+    assert names == {
+        f"{name}/{path.name}" for name, speaker in {"again": "s0", "s1": "s1"}.items() for path in (corpus / speaker).iterdir()
+    }
+
+
+def test_what_cannot_be_looked_into_is_named(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(corpus, tmp_path / "c")
+    (tmp_path / "c" / "manifest.csv").write_text(f"path\ns0/0.flac\n{'long' * 99}.wav\n")
+    skipped: Skipped = []
+    assert [each.name for each in scan(tmp_path / "c", skipped=skipped)] == ["s0/0.flac"]
+    assert "cannot be read (File name too long)" in skipped[0][1]
+    (tmp_path / "c" / "manifest.csv").unlink()
+    everything, listed = len(scan(tmp_path / "c")), Path.iterdir
+
+    def iterdir(folder: Path) -> Any:  # whoever runs the tests may be allowed everything
+        if folder.name == "s1":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    skipped = []
+    assert 0 < len(scan(tmp_path / "c", skipped=skipped)) < everything
+    assert skipped == [("s1", f"{tmp_path / 'c' / 's1'}: cannot be read (Permission denied)")]
+
+
+def test_names_that_are_not_utf8_are_left_out(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c").mkdir()
+    shutil.copy(corpus / "s0" / "0.flac", tmp_path / "c" / "good.flac")
+    try:
+        shutil.copy(corpus / "s0" / "0.flac", tmp_path / "c" / os.fsdecode(b"f\xfcnf.flac"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    skipped: Skipped = []
+    recordings = scan(tmp_path / "c", skipped=skipped)
+    AudioStore.prepare(tmp_path / "audio", recordings, skipped=skipped)
+    assert [each.name for each in recordings] == ["good.flac"]
+    assert "its name is not UTF-8; rename it" in capsys.readouterr().err
 
 
 def test_one_sound_file_is_a_corpus_of_one(corpus: Path) -> None:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,26 +57,35 @@ def scan(
     speaker is its parent folder's name where no column says it; with one speaker, recordings are dealt instead.
     `settled`: splits of speakers that were dealt before, who keep them.
 
-    Files that cannot be read or last less than `minimum` seconds are left out and appended to `skipped`, or else named
+    What cannot be read, files of less than `minimum` seconds among it, is left out and appended to `skipped`, or else named
     on stderr. InputError where the source is no such thing, or nothing is left.
     """
     source = place(source)
-    if source.is_dir() and (source / "manifest.csv").is_file():
-        source = source / "manifest.csv"
-    if not source.exists():
-        raise InputError(f"{source}: no such folder or manifest; check the path")
+    try:
+        if source.is_dir() and (source / "manifest.csv").is_file():
+            source = source / "manifest.csv"
+        if not source.exists():
+            raise InputError(f"{source}: no such folder or manifest; check the path")
+    except OSError as error:  # a folder that may not be looked into
+        raise InputError(f"{source}: cannot be read ({error.strerror}); check the path and its rights") from error
+    left_out: Skipped = []
     if source.is_dir():
-        rows = _folder_rows(source)
+        rows = _folder_rows(source, left_out)
     else:
         rows = [_row(source, source.parent)] if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
-    left_out: Skipped = []
     found, names = [], set()
     for row in rows:
         try:
             if row["name"] in names:
                 raise InputError(f"{source}: lists {row['name']} twice; the first line counts")
             names.add(row["name"])
+            (row["name"] + row["speaker"]).encode()
             found.append((row, _seconds(row, minimum)))
+        except UnicodeEncodeError:  # no hash, no index and no page could hold it
+            name, path = (str(row[key]).encode(errors="backslashreplace").decode() for key in ("name", "path"))
+            left_out.append((name, f"{path}: its name is not UTF-8; rename it"))
+        except OSError as error:  # before it is opened: a name that is too long, a folder that may not be looked into
+            left_out.append((row["name"], f"{row['path']}: cannot be read ({error.strerror})"))
         except InputError as error:
             left_out.append((row["name"], str(error)))
     if not found:
@@ -122,11 +131,35 @@ def report(skipped: Skipped, path: Path | None = None) -> None:
             temporary.write_text(json.dumps([{"name": n, "reason": r} for n, r in skipped], indent=1) + "\n", encoding="utf-8")
 
 
-def _folder_rows(folder: Path) -> list[dict[str, Any]]:
-    paths = sorted(path for path in folder.rglob("[!.]*") if path.suffix.lower() in audio.READABLE and path.is_file())
+def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
+    files = folder.rglob("[!.]*") if is_remote(folder) else _files(folder, left_out)
+    paths = sorted(path for path in files if path.suffix.lower() in audio.READABLE and path.is_file())
     if not paths:
-        raise InputError(f"{folder}: no sound files in it; give a folder with wav, flac, mp3, ogg or opus files")
+        reason = f" ({left_out[0][1]})" if left_out else ""
+        raise InputError(f"{folder}: no sound files in it{reason}; give a folder with wav, flac, mp3, ogg or opus files")
     return [_row(path, folder) for path in paths]
+
+
+def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
+    """What is in a folder and below, but hidden files. Links to folders are followed, as rglob does not; none comes twice."""
+    seen = {str(above) for above in Path(os.path.realpath(top)).parents}  # a link up leads out of the corpus
+    folders, links = [top], list[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)  # links last, so that what lies in the tree has its name in the tree
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            inside = [(path, path.is_dir()) for path in sorted(folder.iterdir())]
+        except OSError as error:
+            left_out.append((folder.relative_to(top).as_posix(), f"{folder}: cannot be read ({error.strerror})"))
+            continue
+        for path, is_folder in inside:
+            if is_folder:
+                (links if path.is_symlink() else folders).append(path)
+            elif not path.name.startswith("."):
+                yield path
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
