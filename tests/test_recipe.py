@@ -378,6 +378,7 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("encoder.0.network.kernel=4", r"kernel=4 must be odd"),
         ("codec.network.codebook_size=65537", r"codebook_size: input should be less than or equal to 65536"),
         ("units.units=65537", r"units\.units: input should be less than or equal to 65536"),
+        ("units.units=3201", r"units\.batches=16: 3200 frames cannot make 3201 units; give more"),
         ("units.layer=4", r"units\.layer=4: the encoder has 3 layers"),
         ("coarse.sampling={passes=4}", r"coarse\.sampling\.passes: only a parallel stage makes passes"),
         ("encoder=[{network={layers=0}}] units={}", r"give units\.layer=0"),

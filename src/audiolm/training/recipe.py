@@ -118,6 +118,11 @@ class RecipeConfig(Config):
         for number, each in enumerate(self.encoder):
             each.check(f"encoder.{number}", earlier)
             earlier = each.network
+        frames = self.units.batches * self.encoder[-1].batch_size * -(-round(16_000 * self.encoder[-1].seconds) // 640)
+        if frames < self.units.units:
+            raise ValueError(
+                f"units.batches={self.units.batches}: {frames} frames cannot make {self.units.units} units; give more"
+            )
         layer, layers = self.units.layer, self.encoder[-1].network.layers
         if layer is None and not layers:
             raise ValueError("units.layer: there are none to choose from in an encoder without layers; give units.layer=0")
