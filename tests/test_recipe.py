@@ -395,6 +395,9 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("codec.seconds=0.01", r"codec: seconds=0\.01: less than one frame; give 0\.02 or more"),
         ("codec.windows=[320,-5]", r"codec\.windows\.1: input should be greater than or equal to 2"),
         ("encoder.0.seconds=0.04", r"encoder\.0: seconds=0\.04: one frame, .* give 0\.08 or more"),
+        ("decoder=parallel", r"decoder=parallel: the stages are without parallel"),
+        ("fine.levels=2", r"fine\.levels: how many there are follows"),
+        ("data=", r"data: "),
         ("codebooks=7", r"codebooks=7: the codec has 6"),
         *((f"{key}seed=-1", r"seed: input should be greater than or equal to 0") for key in SEEDED),
         ("units.seed=4294967296", r"units\.seed: input should be less than 4294967296"),
@@ -404,6 +407,13 @@ def test_mistakes_in_a_recipe_are_found_before_anything_runs(override: str, mess
     with pytest.raises(InputError, match=message) as caught:
         load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", *override.split()])
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_the_same_with_a_slash() -> None:
+    folders = [
+        load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", [f"data={data}", "out=y"]).data for data in ("x", "x/", "/")
+    ]
+    assert folders == ["x", "x", "/"]
 
 
 def test_a_last_layer_is_a_layer() -> None:

@@ -57,7 +57,7 @@ class AudioStore:
             entries = [Entry(**row) for row in json.loads(index.read_text(encoding="utf-8"))]
             samples = index.with_suffix(".i16")
             if not samples.is_file() or samples.stat().st_size != 2 * sum(entry.length for entry in entries):
-                raise InputError(f"{samples}: damaged, not the length its index gives; delete both and prepare again")
+                raise InputError(f"{samples}: damaged, not the length its index gives; do it again: --only prepare --force")
             self.entries += entries
         self._shard = cache(lambda shard: np.memmap(self.folder / f"{shard:05d}.i16", np.dtype("<i2"), mode="r"))
 

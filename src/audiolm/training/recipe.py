@@ -6,7 +6,7 @@ Every table of a recipe's file is a class here; what the steps do with them is i
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from audiolm import stages
 from audiolm.asking import Sampling
@@ -60,8 +60,8 @@ class StageConfig(LMTrainConfig):
 class RecipeConfig(Config):
     """The whole chain. `data` is a folder of audio or a manifest.csv, `out` the folder for everything that is made."""
 
-    data: str
-    out: str
+    data: str = Field(min_length=1)
+    out: str = Field(min_length=1)
     base: str | None = None  # a model to go on from: packaged, a bundle's folder, or a hub id
     name: str = "mine"
     licence: str = "not stated"
@@ -104,6 +104,12 @@ class RecipeConfig(Config):
                 data["encoder"] = [_seeded(each, data["seed"]) for each in data["encoder"]]
         return data
 
+    @field_validator("data")
+    @classmethod
+    def _without_slash(cls, data: str) -> str:
+        """ "corpus/", as a shell completes it, is "corpus"; what is recorded of a run must not tell them apart."""
+        return data.rstrip("/") or "/"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         rate, hop = self.codec.network.sample_rate, self.codec.network.hop
@@ -112,6 +118,11 @@ class RecipeConfig(Config):
         if not self.encoder or len(set(self.stages)) < len(self.stages):
             raise ValueError("at least one pass of the encoder, and each stage once")
         # What does not fit is found now, not after the hours before it.
+        if self.decoder == "parallel" and "parallel" not in self.stages:
+            raise ValueError("decoder=parallel: the stages are without parallel; list it among them, or leave decoder out")
+        for name in ("semantic", "fine"):
+            if stage_config(self, name).levels is not None:
+                raise ValueError(f"{name}.levels: how many there are follows from the other stages; leave it out")
         if self.codebooks and self.codebooks > self.codec.network.num_codebooks:
             raise ValueError(f"codebooks={self.codebooks}: the codec has {self.codec.network.num_codebooks}")
         earlier = None
