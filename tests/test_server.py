@@ -307,6 +307,14 @@ def test_a_client_may_ask_so_often(tiny_model: AudioLM) -> None:
         assert client.post(path, headers={"X-API-Key": "b"}).status_code == 200
 
 
+def test_less_than_one_request_a_minute_is_one_now_and_then(tiny_model: AudioLM) -> None:
+    with TestClient(create_app(tiny_model, LIMITS.model_copy(update={"rate": 0.5}))) as client:
+        assert client.post("/v1/generate?seconds=0.1").status_code == 200
+        refused = client.post("/v1/generate?seconds=0.1")
+        assert refused.status_code == 429
+        assert 60 < int(refused.headers["retry-after"]) <= 120
+
+
 def test_who_asks_for_too_long_is_told(tiny_model: AudioLM) -> None:
     with TestClient(create_app(tiny_model, LIMITS.model_copy(update={"timeout": 0.05}))) as client:
         answer = client.post("/v1/generate?seconds=5")

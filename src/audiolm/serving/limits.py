@@ -141,9 +141,9 @@ class Guard:
         """Seconds until this client may ask again: it has a minute's requests at once, and gets them back as time goes by."""
         if not self.limits.rate:
             return 0
-        now = time.monotonic()
-        left, since = self._rates.pop(client, (self.limits.rate, now))
-        left = min(self.limits.rate, left + (now - since) * self.limits.rate / 60)
+        now, most = time.monotonic(), max(1.0, self.limits.rate)  # less than one could never be spent
+        left, since = self._rates.pop(client, (most, now))
+        left = min(most, left + (now - since) * self.limits.rate / 60)
         self._rates[client] = (left - 1 if left >= 1 else left, now)
         if len(self._rates) > MOST_CLIENTS:
             self._rates.popitem(last=False)
