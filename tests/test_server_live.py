@@ -135,6 +135,16 @@ def test_slow_heads_are_ended(address: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert everything(client) == b""
 
 
+def test_the_rest_of_an_answered_request_is_not_waited_for(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "HEAD_SECONDS", 0.3)
+    with connection(address, "POST /nothing HTTP/1.1\nHost: x\nContent-Length: 1000\n\n") as client:
+        heard = b""
+        while b"}" not in heard:
+            heard += client.recv(1 << 16)
+        client.sendall(b"x")
+        assert everything(client) == b""
+
+
 def test_stopping_finishes_what_runs(tiny_model: AudioLM) -> None:
     with serving(tiny_model) as (address, server), ThreadPoolExecutor(1) as client:
         answer = client.submit(httpx2.post, f"{address}/v1/generate?seconds=6", timeout=60)

@@ -37,7 +37,8 @@ class Protocol(H11Protocol):
             self._patience.cancel()
 
     def _watch(self) -> None:
-        unheard = self.conn.their_state is h11.IDLE
+        # DONE: answered before it was all there; uvicorn would take the rest, and wait for it for ever.
+        unheard = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
         if unheard and self._patience is None:
             self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
         elif not unheard and self._patience is not None:
