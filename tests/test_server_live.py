@@ -145,6 +145,13 @@ def test_the_rest_of_an_answered_request_is_not_waited_for(address: str, monkeyp
         assert everything(client) == b""
 
 
+def test_as_many_connections_as_the_limit_says(tiny_model: AudioLM) -> None:
+    limits = LIMITS.model_copy(update={"connections": 1})
+    with serving(tiny_model, limits) as (address, _), httpx2.Client(base_url=address) as client:
+        assert client.get("/healthz").status_code == 200
+        assert httpx2.get(f"{address}/healthz").status_code == 503
+
+
 def test_stopping_finishes_what_runs(tiny_model: AudioLM) -> None:
     with serving(tiny_model) as (address, server), ThreadPoolExecutor(1) as client:
         answer = client.submit(httpx2.post, f"{address}/v1/generate?seconds=6", timeout=60)

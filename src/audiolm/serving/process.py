@@ -71,7 +71,7 @@ def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # anybody may write such a header: the rate of a client is that of its address
-        limit_concurrency=limits.connections,
+        limit_concurrency=limits.connections + 1,  # uvicorn refuses the one that reaches it
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(limits.timeout),
     )
