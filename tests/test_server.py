@@ -222,6 +222,9 @@ def test_what_there_is(client: TestClient) -> None:
     figures = client.get("/metrics").text
     assert 'audiolm_requests_total{path="/v1/generate",status="200"}' in figures
     assert "audiolm_batch_size_count" in figures
+    told = [line for line in figures.splitlines() if line.startswith("audiolm_sound_seconds_total")]
+    assert client.post("/v1/generate?seconds=3&stream=1&codebooks=99").status_code == 422
+    assert told[0] in client.get("/metrics").text  # nothing was made
     for path in ("/../pyproject.toml", "/..%2fserver.py", "/examples/..%2fREADME.md", "/examples/%2e%2e", "/web", "/server.py"):
         assert client.get(path).status_code == 404
 

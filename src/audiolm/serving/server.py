@@ -239,7 +239,6 @@ class Service:
                 raise InputError("stream=true: one WAV at a time; leave samples and format out")
             new = wish.seconds if wish.semantic is None else wish.semantic.seconds
             samples = round((new or 0.0) * model.sample_rate) + round(prompt_seconds * model.sample_rate)
-            self.metrics.seconds.inc(new or 0.0)
 
             def start() -> Iterator[bytes]:
                 blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, **way.how)
@@ -247,6 +246,7 @@ class Service:
 
             parts = self.worker.stream(start)
             first = await attended(request, _next(parts))  # what is wrong is told before an answer begins
+            self.metrics.seconds.inc(new or 0.0)
             return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
         seeds = range(options.seed, options.seed + options.samples)
         wishes = [Wish(wish.prompt, wish.seconds, wish.semantic, seed) for seed in seeds]
