@@ -74,7 +74,7 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
             raise HTTPException(415, "send recordings as a form (multipart/form-data) or as a body of type audio/*")
         if unknown := [name for name in sent.files if name not in names]:
             raise InputError(
-                f"{unknown[0]}: no recording of that name is wanted; {'send ' + ' or '.join(names) if names else ''}"
+                f"{unknown[0]}: no recording of that name is wanted; {'send ' + ' or '.join(names) if names else 'leave it out'}"
             )
     except BaseException:
         sent.close()
