@@ -18,6 +18,7 @@ from audiolm import bundle
 from audiolm.asking import Sampling
 from audiolm.audio import Waveform
 from audiolm.cli import run
+from audiolm.commands.serving import _keys
 from audiolm.model import AudioLM
 from audiolm.provenance import detect
 from audiolm.serving import server
@@ -282,6 +283,14 @@ def test_keys(tiny_model: AudioLM) -> None:
         assert client.get("/v1/models", headers={"Authorization": "Bearer second"}).status_code == 200
         assert client.get("/v1/models", headers={"X-API-Key": "first"}).status_code == 200
         assert client.get("/healthz").status_code == 200
+
+
+def test_keys_of_an_editor_that_marks_its_files(tiny_model: AudioLM, tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text("first\nsecond\n", encoding="utf-8-sig")
+    with TestClient(create_app(tiny_model, LIMITS, keys=_keys(file))) as client:
+        for key in ("first", "second"):
+            assert client.get("/v1/models", headers={"X-API-Key": key}).status_code == 200
 
 
 def test_other_sites_and_other_names_are_refused(tiny_model: AudioLM) -> None:

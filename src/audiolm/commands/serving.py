@@ -67,7 +67,7 @@ def _keys(path: Path | None) -> list[str]:
     keys = [os.environ.get("AUDIOLM_API_KEY", "")]
     if path is not None:
         try:
-            keys += path.read_text(encoding="utf-8").split()
+            keys += path.read_text(encoding="utf-8-sig").split()  # some editors put a mark before a text
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--api-key-file {path}: cannot be read; name a text file of keys, one a line") from error
         if len(keys) < 2:
