@@ -145,6 +145,17 @@ def test_the_rest_of_an_answered_request_is_not_waited_for(address: str, monkeyp
         assert everything(client) == b""
 
 
+def test_who_does_not_read_his_answer_is_left(tiny_model: AudioLM, female: Waveform) -> None:
+    body = Waveform(female.samples.repeat(1, 25), 16_000).to_bytes()  # more than the system keeps for those who dawdle
+    head = f"POST /v1/reconstruct HTTP/1.1\r\nHost: x\r\nContent-Type: audio/wav\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serving(tiny_model, LIMITS.model_copy(update={"timeout": 8.0})) as (address, server), socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(address.rpartition(":")[2])))
+        client.sendall(head.encode() + body)
+        wait(lambda: server.server_state.total_requests == 1)
+        wait(lambda: not server.server_state.connections, 30)
+
+
 def test_as_many_connections_as_the_limit_says(tiny_model: AudioLM) -> None:
     limits = LIMITS.model_copy(update={"connections": 1})
     with serving(tiny_model, limits) as (address, _), httpx2.Client(base_url=address) as client:

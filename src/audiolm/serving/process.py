@@ -36,6 +36,11 @@ class Protocol(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
 
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()  # closes when all is sent: never, where the client does not read
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(self.config.timeout_graceful_shutdown or 0, self.transport.abort)
+
     def _watch(self) -> None:
         # DONE: answered before it was all there; uvicorn would take the rest, and wait for it for ever.
         unheard = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
