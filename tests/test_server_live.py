@@ -179,40 +179,49 @@ def _reachable(address: str) -> bool:
         return False
 
 
-def test_the_program_serves_until_it_is_told_to_stop(tiny_model: AudioLM, tmp_path: Path) -> None:
-    bundle.save(tiny_model, tmp_path, "# A card\n")
-    arguments = [
-        sys.executable,
-        "-m",
-        "audiolm.cli",
-        "serve",
-        "seconds=3",
-        "--model",
-        str(tmp_path),
-        "--port",
-        "0",
-        "--threads",
-        "1",
-    ]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, "AUDIOLM_API_KEY": "k"}) as child:
+@contextmanager
+def program(folder: Path, *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The address of `audiolm serve` of the model in a folder, and its process."""
+    words = [sys.executable, "-m", "audiolm.cli", "serve", *arguments, "--model", str(folder), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "AUDIOLM_API_KEY": "k"}) as child:
         try:
             assert child.stderr is not None
-            address = child.stderr.readline().split()[1]
-            assert address.startswith("http://127.0.0.1:")
-            headers = {"Authorization": "Bearer k"}
-            assert httpx2.get(f"{address}/v1/models", headers=headers, timeout=30).json()["models"][0]["max_seconds"] == 3
-            assert httpx2.get(f"{address}/v1/models").status_code == 401
-            assert (head := httpx2.head(f"{address}/")).status_code == 200
-            assert (head.headers["content-type"], head.content) == ("text/html; charset=utf-8", b"")
-            with ThreadPoolExecutor(1) as client:
-                answer = client.submit(httpx2.post, f"{address}/v1/generate?seconds=3", headers=headers, timeout=60)
-                time.sleep(0.5)
-                child.send_signal(signal.SIGTERM)
-                assert answer.result().status_code == 200
-            child.wait(30)
+            yield child.stderr.readline().split()[1], child
             assert child.stderr.read() == ""
         finally:
             child.kill()
+
+
+def test_the_program_serves_until_it_is_told_to_stop(tiny_model: AudioLM, tmp_path: Path) -> None:
+    bundle.save(tiny_model, tmp_path, "")
+    with program(tmp_path, "seconds=3") as (address, child):
+        assert address.startswith("http://127.0.0.1:")
+        headers = {"Authorization": "Bearer k"}
+        assert httpx2.get(f"{address}/v1/models", headers=headers, timeout=30).json()["models"][0]["max_seconds"] == 3
+        assert httpx2.get(f"{address}/v1/models").status_code == 401
+        assert (head := httpx2.head(f"{address}/")).status_code == 200
+        assert (head.headers["content-type"], head.content) == ("text/html; charset=utf-8", b"")
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(httpx2.post, f"{address}/v1/generate?seconds=3", headers=headers, timeout=60)
+            time.sleep(0.5)
+            child.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 200
+        child.wait(30)
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM])
+def test_who_asks_twice_does_not_wait(tiny_model: AudioLM, tmp_path: Path, asked: signal.Signals) -> None:
+    bundle.save(tiny_model, tmp_path, "")
+    with program(tmp_path, "seconds=600") as (address, child):
+        wait(lambda: _reachable(address))
+        head = f"POST /v1/generate?seconds=600 HTTP/1.1\nHost: {address[7:]}\nAuthorization: Bearer k\nContent-Length: 0\n\n"
+        with connection(address, head):
+            time.sleep(0.5)
+            child.send_signal(asked)
+            time.sleep(0.5)
+            assert child.poll() is None  # the request runs
+            child.send_signal(asked)
+            assert child.wait(5) == 128 + asked
 
 
 def test_mistakes_of_who_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,13 +229,14 @@ def test_mistakes_of_who_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture
         port = str(taken.getsockname()[1])
         for arguments, words in {
             ("secnds=3",): "secnds=3: unknown key 'secnds'; did you mean 'seconds'?",
+            ("queue=2",): "queue=2: samples=8 of one request would never find room; give as many",
             ("queue=0",): "queue=0: queue: input should be greater than or equal to 1",
             ("--api-key-file", str(tmp_path / "none")): "cannot be read; name a text file of keys",
             ("--port", "70000"): "--port 70000: give a number from 0 to 65535",
             ("--port", port): "cannot be listened on (address already in use); choose others",
             ("--model", "nowhere"): "nowhere: no such model",
             ("--device", "cuda:99"): "--device cuda:99: not on this machine",
-            ("--threads", "0"): "--threads 0: give 1 or more",
+            ("--threads", "0"): "--threads 0: give 1 to 1024",
         }.items():
             assert run(["serve", *arguments]) == 2
             said = capsys.readouterr().err

@@ -23,6 +23,7 @@ Decoder = Literal["autoregressive", "parallel"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 STDIN = "/dev/stdin"  # what "-" stands for
 EVERY = 30.0  # seconds between two lines of progress where there is no terminal
+MOST_THREADS = 1024  # torch ends in a segmentation fault where the system has not as many
 
 
 @Parameter(name="*")
@@ -169,8 +170,8 @@ def settle(device: str, threads: int | None) -> None:
     import torch
 
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"--threads {threads}: give 1 or more")
+        if not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"--threads {threads}: give 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
     try:
         torch.zeros(1, device=torch.device(device))

@@ -121,7 +121,8 @@ class Stream(Generic[T], AsyncIterator[T]):
             piece = next(self._parts, _END)
         except Exception as error:
             piece = error
-        self._ahead += 1
+        with self._worker.changed:
+            self._ahead += 1
         with suppress(RuntimeError):  # the loop was closed, and the listener with it
             self._loop.call_soon_threadsafe(self._ready.put_nowait, piece)
         return piece is not _END and not isinstance(piece, Exception)

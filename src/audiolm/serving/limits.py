@@ -12,8 +12,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from http import HTTPStatus
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -52,6 +53,12 @@ class Limits(Config):
     batch: int = Field(default=16, ge=1, description="requests that are generated together")
     rate: float = Field(default=600.0, ge=0, description="requests a minute of one client; 0: as many as it likes")
     connections: int = Field(default=512, ge=1, description="open at once")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.samples > self.queue:
+            raise ValueError(f"queue={self.queue}: samples={self.samples} of one request would never find room; give as many")
+        return self
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -2,9 +2,11 @@
 
 import asyncio
 import math
+import os
 import socket
 import sys
 from contextlib import suppress
+from types import FrameType
 
 import h11
 import uvicorn
@@ -51,6 +53,14 @@ class Protocol(H11Protocol):
             self._patience = None
 
 
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's own haste, for SIGINT alone, prints tracebacks and waits for the model. Nothing here is written by halves."""
+        if self.should_exit:
+            os._exit(128 + sig)
+        super().handle_exit(sig, frame)
+
+
 def listen(app: FastAPI, host: str, port: int, limits: Limits) -> None:
     """Serve until a signal comes, then finish what runs; a second signal does not wait. InputError where nobody may listen."""
     try:
@@ -80,4 +90,4 @@ def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(limits.timeout),
     )
-    return uvicorn.Server(config)
+    return _Server(config)
