@@ -203,8 +203,13 @@ def calibrate(network: CropClassifier, clips: Sequence[Clip]) -> tuple[float, fl
 
 def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> Iterator[list[Tensor]]:
     """Of real clips, of those through the codec, and of generated ones, clean and under some attacks: logits of each sound."""
-    for kind in ("real", "codec", "generated"):
-        yield [crop_logits(network, ATTACKS[name](getattr(clip, kind)))[:, 0] for name in CALIBRATED_UNDER for clip in clips]
+    with progress(3 * len(CALIBRATED_UNDER) * len(clips), label="calibration") as show:
+        for done, kind in enumerate(("real", "codec", "generated")):
+            found = []
+            for name in CALIBRATED_UNDER:
+                found += [crop_logits(network, ATTACKS[name](getattr(clip, kind)))[:, 0] for clip in clips]
+                show(done * len(CALIBRATED_UNDER) * len(clips) + len(found))
+            yield found
 
 
 def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
@@ -215,7 +220,11 @@ def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
     same: dict[str, list[Clip]] = {}
     for clip in clips:
         same.setdefault(str(clip.plan.codebooks or "all"), []).append(clip)
-    attacks = {name: _measured(made, clips, attack, "codec") for name, attack in ATTACKS.items()}
+    attacks = {}
+    with progress(len(ATTACKS), label="attacks") as show:
+        for number, (name, attack) in enumerate(ATTACKS.items()):
+            attacks[name] = _measured(made, clips, attack, "codec")
+            show(number + 1)
     levels = {name: _measured(made, some, ATTACKS["none"], "codec") for name, some in same.items()}
     untouched = _measured(made, clips, ATTACKS["none"], "real")
     return {"attacks": attacks, "levels": levels, "untouched": untouched, **made.about}
