@@ -153,6 +153,9 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     assert "crops of unseen speakers |" in card(figures)
     assert "generated clips of 1 others (" in card(figures)
     assert set(figures["attacks"]) == set(ATTACKS)
+    share = figures["kinds"]["continued"]
+    assert 2 * figures["attacks"]["none"]["balanced_accuracy"] - 1 <= share <= 1
+    assert f"it finds: continuation {100 * share:.1f} %." in card(figures)
     assert json.loads((tmp_path / "one" / "detector.json").read_text()) == figures
     first = (tmp_path / "one" / "detector.safetensors").read_bytes()
     sounds = sorted(path.name for path in (tmp_path / "one" / "sounds").iterdir())
