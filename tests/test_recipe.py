@@ -106,6 +106,30 @@ def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPa
     run_recipe(quick(corpus, whole, "threads=2"))  # changes no result
 
 
+def test_options_that_are_newer_than_a_run_change_nothing(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """As a run of an older version has them on record: without the options that were still to come."""
+    shutil.copytree(whole, out := tmp_path / "out", symlinks=True)
+    newer = {
+        "prepare": [("minimum",)],
+        "codec": [("windows",), ("network", "phases")],
+        "encoder": [("0", "warm_start"), ("0", "network", "level")],
+        "fine": [("overlap",), ("dedup",)],
+    }
+    for step, places in newer.items():
+        for path in (out / step / "done.json", out / step / "begun.json"):
+            record = json.loads(path.read_text())
+            for *place, key in places:
+                table = record["config"]
+                for each in place:
+                    table = table[each]
+                del table[key]
+            path.write_text(json.dumps(record))
+    run_recipe(quick(corpus, out))
+    assert results(out) == results(whole)
+    with pytest.raises(InputError, match=r"codec\.windows was \[320, 640, 1280\], is \[64\]"):
+        run_recipe(quick(corpus, out, "codec.windows=[64]"))
+
+
 def test_a_parallel_decoder_is_one_more_stage(whole: Path, corpus: Path, tmp_path: Path) -> None:
     for name in ("prepare", "codec", "encoder", "units", "tokens", "semantic"):
         shutil.copytree(whole / name, tmp_path / "out" / name)

@@ -92,6 +92,15 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def completed(recorded: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """A recorded configuration with the defaults of options that are newer than it; keys that are not `config`'s stay."""
+    own = {key: value for key, value in recorded.items() if key in type(config).model_fields}
+    try:
+        return {**recorded, **type(config).model_validate(own).plain()}
+    except ValidationError:  # of an option that is gone: the difference will say so
+        return dict(recorded)
+
+
 def difference(old: Any, new: Any, name: str = "") -> str | None:
     """What first differs between two JSON-ready values, in words ("codec.steps was 100, is 200"), or None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

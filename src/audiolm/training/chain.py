@@ -33,6 +33,7 @@ class Step:
 
     config: JSON-ready, all that the result depends on besides the results of `inputs`.
     together: under torchrun every process takes part; else the first one works and the others wait.
+    completed: a recorded configuration with the defaults of options that are newer than it, so that an update changes nothing.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Step:
     config: dict[str, Any]
     do: Callable[[Any], str]
     together: bool = False
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 class Chain:
@@ -84,7 +86,7 @@ class Chain:
         now = json.loads(json.dumps({"config": step.config, "inputs": inputs}))
         done = read_json(folder / "done.json")
         before = done or read_json(folder / "begun.json")
-        changed = _changed(step.name, before, now) if before else None
+        changed = _changed(step, before, now) if before else None
         self.fabric.barrier()  # all have looked before anything is written
         if changed and not force:
             cure = f"set it back, or do the step again: --only {step.name} --force"
@@ -136,8 +138,8 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _changed(name: str, before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    config = difference(before["config"], now["config"], name)
+def _changed(step: Step, before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    config = difference(step.completed(before["config"]), now["config"], step.name)
     given, due = before["inputs"], now["inputs"]
     for name in () if config else {**due, **given}:
         if given.get(name) != due.get(name):

@@ -37,11 +37,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.distributed
-from pydantic import ValidationError
 from torch import Tensor
 
 from audiolm.audio import Waveform
-from audiolm.config import Config, difference
+from audiolm.config import Config, completed, difference
 from audiolm.errors import InputError
 from audiolm.files import read_json, whole_file, write_json
 from audiolm.plots import picture
@@ -87,7 +86,9 @@ class Run:
         self._tracker: Tracker | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
         recorded = read_json(self.folder / "config.json")
-        changed = difference(_filled(recorded, config), self.config) if recorded is not None and self.steps() else None
+        if isinstance(config, Config) and recorded is not None:
+            recorded = completed(recorded, config)
+        changed = difference(recorded, self.config) if recorded is not None and self.steps() else None
         if changed:
             raise InputError(f"{self.folder}: begun with another configuration ({changed}); set it back, or delete the folder")
         if self.main:
@@ -369,11 +370,3 @@ def _highest(number: int) -> int:
     highest = torch.tensor(number, device=device)
     torch.distributed.all_reduce(highest, op=torch.distributed.ReduceOp.MAX)
     return int(highest.item())
-
-
-def _filled(recorded: Any, config: Config | Mapping[str, Any]) -> Any:
-    """A recorded configuration with the defaults of options that are newer than it."""
-    try:
-        return type(config).model_validate(recorded).plain() if isinstance(config, Config) else recorded
-    except ValidationError:
-        return recorded

@@ -19,7 +19,7 @@ from torch import nn
 
 from audiolm import bundle
 from audiolm.codec import Codec
-from audiolm.config import Config, digest
+from audiolm.config import Config, completed, digest
 from audiolm.conformer import Conformer
 from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, save_tensors, write_json
@@ -56,7 +56,15 @@ def steps(config: RecipeConfig) -> list[Step]:
     training = {"precision": config.precision}
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
     of_base = weights(config.base) if config.base else {}
-    chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare)]
+
+    def record_of(part: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return partial(completed, config=part)
+
+    def record_of_passes(record: dict[str, Any]) -> dict[str, Any]:
+        passes = {str(number): each for number, each in enumerate(config.encoder)}
+        return {key: completed(each, passes[key]) if key in passes else each for key, each in record.items()}
+
+    chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare, completed=record_of(config.prepare))]
     if config.base:
         chain += [Step(name, ("prepare",), {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
     else:
@@ -65,16 +73,18 @@ def steps(config: RecipeConfig) -> list[Step]:
         if config.weights == "int8":
             units |= {"weights": "int8"}  # which the tokens are made with
         chain += [
-            Step("codec", ("prepare",), training | config.codec.plain(), do_codec, together=True),
-            Step("encoder", ("prepare",), encoder, do_encoder, together=True),
-            Step("units", ("prepare", "encoder"), units, do_units),
+            Step("codec", ("prepare",), training | config.codec.plain(), do_codec, True, record_of(config.codec)),
+            Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
+            Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
-    chain.append(Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens))
+    chain.append(
+        Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens, completed=record_of(config.tokens))
+    )
     for name in config.stages:
         plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         if name in of_base:
             plain["base"] = of_base[name]
-        chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), together=True))
+        chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), True, record_of(stage_config(config, name))))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
     about = {
         "name": config.name,
