@@ -175,6 +175,7 @@ def test_a_store_of_other_tokenizers_is_refused(capsys, tmp_path: Path, model: s
 def _bad_inputs(folder: Path) -> dict[str, str]:
     """Bad recordings by file name, and a word of the line that each must be answered with."""
     (folder / "text.wav").write_text("this is no sound")
+    (folder / "frames.mp3").write_bytes(b"\xff\xfb\x90\x00" + bytes(range(256)) * 12)
     soundfile.write(folder / "none.wav", np.zeros((0, 1)), 16_000)
     soundfile.write(folder / "nan.wav", np.full((16_000, 1), np.nan), 16_000, subtype="FLOAT")
     soundfile.write(folder / "blink.wav", np.zeros((16, 1)), 16_000)
@@ -182,6 +183,7 @@ def _bad_inputs(folder: Path) -> dict[str, str]:
     return {
         "missing.wav": "no such file",
         "text.wav": "not a sound file",
+        "frames.mp3": "nothing in it is sound",
         "none.wav": "no samples",
         "nan.wav": "NaN",
         "blink.wav": "only 0.001 s",

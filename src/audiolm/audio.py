@@ -321,6 +321,8 @@ def _open_sndfile(path: Path) -> soundfile.SoundFile:
         return _FrontToBack(path)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file says nothing of its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
+        if "does not exist" in reason and path.is_file():  # what libsndfile says of an mp3 without a frame
+            reason = "nothing in it is sound"
         raise InputError(
             f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
         ) from error

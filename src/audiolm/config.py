@@ -83,6 +83,8 @@ def parse_config(cls: type[C], data: Mapping[str, Any], source: str, given: Mapp
         if problem["type"] == "missing":
             raise InputError(f"{origin}: {name!r} is missing; add {name}=VALUE") from None
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "string_pattern_mismatch" and len(place) == 1:  # a person reads no regular expression
+            message = cls.model_fields[name].description or message
         shown = "" if isinstance(problem["input"], Mapping | Config) else f" (got {problem['input']!r})"
         raise InputError(f"{origin}: {name + ': ' if name else ''}{message[:1].lower() + message[1:]}{shown}") from None
 
