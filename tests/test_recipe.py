@@ -106,6 +106,27 @@ def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPa
     run_recipe(quick(corpus, whole, "threads=2"))  # changes no result
 
 
+def test_recordings_that_came_later_are_told_of(
+    whole: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, out := tmp_path / "out", symlinks=True)
+    run_recipe(quick(corpus, out))
+    assert "are new" not in capsys.readouterr().err  # nor is the broken one, which was left out
+    clips = sorted(corpus.glob("*/*.wav"))
+    clips[0].rename(moved := clips[0].with_name("moved.wav"))
+    shutil.copy(clips[1], another := clips[1].with_name("another.wav"))
+    try:
+        run_recipe(quick(corpus, out))
+        said = capsys.readouterr().err
+        assert f"{corpus}: 2 recordings are new and 1 gone since they were prepared; to take them as they are now: " in said
+        assert results(out) == results(whole)
+    finally:
+        moved.rename(clips[0])
+        another.unlink()
+    with pytest.raises(InputError, match=r"prepare\.data was"):  # but not where another folder is named
+        run_recipe(quick(tmp_path / "nothing", out))
+
+
 def test_options_that_are_newer_than_a_run_change_nothing(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """As a run of an older version has them on record: without the options that were still to come."""
     shutil.copytree(whole, out := tmp_path / "out", symlinks=True)

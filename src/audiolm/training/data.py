@@ -60,19 +60,9 @@ def scan(
     What cannot be read, files of less than `minimum` seconds among it, is left out and appended to `skipped`, or else named
     on stderr. InputError where the source is no such thing, or nothing is left.
     """
-    source = place(source)
-    try:
-        if source.is_dir() and (source / "manifest.csv").is_file():
-            source = source / "manifest.csv"
-        if not source.exists():
-            raise InputError(f"{source}: no such folder or manifest; check the path")
-    except OSError as error:  # a folder that may not be looked into
-        raise InputError(f"{source}: cannot be read ({error.strerror}); check the path and its rights") from error
+    source = _source(source)
     left_out: Skipped = []
-    if source.is_dir():
-        rows = _folder_rows(source, left_out)
-    else:
-        rows = [_row(source, source.parent)] if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
+    rows = _rows(source, left_out)
     found, names = [], set()
     for row in rows:
         try:
@@ -105,6 +95,11 @@ def scan(
     ]
 
 
+def listed(source: str | os.PathLike[str]) -> set[str]:
+    """Names of the recordings in a folder or a manifest, of which none is opened. InputError as `scan`'s."""
+    return {row["name"] for row in _rows(_source(source), [])}
+
+
 def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
     """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
     order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -129,6 +124,25 @@ def report(skipped: Skipped, path: Path | None = None) -> None:
     if path is not None:
         with stored(path) as temporary:
             temporary.write_text(json.dumps([{"name": n, "reason": r} for n, r in skipped], indent=1) + "\n", encoding="utf-8")
+
+
+def _source(path: str | os.PathLike[str]) -> Path:
+    """A folder's manifest, where it has one."""
+    source = place(path)
+    try:
+        if source.is_dir() and (source / "manifest.csv").is_file():
+            source = source / "manifest.csv"
+        if not source.exists():
+            raise InputError(f"{source}: no such folder or manifest; check the path")
+    except OSError as error:  # a folder that may not be looked into
+        raise InputError(f"{source}: cannot be read ({error.strerror}); check the path and its rights") from error
+    return source
+
+
+def _rows(source: Path, left_out: Skipped) -> list[dict[str, Any]]:
+    if source.is_dir():
+        return _folder_rows(source, left_out)
+    return [_row(source, source.parent)] if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
 
 
 def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ call goes on: training steps by their run folder, the others by their stores. Wi
 are taken, not trained, and its stages are where the recipe's begin (audiolm.training.further).
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -29,11 +30,12 @@ from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
-from audiolm.training.data import SPLITS, Skipped, scan
+from audiolm.training.data import SPLITS, Skipped, listed, scan
 from audiolm.training.further import TAKEN, weights
 from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of, trained_with
 from audiolm.training.run import Run, progress, versions
 from audiolm.training.speeds import AtSpeeds
+from audiolm.training.storage import is_remote, place
 from audiolm.training.token_store import TokenCrops, TokenStore
 from audiolm.transformer import LanguageModel
 
@@ -110,9 +112,27 @@ def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = Fals
     if config.threads:
         torch.set_num_threads(config.threads)
     shop = Workshop(config)
+    if shop.fabric.global_rank == 0 and not force:
+        _say_what_is_new(config)
     gates = partial(check, shop=shop, config=config.gates, ignore=ignore_gates)
     Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force, gates)
     return shop.out / "bundle"
+
+
+def _say_what_is_new(config: RecipeConfig) -> None:
+    """Recordings that came or went since they were prepared are no mistake, as training may go on for weeks; but not unsaid."""
+    done = Path(config.out) / "prepare"
+    if not (done / "done.json").is_file() or is_remote(place(config.data)):
+        return
+    try:
+        now = listed(config.data)
+    except InputError:  # nothing but prepare needs them
+        return
+    prepared = {entry.name for entry in AudioStore(done).entries}
+    added, gone = len(now - prepared - {each["name"] for each in read_json(done / "skipped.json") or []}), len(prepared - now)
+    if added or gone:
+        found = f"{config.data}: {added} recordings are new and {gone} gone since they were prepared"
+        print(f"{found}; to take them as they are now: --only prepare --force", file=sys.stderr, flush=True)
 
 
 class Workshop:
