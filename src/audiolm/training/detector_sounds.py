@@ -27,7 +27,7 @@ from audiolm.training.run import progress
 
 PROMPT = 3.0  # seconds, the paper's
 KINDS = ("continued", "revoiced", "parallel", "unconditional", "continued", "acoustic")  # taken in turn; parallel: continued so
-NEEDS = {"parallel": "parallel", "acoustic": "acoustic"}  # the stage a kind wants; others the semantic one
+NEEDS = {"parallel": {"semantic", "parallel"}, "acoustic": {"acoustic"}}  # stages that a kind wants; others the semantic one
 NOTHING = "nothing"  # the kind of a further negative
 BATCH = 16  # sounds generated side by side
 
@@ -91,7 +91,7 @@ def plan(
 
     A recording's further pieces have their turn when all recordings' first ones had theirs.
     """
-    kinds = [kind for kind in KINDS if NEEDS.get(kind, "semantic") in stages and (kind != "parallel" or "semantic" in stages)]
+    kinds = [kind for kind in KINDS if NEEDS.get(kind, {"semantic"}) <= set(stages)]
     if not kinds:
         raise InputError(
             f"this model generates nothing of its own (stages: {', '.join(stages) or 'none'}); train its stages first"
@@ -114,7 +114,7 @@ def plan(
 
 
 def _pieces(recordings: Sequence[Recording], seconds: float) -> list[tuple[Recording, float]]:
-    """Each with its start: a prompt and at least a second after it, the next where the next prompt begins `seconds` later."""
+    """Recordings with starts `seconds` apart, as long as a prompt and at least a second after it are left."""
     longest = max(each.seconds for each in recordings)
     starts = [turn * seconds for turn in range(1 + int((longest - PROMPT - 1) / seconds))]
     return [(each, start) for start in starts for each in recordings if each.seconds >= start + PROMPT + 1]
