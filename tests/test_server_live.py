@@ -70,6 +70,14 @@ def connection(address: str, head: str) -> Iterator[socket.socket]:
         yield client
 
 
+def hear(client: socket.socket, end: bytes) -> None:
+    heard = b""
+    while end not in heard:
+        part = client.recv(1 << 16)
+        assert part, f"closed after {heard!r}"
+        heard += part
+
+
 def everything(client: socket.socket) -> bytes:
     parts = []
     while part := client.recv(1 << 16):
@@ -128,9 +136,7 @@ def test_slow_heads_are_ended(address: str, monkeypatch: pytest.MonkeyPatch) -> 
     with connection(address, "POST /v1/detect HTTP/1.1\nHost:") as client:
         assert everything(client) == b""
     with connection(address, "GET /healthz HTTP/1.1\nHost: x\n\n") as client:
-        heard = b""
-        while b'"ok"}' not in heard:
-            heard += client.recv(1 << 16)
+        hear(client, b'"ok"}')
         client.sendall(b"GET /healthz HT")
         assert everything(client) == b""
 
@@ -138,9 +144,7 @@ def test_slow_heads_are_ended(address: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_rest_of_an_answered_request_is_not_waited_for(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "HEAD_SECONDS", 0.3)
     with connection(address, "POST /nothing HTTP/1.1\nHost: x\nContent-Length: 1000\n\n") as client:
-        heard = b""
-        while b"}" not in heard:
-            heard += client.recv(1 << 16)
+        hear(client, b"}")
         client.sendall(b"x")
         assert everything(client) == b""
 

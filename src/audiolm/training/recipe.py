@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from audiolm import stages
 from audiolm.asking import Sampling
 from audiolm.config import Config, Seed
+from audiolm.conformer import frame_count
 from audiolm.errors import InputError
 from audiolm.stages import Stage
 from audiolm.tokens import TokenSpec
@@ -107,7 +108,7 @@ class RecipeConfig(Config):
     @field_validator("data")
     @classmethod
     def _without_slash(cls, data: str) -> str:
-        """ "corpus/", as a shell completes it, is "corpus"; what is recorded of a run must not tell them apart."""
+        """A shell completes "corpus" to "corpus/"; what is recorded of a run must not tell them apart."""
         return data.rstrip("/") or "/"
 
     @model_validator(mode="after")
@@ -129,7 +130,7 @@ class RecipeConfig(Config):
         for number, each in enumerate(self.encoder):
             each.check(f"encoder.{number}", earlier)
             earlier = each.network
-        frames = self.units.batches * self.encoder[-1].batch_size * -(-round(16_000 * self.encoder[-1].seconds) // 640)
+        frames = self.units.batches * self.encoder[-1].batch_size * frame_count(round(16_000 * self.encoder[-1].seconds))
         if frames < self.units.units:
             raise ValueError(
                 f"units.batches={self.units.batches}: {frames} frames cannot make {self.units.units} units; give more"

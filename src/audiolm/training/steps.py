@@ -125,10 +125,9 @@ def _say_what_is_new(config: RecipeConfig) -> None:
     if not (done / "done.json").is_file() or is_remote(place(config.data)):
         return
     try:
-        now = listed(config.data)
-    except InputError:  # nothing but prepare needs them
+        now, prepared = listed(config.data), {entry.name for entry in AudioStore(done).entries}
+    except InputError:  # recordings, or what was prepared of them, are gone; whatever step needs them will say so
         return
-    prepared = {entry.name for entry in AudioStore(done).entries}
     added, gone = len(now - prepared - {each["name"] for each in read_json(done / "skipped.json") or []}), len(prepared - now)
     if added or gone:
         found = f"{config.data}: {added} recordings are new and {gone} gone since they were prepared"

@@ -74,11 +74,7 @@ def train_detector(
     make_folder(out / "sounds")
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
     run = Run(out / "run", settings)
-    asked = [
-        (each.name, each.recording.name, each.recording.seconds, each.start, each.kind, each.seed, each.codebooks)
-        for each in plans
-    ]
-    made_of = {"model": identity, "seconds": config.seconds, "plans": digest(asked)}
+    made_of = {"model": identity, "seconds": config.seconds, "plans": digest([each.plain() for each in plans])}
     recorded = read_json(out / "sounds.json")
     if recorded is not None and recorded != made_of:
         changed = ", ".join(name for name, value in made_of.items() if recorded.get(name) != value)
