@@ -36,8 +36,8 @@ def test_products_are_near_and_rows_do_not_know_each_other(precision: kernels.Pr
     assert (whole - expected).norm(dim=1).div(expected.norm(dim=1).clamp_min(1)).max() < TOLERANCE[precision][0]
     alone = torch.cat([product(row[None]) for row in x])
     torch.testing.assert_close(product(x.view(3, 3, -1)).view(whole.shape), whole)
-    if precision == "fp32":
-        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-5 * float(whole.abs().max()))
+    if precision in ("fp32", "fp16"):  # some kernels add up in another order for another number of rows
+        assert (alone - whole).norm(dim=1).div(whole.norm(dim=1).clamp_min(1)).max() < 1e-5
     else:
         assert torch.equal(alone, whole)
 
@@ -68,6 +68,13 @@ def test_weights_stay_and_gradients_flow() -> None:
     assert torch.equal(model.requires_grad_().hidden(ids), plain)  # with gradients the weights themselves
     model.hidden(ids).sum().backward()
     assert model.transformer.blocks[0].attention.qkv.weight.grad is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("precision", kernels.available(CPU))
+@torch.inference_mode()
+def test_large_codes_of_one_sign_do_not_overflow(precision: kernels.Precision) -> None:
+    weight, x = torch.ones(32, 256), torch.ones(3, 256)
+    torch.testing.assert_close(kernels.packed(weight, precision)(x), x @ weight.T, rtol=0.01, atol=0)
 
 
 @torch.no_grad()

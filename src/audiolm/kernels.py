@@ -5,8 +5,8 @@ and far below the memory's speed; kernels that come with torch read packed ones,
 
     fp32   oneDNN, weights reordered: exact
     fp16   FBGEMM, weights in 16 bits, everything else in 32: hardly less exact, half the bytes. The default where there is FBGEMM
-    bf16   oneDNN, weights and activations rounded to bfloat16: the fastest for many rows, where the processor has bfloat16
-    int8   FBGEMM, weights in 8 bits with a scale per row, and so are the activations: a quarter of the bytes
+    bf16   oneDNN, weights and activations rounded to bfloat16: the fastest for many rows; only where the processor has bfloat16
+    int8   FBGEMM, weights in 8 bits with a scale per row, and so are the activations (in 7 without VNNI): a quarter of the bytes
 
 No row of a product knows the others, whatever the precision. But only where activations stay in 32 bits does it follow that a
 batch gives the codes of its items: a rounding that turns out otherwise once changes all that is drawn after it.
@@ -14,7 +14,9 @@ docs/performance.md has what each gains and loses. Letters: K inputs, N outputs,
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import torch
@@ -90,7 +92,8 @@ def available(device: torch.device) -> list[Precision]:
     if device.type != "cpu":
         return []
     onednn, fbgemm = torch.backends.mkldnn.is_available(), "fbgemm" in torch.backends.quantized.supported_engines
-    there: dict[Precision, bool] = {"fp32": onednn, "fp16": fbgemm, "bf16": onednn, "int8": fbgemm}
+    bf16 = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # many processors cannot
+    there: dict[Precision, bool] = {"fp32": onednn, "fp16": fbgemm, "bf16": bf16, "int8": fbgemm}
     return [precision for precision, found in there.items() if found]
 
 
@@ -110,27 +113,45 @@ def packed(weight: Tensor, precision: Precision) -> Product:
     if precision == "bf16":
         ready = torch.ops.mkldnn._reorder_linear_weight(weight.bfloat16(), _ONEDNN)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x.bfloat16(), ready, None, "none", [], "").float()
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        if precision == "fp16":
-            ready = torch.ops.quantized.linear_prepack_fp16(weight, None)
-            return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, ready)
-        scale = weight.abs().amax(1).clamp_min(1e-12) / 127
-        # FBGEMM scales all rows of a product by their common extremes. Two more columns make those -1 and 1, always.
-        codes = nnf.pad((weight / scale[:, None]).round().to(torch.int8), (0, 2))
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        with warnings.catch_warnings():  # torch means to leave quantised tensors to torchao
-            warnings.simplefilter("ignore")
-            tensor = cast(Any, torch)._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
+    if precision == "int8":
+        return _int8(weight, 7 if overflows() else 8)
+    with _fbgemm():
+        ready = torch.ops.quantized.linear_prepack_fp16(weight, None)
+    return lambda x: torch.ops.quantized.linear_dynamic_fp16(x, ready)
+
+
+def _int8(weight: Tensor, bits: int) -> Product:
+    """Weights in 8 bits with a scale per row, activations in so many `bits`."""
+    scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+    # FBGEMM scales all rows of a product by their common extremes. Two more columns make those -1 and 1, always.
+    codes = nnf.pad((weight / scale[:, None]).round().to(torch.int8), (0, 2))
+    zeros = torch.zeros(len(scale), dtype=torch.int64)
+    with _fbgemm(), warnings.catch_warnings():  # torch means to leave quantised tensors to torchao
+        warnings.simplefilter("ignore")
+        tensor = cast(Any, torch)._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
         ready = torch.ops.quantized.linear_prepack(tensor, None)
-    finally:
-        torch.backends.quantized.engine = cast(Any, before)
     extremes = torch.tensor([-1.0, 1.0])
 
     def product(x: Tensor) -> Tensor:
         largest = torch.linalg.vector_norm(x, torch.inf, -1, True).clamp_min_(1e-12)
         row = torch.cat((x / largest, extremes.expand(*x.shape[:-1], 2)), -1)
-        return torch.ops.quantized.linear_dynamic(row, ready, False).mul_(largest)
+        return torch.ops.quantized.linear_dynamic(row, ready, bits < 8).mul_(largest)
 
     return product
+
+
+@cache
+def overflows() -> bool:
+    """Whether FBGEMM adds pairs of 8-bit products in 16 bits here, as it does without VNNI: two large ones are cut off then."""
+    largest = torch.ones(1, 64)
+    return float(_int8(largest, 8)(largest)) < 60
+
+
+@contextmanager
+def _fbgemm() -> Iterator[None]:
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = cast(Any, before)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audiolm import bundle
+from audiolm import bundle, kernels
 from audiolm.codec import Codec
 from audiolm.config import Config, completed, digest
 from audiolm.conformer import Conformer
@@ -55,27 +55,29 @@ except ImportError as missing:
 
 def steps(config: RecipeConfig) -> list[Step]:
     """The chain of a recipe, in order."""
-    training = {"precision": config.precision}
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
     of_base = weights(config.base) if config.base else {}
 
+    # The precision is a machine's own affair, as its device is; older records have it all the same.
     def record_of(part: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        return partial(completed, config=part)
+        return lambda record: completed({key: each for key, each in record.items() if key != "precision"}, part)
 
     def record_of_passes(record: dict[str, Any]) -> dict[str, Any]:
         passes = {str(number): each for number, each in enumerate(config.encoder)}
-        return {key: completed(each, passes[key]) if key in passes else each for key, each in record.items()}
+        return {
+            key: completed(each, passes[key]) if key in passes else each for key, each in record.items() if key != "precision"
+        }
 
     chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare, completed=record_of(config.prepare))]
     if config.base:
         chain += [Step(name, ("prepare",), {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
     else:
-        encoder = training | {str(number): each.plain() for number, each in enumerate(config.encoder)}
+        encoder = {str(number): each.plain() for number, each in enumerate(config.encoder)}
         units = config.units.plain() | {"measured": config.measured}
         if config.weights == "int8":
             units |= {"weights": "int8"}  # which the tokens are made with
         chain += [
-            Step("codec", ("prepare",), training | config.codec.plain(), do_codec, True, record_of(config.codec)),
+            Step("codec", ("prepare",), config.codec.plain(), do_codec, True, record_of(config.codec)),
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
             Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
@@ -83,7 +85,7 @@ def steps(config: RecipeConfig) -> list[Step]:
         Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens, completed=record_of(config.tokens))
     )
     for name in config.stages:
-        plain = training | trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
+        plain = trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         if name in of_base:
             plain["base"] = of_base[name]
         chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), True, record_of(stage_config(config, name))))
@@ -141,6 +143,10 @@ class Workshop:
         self.config, self.out = config, Path(config.out)
         self.fabric = engine(config.device, config.precision)
         self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
+        device = self.fabric.device
+        if "bf16" in config.precision and device.type == "cpu" and "bf16" not in kernels.available(device):
+            missing = f"precision={config.precision}: this processor has no bfloat16 and takes many times as long for it"
+            print(f"{missing}; precision=auto takes what it has", file=sys.stderr, flush=True)
         self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
         self.carried = self.base.stages if self.base else {}  # where training of a stage begins, and what stays as it is
 

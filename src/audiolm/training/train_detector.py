@@ -32,6 +32,7 @@ from audiolm.files import make_folder, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
+from audiolm.training.engine import best_precision
 from audiolm.training.run import Run, learning_rate, progress
 
 VARIANTS = 4  # attacked versions of each training clip
@@ -154,13 +155,13 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropCla
     network = CropClassifier(1, config.channels).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
     state = {"network": network, "optimizer": optimizer}
-    start, batches = run.resume(state), CropBatches(clips, config)
+    start, batches, fast = run.resume(state), CropBatches(clips, config), best_precision("cpu") == "bf16-mixed"
     with run.progress(config.steps, start, label="detector") as show:
         for step in range(start + 1, config.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup)
             audio, labels = batches.batch(step)
-            with torch.autocast("cpu", torch.bfloat16):  # with channels last, less than half the time
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):  # with channels last, less than half the time
                 logits = network.train()(audio)[:, 0].float()
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
             optimizer.zero_grad()
