@@ -36,7 +36,6 @@ from torch import Tensor
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PEERS = Path(__file__).with_name("peers.py")
 SHAPES = {"6x512": (6, 512, 8, 1368), "12x1024": (12, 1024, 16, 2736)}
-PRECISIONS = (None, "fp32", "fp16", "bf16", "int8")
 BYTES = {None: 4, "fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
