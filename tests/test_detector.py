@@ -181,6 +181,16 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     both = made(concatenate([real, real])), made(read(tmp_path / "one" / "sounds" / sounds[1]))
     assert None not in both
 
+    still = TINY.model_copy(update={"further": True, "channels": detector.SMALL, "steps": 1, "lr": 1e-9})
+    shutil.copytree(tmp_path / "one" / "sounds", tmp_path / "on" / "sounds")
+    train_detector(model, corpus, tmp_path / "on", still)
+    on = detector.load(tmp_path / "on" / detector.FILE).network
+    assert all(torch.equal(a, b) for a, b in zip(on.blocks.parameters(), made.network.blocks.parameters(), strict=True))
+    (model / detector.FILE).unlink()
+    with pytest.raises(InputError, match="has no detector to go further from; leave --further out"):
+        train_detector(model, corpus, tmp_path / "none", still)
+    assert not (tmp_path / "none").exists()
+
 
 def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> None:
     """What is generated without the fine stage stands against real speech at as many levels of the codec."""

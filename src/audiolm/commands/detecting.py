@@ -20,6 +20,7 @@ def train_detector(
     measured: int | None = None,
     seconds: float = 4.0,
     steps: int = 400,
+    further: Annotated[bool, Parameter(negative="")] = False,
     seed: int = 0,
     workers: int = 2,
     pack: Annotated[bool, Parameter(negative="")] = False,
@@ -45,6 +46,8 @@ def train_detector(
         Length of each, at most.
     steps
         Updates of the network, each by 32 crops of one second.
+    further
+        Begin with the detector that the model has, as after further training of the model, or for more clips.
     workers
         Processes that generate.
     pack
@@ -55,6 +58,7 @@ def train_detector(
     from audiolm.training import train_detector as training
 
     settings = {"clips": clips, "negatives": negatives, "measured": measured, "seconds": seconds, "steps": steps, "seed": seed}
+    settings["further"] = further
     config = parse_config(training.DetectorTrainConfig, settings, "train-detector")
     figures = training.train_detector(model, data, out, config, workers)
     if pack:

@@ -55,6 +55,7 @@ class DetectorTrainConfig(SoundsConfig):
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=30, ge=0)
+    further: bool = False  # begin with the model's own detector, whose channels it then has
     untouched: float = Field(default=0.1, ge=0, lt=1)  # share of the negatives that did not go through the codec
     log_every: int = Field(default=25, ge=1)
     save_every: int = Field(default=100, ge=1)
@@ -65,12 +66,16 @@ def train_detector(
 ) -> dict[str, Any]:
     """Make sounds, train, measure, and write a detector into `out`; returns its figures. workers: processes that generate.
 
-    InputError where the recordings are too few or too short, or the model generates nothing.
+    InputError where the recordings are too few or too short, or the model generates nothing, or has no detector to go on from.
     """
     config, out = config or DetectorTrainConfig(), Path(out)
     folder = bundle.folder_of(model)
     about = bundle.read_config(folder)
     identity = detector.identity(about)
+    if config.further and not (folder / detector.FILE).is_file():
+        raise InputError(f"{model} has no detector to go further from; leave --further out")
+    torch.manual_seed(config.seed)
+    begin = detector.load(folder / detector.FILE).network if config.further else CropClassifier(1, config.channels)
     plans = plan(scan(data), config, tuple(about["stages"]), levels_of(about["stages"]))
     make_folder(out / "sounds")
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
@@ -84,7 +89,7 @@ def train_detector(
     make_sounds(folder, plans, out / "sounds", config.seconds, workers)
     clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
     with run:
-        network = fit(config, clips["train"], run)
+        network = fit(config, clips["train"], run, begin)
     about = {"model": about["about"].get("name"), "weights": identity}
     network.load_state_dict(detector.packed(network))  # what ships, rounded, is what is measured
     slope, offset = calibrate(network, clips["valid"])
@@ -149,10 +154,9 @@ class CropBatches:
         return (sound.samples[0] * 32768).round().clamp(-32768, 32767).to(torch.int16)
 
 
-def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run) -> CropClassifier:
+def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run, network: CropClassifier) -> CropClassifier:
     """Train the network on crops of one second."""
-    torch.manual_seed(config.seed)
-    network = CropClassifier(1, config.channels).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network.requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
     state = {"network": network, "optimizer": optimizer}
     start, batches, fast = run.resume(state), CropBatches(clips, config), best_precision("cpu") == "bf16-mixed"
