@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from audiolm.bundle import packaged
+from audiolm.kernels import available
 
 # What each extra is for.
 USES = {
@@ -31,12 +32,13 @@ CONTAINER = Path("/sys/fs/cgroup")  # what the container that this runs in has, 
 def examine() -> dict[str, Any]:
     """Versions, processors and their speed, memory, accelerators, disk, models and extras, JSON-ready. Takes about a second."""
     total, free = memory()
+    bf16 = f"{products('cpu', torch.bfloat16):.0f}" if "bf16" in available(torch.device("cpu")) else "next to none"
     return {
         "audiolm": importlib.metadata.version("audiolm"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "processor": f"{os.cpu_count()} cores, {torch.get_num_threads()} threads in use, {_bf16()}",
-        "products": f"{products('cpu', torch.float32):.0f} GFLOP/s in float32, {products('cpu', torch.bfloat16):.0f} in bfloat16",
+        "products": f"{products('cpu', torch.float32):.0f} GFLOP/s in float32, {bf16} in bfloat16",
         "memory": f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB of it free" if total else "unknown",
         "accelerator": _accelerator(),
         "compiler": _compiler(),
@@ -81,7 +83,7 @@ def products(device: str, dtype: torch.dtype, size: int = 1024) -> float:
     """Billions of additions and multiplications a second in a product of matrices."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     times: list[float] = []
-    while len(times) < 4 and sum(times) < 1:  # the first one warms up; a processor without bfloat16 takes seconds for each
+    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):  # the first warms up; without bfloat16 each takes seconds
         began = time.perf_counter()
         torch.mm(a, a)
         if device.startswith("cuda"):
