@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
-    errors kernels files storage tokens config containers plots audio
+    errors kernels threads files storage tokens config containers plots audio
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
     asking tokenizers scoring generation rendering detector recognition tables_of_paper

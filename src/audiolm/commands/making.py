@@ -44,7 +44,7 @@ class Common:
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
     threads: int | None = None
-    "Processor threads; default: one per core."
+    "Processor threads; default: one per core, fewer where other processes keep the cores busy."
     json: Annotated[bool, Parameter(negative="")] = False
     "Print one JSON object on standard output, and nothing else there."
 
@@ -166,13 +166,19 @@ def load(common: Common) -> "AudioLM":
 
 
 def settle(device: str, threads: int | None) -> None:
-    """Take so many threads. InputError where that is no number of them, or where there is no such device."""
+    """Take so many threads, or as many as bear it. InputError where that is no number of them, or there is no such device."""
     import torch
+
+    from audiolm.threads import bearable
 
     if threads is not None:
         if not 1 <= threads <= MOST_THREADS:
             raise InputError(f"--threads {threads}: give 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
+    elif device == "cpu" and (bears := bearable()) < (cores := torch.get_num_threads()):
+        note = f"other processes are busy: {bears} of {cores} threads, as more would wait for each other (--threads decides)"
+        print(f"audiolm: {note}", file=sys.stderr)
+        torch.set_num_threads(bears)
     try:
         torch.zeros(1, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:

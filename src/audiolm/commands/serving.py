@@ -37,7 +37,7 @@ def serve(
     device
         cpu, cuda, cuda:1, mps.
     threads
-        Processor threads; default: one per core.
+        Processor threads; default: one per core, fewer where other processes keep the cores busy.
     """
     try:
         from audiolm.serving.limits import Limits
