@@ -248,8 +248,8 @@ def test_m4a_without_its_library_names_the_extra(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("x.xyz", "'.xyz'.*end the name in .wav"),
-        ("plain", "end the name in"),
+        ("x.xyz", "'.xyz'.*use one of .wav"),
+        ("plain", "use one of"),
         ("nowhere/x.wav", "no such folder"),
         ("", "folder"),
     ],
@@ -269,15 +269,15 @@ def test_more_channels_than_a_format_holds(tmp_path: Path):
 
 def test_wrong_words_and_numbers(tmp_path: Path, male: Waveform):
     one_line(lambda: male.trim(-1), "-1 s")
-    one_line(lambda: male.trim(1, start=-1), "not negative")
+    one_line(lambda: male.trim(1, start=-1), "non-negative")
     one_line(lambda: male.trim(float("nan")), "keep nan s")
     one_line(lambda: male.trim(1, start=float("nan")), "from nan s")
     one_line(lambda: male.trim(1, start=float("inf")), "start at inf s")
     one_line(lambda: male.trim(1, start=9), "only 4.400 s long")
     one_line(lambda: male.resample(0), "above 0 Hz")
-    one_line(lambda: male.write(tmp_path / "x.wav", tags={"mood": "calm"}), "no tag is called 'mood'")
+    one_line(lambda: male.write(tmp_path / "x.wav", tags={"mood": "calm"}), "unknown tag 'mood'")
     one_line(lambda: concatenate([]), "to join")
-    one_line(lambda: concatenate([male, male.resample(8000)]), "one rate")
+    one_line(lambda: concatenate([male, male.resample(8000)]), "share one")
     one_line(lambda: list(blocks(tmp_path / "x.wav", 1)), "no such file")
     one_line(lambda: Waveform(torch.zeros(1, 0), 8000).write(tmp_path / "x.wav"), "no sound to write")
     assert list(tmp_path.iterdir()) == []

@@ -121,7 +121,7 @@ def test_a_recording_is_not_replaced(capsys, tmp_path: Path, model: str, female_
     kept.write_bytes(female_path.read_bytes())
     (tmp_path / "link.flac").symlink_to(kept)
     for name in ("kept.flac", "link.flac"):
-        assert "is the recording itself" in mistake(capsys, verb, kept, "-o", tmp_path / name, "-m", model)
+        assert "is an input recording" in mistake(capsys, verb, kept, "-o", tmp_path / name, "-m", model)
     assert kept.read_bytes() == female_path.read_bytes()
 
 
@@ -155,7 +155,7 @@ def test_tokenize_a_folder(capsys, tmp_path: Path, model: str, female_path: Path
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "in it"):
         line = mistake(capsys, "tokenize", tmp_path / "data", "-o", place, "--model", model)
-        assert line.startswith(f"audiolm: {place}: cannot be made (")
+        assert line.startswith(f"audiolm: {place}: cannot be created (")
 
 
 def test_a_store_of_other_tokenizers_is_refused(capsys, tmp_path: Path, model: str, tiny_model: AudioLM) -> None:
@@ -183,7 +183,7 @@ def _bad_inputs(folder: Path) -> dict[str, str]:
     return {
         "missing.wav": "no such file",
         "text.wav": "not a sound file",
-        "frames.mp3": "nothing in it is sound",
+        "frames.mp3": "it contains no audio",
         "none.wav": "no samples",
         "nan.wav": "NaN",
         "blink.wav": "only 0.001 s",
@@ -230,7 +230,7 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         assert word in mistake(capsys, *base, *extra)
         assert not out.exists()
     for live in (["--stream", "--samples", "2"], ["--stream", "-o", out], ["--play", "-o", out], ["--stream", "--play"]):
-        assert f"{live[0]}: one sound and no file; leave -o" in mistake(capsys, "continue", female_path, "-m", model, *live)
+        assert f"{live[0]}: one sound and no file; omit -o" in mistake(capsys, "continue", female_path, "-m", model, *live)
     assert "no parallel stage" in mistake(capsys, *base, "--decoder", "parallel")
     assert "no parallel stage" in mistake(capsys, "generate", "-m", model, "--stream", "--decoder", "parallel")
     assert "--decoder" in mistake(capsys, *base, "--decoder", "fast")

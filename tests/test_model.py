@@ -116,7 +116,7 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
     assert tiny_model.chosen() == {"decoder": "autoregressive", "codebooks": 6}
     assert tiny_model.chosen("acoustic", codebooks=3) == {"decoder": "autoregressive", "codebooks": 3}
     for wrong in (0, 7):
-        with pytest.raises(InputError, match=rf"codebooks={wrong}: this model makes 1 to 6"):
+        with pytest.raises(InputError, match=rf"codebooks={wrong}: give 1 to 6 for this model"):
             tiny_model.generate(female.trim(1), 1.0, codebooks=wrong)
 
 
@@ -175,7 +175,7 @@ def test_all_that_is_new_is_marked_and_nothing_else(tiny_model: AudioLM, female:
 
 def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform) -> None:
     for seconds in (0, -1.0, float("nan"), None, 1e9):
-        with pytest.raises(InputError, match="say how much"):
+        with pytest.raises(InputError, match="give the length"):
             tiny_model.generate(female, seconds=seconds)
     with pytest.raises(InputError, match="1 ms long"):
         tiny_model.generate(female.trim(0.001), seconds=1)
@@ -184,7 +184,7 @@ def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform
     tokens = tiny_model.tokenize(female)
     with pytest.raises(InputError, match="this model's"):
         tiny_model.decode(tokens.semantic)
-    with pytest.raises(InputError, match="this model's"):
+    with pytest.raises(InputError, match="this model needs"):
         tiny_model.generate(semantic=tokens.acoustic)
     with pytest.raises(InputError, match="nothing to decode"):
         tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:, :0]))
@@ -306,7 +306,7 @@ def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) ->
         refused(f"not a bundle's configuration .*'{name}'")
     for layer in (9, -1, "1", None):
         (saved / "config.json").write_text(json.dumps({**config, "semantic": {**config["semantic"], "layer": layer}}))
-        refused(rf"config\.json: .*semantic\.layer {layer} is none of 0 to 2")
+        refused(rf"config\.json: .*semantic\.layer {layer} is not in 0 to 2")
     shape = {**config["semantic"], "encoder": {**config["semantic"]["encoder"], "kernel": 4}}
     (saved / "config.json").write_text(json.dumps({**config, "semantic": shape}))
     refused("kernel=4 must be odd")
@@ -315,7 +315,7 @@ def test_damaged_and_foreign_bundles_are_refused(saved: Path, tmp_path: Path) ->
     (saved / "config.json").write_text(json.dumps(config))
     weights = (saved / "coarse.safetensors").read_bytes()
     (saved / "coarse.safetensors").write_bytes(weights[: len(weights) // 2])
-    refused("coarse.safetensors: not a whole safetensors file")
+    refused("coarse.safetensors: not a complete safetensors file")
     (saved / "coarse.safetensors").unlink()
     refused("coarse.safetensors: no such file")
     with pytest.raises(InputError, match="config.json is missing"):

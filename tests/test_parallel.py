@@ -64,7 +64,7 @@ def test_a_frame_holds_what_is_given_at_its_time() -> None:
     assert torch.equal(ids[:, 1:] - STAGE.offsets[-1].T, sound.T)
     assert int(ids.max()) < int(STAGE.masks.min())
     assert int(STAGE.masks.max()) + 1 == STAGE.vocabulary
-    with pytest.raises(InputError, match="3 semantic frames for 7"):
+    with pytest.raises(InputError, match="3 semantic frames are too few for 7"):
         STAGE.stack([words[:, :3]], sound)
     with pytest.raises(InputError, match="dedup"):
         replace(STAGE, dedup=True)
@@ -139,7 +139,7 @@ def test_passes_do_not_grow_with_the_length() -> None:
 
 def test_only_a_parallel_stage_makes_passes() -> None:
     other = replace(STAGE, name="coarse", parallel=False)
-    with pytest.raises(InputError, match="stage coarse: passes=5 are a parallel stage's"):
+    with pytest.raises(InputError, match="stage coarse: passes=5 is for parallel stages only"):
         sample(language_model(other, config_of()), other, *items_of([4], [6]), [6], [0], passes=5)
 
 

@@ -69,10 +69,10 @@ def test_what_is_heard_is_what_is_written(capsys, tmp_path: Path, model: Path, f
 def test_what_keeps_it_from_playing_is_said(capsys, model: Path, monkeypatch) -> None:
     what = ("generate", "--seconds", "1", "-m", model, "--play")
     monkeypatch.setitem(sys.modules, "sounddevice", Speaker(device=False))
-    assert outcome(capsys, *what) == (2, "audiolm: --play: no loudspeaker here (Error querying device -1); "
+    assert outcome(capsys, *what) == (2, "audiolm: --play: no audio output (Error querying device -1); "
                                   "write a file, or pipe --stream to another machine\n")  # fmt: skip
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert outcome(capsys, *what) == (2, "audiolm: --play needs sounddevice; install it: pip install 'audiolm[play]'\n")
     code, told = outcome(capsys, *what, "--json")
     assert code == 2
-    assert "leave -o, --samples" in told
+    assert "omit -o, --samples" in told

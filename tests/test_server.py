@@ -158,7 +158,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         ("continue?decoder=parallel", b"flac", 422, "this model has no parallel stage"),
         ("continue?decoder=parallel&stream=1", b"flac", 422, "this model has no parallel stage"),
         ("generate?decoder=magic", b"", 422, "decoder: input should be 'autoregressive' or 'parallel'"),
-        ("reconstruct?codebooks=7", b"flac", 422, "codebooks=7: this codec has 1 to 6"),
+        ("reconstruct?codebooks=7", b"flac", 422, "codebooks=7: give 1 to 6 for this codec"),
         ("continue", b"", 422, "audio: no recording came"),
         ("continue", b"not a sound", 422, "audio: not a sound file that can be read"),
         ("tokenize", b"RIFF\0\0\0\0WAVE", 422, "audio: not a sound file that can be read"),

@@ -239,7 +239,7 @@ def test_mistakes_of_who_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture
             ("--port", "70000"): "--port 70000: give a number from 0 to 65535",
             ("--port", port): "cannot be listened on (address already in use); choose others",
             ("--model", "nowhere"): "nowhere: no such model",
-            ("--device", "cuda:99"): "--device cuda:99: not on this machine",
+            ("--device", "cuda:99"): "--device cuda:99: not available on this machine",
             ("--threads", "0"): "--threads 0: give 1 to 1024",
         }.items():
             assert run(["serve", *arguments]) == 2

@@ -1,4 +1,4 @@
-"""AudioLM: learn to speak and play from raw audio alone (Borsos et al. 2022).
+"""AudioLM: learn to speak and play music from raw audio alone (Borsos et al. 2022).
 
 import audiolm
 model = audiolm.load()
@@ -24,7 +24,7 @@ __all__ = ["AudioLM", "AudioTokens", "InputError", "Waveform", "load", "read"]
 
 
 def __getattr__(name: str) -> Any:
-    """Torch takes seconds to import; `import audiolm` alone does not."""
+    """Import lazily: torch takes seconds to import, and `import audiolm` alone should not."""
     if name not in _HOMES:
         raise AttributeError(f"module 'audiolm' has no attribute {name!r}")
     return getattr(import_module(f"audiolm.{_HOMES[name]}"), name)

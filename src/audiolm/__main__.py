@@ -1,4 +1,4 @@
-"""`python -m audiolm`: the program, where its script is not on the path."""
+"""`python -m audiolm`: the program, for when its script is not on the PATH."""
 
 from audiolm.cli import main
 

@@ -1,4 +1,4 @@
-"""What can be asked of a model: what to generate, and how. Data only; audiolm.model does it."""
+"""What can be asked of a model: what to generate, and how. Data only; audiolm.model does the work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from audiolm.config import Config
 from audiolm.sampling import Options
 from audiolm.tokens import Tokens
 
-SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds of a prompt, and of what one call generates
+SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds: minimum length of a prompt, maximum length that one call generates
 TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
 
 Chain = Literal["full", "acoustic"]
-AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); all levels in a few passes
-Progress = Callable[[str, int, int], None]  # stage, frames done, frames in all
+AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); or all levels in a few passes
+Progress = Callable[[str, int, int], None]  # stage, frames done, total frames
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One thing to generate. With `semantic`, its words and its length; else `seconds` of new sound after the prompt."""
+    """One thing to generate: the words of `semantic` (which set its length) or else `seconds` of new sound after the prompt."""
 
     prompt: Waveform | None = None
     seconds: float | None = None
@@ -30,9 +30,9 @@ class Request:
 
 
 class Sampling(Config):
-    """How one stage is sampled: temperature 0 takes the likeliest code; top_k and top_p cut the unlikely ones off.
+    """How one stage is sampled. Temperature 0 is greedy; top_k and top_p exclude unlikely codes.
 
-    passes: of a parallel stage, over its first level; None: the paper's 16. The time it takes goes with them.
+    passes: decoding passes over the first level, for parallel stages only; None: the paper's 16. Run time grows with them.
     """
 
     temperature: float = Field(default=1.0, ge=0)
@@ -42,18 +42,18 @@ class Sampling(Config):
 
     @property
     def options(self) -> Options:
-        """As arguments of `audiolm.sampling`."""
+        """The settings as keyword arguments for `audiolm.sampling`."""
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "passes": self.passes}
 
 
 class How(TypedDict, total=False):
-    """What every way of generating takes besides what is to be generated.
+    """Options shared by all ways of generating.
 
-    only_new: leave the prompt out of the result; so do given words, which are not the prompt's. chain: "acoustic" is the paper's
-    baseline without semantic tokens. decoder: how semantic tokens become acoustic ones, where the model can do both, and
-    codebooks: levels of the sound, both the model's own choice if nothing is said; where the stage before the fine one makes as
-    many levels, the fine one is left out. sampling: of the stages named, in place of the model's. watermark: mark what is new,
-    inaudibly, as made by this model; the prompt never is (audiolm.provenance).
+    only_new: leave the prompt out of the result (implied by `semantic`, whose words are not the prompt's). chain: "acoustic" is
+    the paper's baseline without semantic tokens. decoder: how semantic tokens become acoustic ones, if the model can do both;
+    codebooks: number of RVQ levels; both default to the model's own choice. The fine stage is skipped if the stage before it
+    already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new sound
+    inaudibly as made by this model; the prompt is never marked (audiolm.provenance).
     """
 
     only_new: bool
@@ -65,7 +65,7 @@ class How(TypedDict, total=False):
 
 
 def at_temperatures(sampling: Mapping[str, Sampling], values: Sequence[float]) -> dict[str, Sampling]:
-    """The same settings at one temperature, or at three: the semantic stage's, the fine one's, and between them all others'."""
+    """The settings with one temperature for all stages, or three: semantic, everything in between, fine."""
     semantic, coarse, fine = [*values] * (3 if len(values) == 1 else 1)
     own = {"semantic": semantic, "fine": fine}
     return {name: each.model_copy(update={"temperature": own.get(name, coarse)}) for name, each in sampling.items()}

@@ -1,8 +1,8 @@
-"""Sound: read it, write it, resample it, cut it, look at it.
+"""Sound: read, write, resample, trim and plot it.
 
-A `Waveform` is what stands at every border of the library; networks inside see bare (B, C, T) tensors. Files are read
-by libsndfile (wav, flac, mp3, ogg, opus, aiff, ...) at any rate; what it cannot read (m4a, aac, mp4, ...) is read
-by PyAV where that is installed. Whatever is wrong with a file is one `InputError` that names the file and the cure.
+The library's interfaces take and return `Waveform`; networks inside see bare (B, C, T) tensors. libsndfile reads files
+(wav, flac, mp3, ogg, opus, aiff, ...) at any rate; PyAV, if installed, reads what libsndfile cannot (m4a, aac, mp4, ...).
+Any problem with a file raises an `InputError` that names the file and says what to do.
 """
 
 import base64
@@ -28,19 +28,19 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 
 MAX_CHANNELS = 32
-CHUNK = 1 << 18  # samples of a channel decoded at a time
-LOUDEST = 64.0  # +36 dB: beyond it a float file holds integers that nobody scaled, not a hot recording
+CHUNK = 1 << 18  # samples per channel decoded at a time
+LOUDEST = 64.0  # +36 dB: beyond it a float file holds unscaled integers rather than a hot recording
 BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
 BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".webm", ".wma"})
 TAGS = ("title", "artist", "album", "comment", "software", "date", "copyright", "license", "genre", "tracknumber")
-READABLE = BY_SNDFILE | BY_AV  # the suffixes that a search for recordings should look for
+READABLE = BY_SNDFILE | BY_AV  # suffixes to look for when searching for recordings
 
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 class _Kind(NamedTuple):
-    """How libsndfile writes one kind of file: its names for it, the rates it takes (none: any) and the most channels."""
+    """How libsndfile writes one kind of file: its names for it, supported rates (empty: any) and maximum channels."""
 
     format: str
     subtype: str
@@ -59,16 +59,16 @@ _WRITABLE = {
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file says of itself. `seconds` is exact for what libsndfile reads, and the container's word otherwise."""
+    """Metadata of a file. `seconds` is exact if libsndfile reads the file, otherwise as the container states it."""
 
-    seconds: float  # inf where a stream's header never learnt it and nobody counted
+    seconds: float  # inf if a stream's header lacks the length and it was not counted
     sample_rate: int  # Hz
     channels: int
 
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """Sound: `samples` (C, T) float32, full scale is [-1, 1]; `sample_rate` in Hz. T may be 0, every sample is finite."""
+    """Sound: `samples` (C, T) float32, full scale [-1, 1], all finite; T may be 0. `sample_rate` in Hz."""
 
     samples: Tensor
     sample_rate: int
@@ -93,7 +93,7 @@ class Waveform:
         return self if len(self.samples) == 1 else Waveform(self.samples.mean(0, keepdim=True), self.sample_rate)
 
     def resample(self, sample_rate: int) -> "Waveform":
-        """The same sound at another rate in Hz, `resampled_length` samples long."""
+        """Resample to another rate in Hz; the result has `resampled_length` samples."""
         if sample_rate == self.sample_rate:
             return self
         if sample_rate <= 0:
@@ -102,10 +102,10 @@ class Waveform:
         return _from_numpy(np.concatenate(list(chunks)), sample_rate)
 
     def trim(self, seconds: float | None = None, start: float = 0.0) -> "Waveform":
-        """`seconds` from `start` on, or as much of that as there is. InputError where nothing would be left."""
+        """Keep `seconds` (default: all) from `start` on, or as much as there is. InputError if nothing would be left."""
         if not (start >= 0 and (seconds is None or seconds > 0)):
-            raise InputError(f"cannot keep {seconds} s from {start} s on; give a length above 0 and a start that is not negative")
-        # No further than its end: of what is infinite there is no number of samples.
+            raise InputError(f"cannot keep {seconds} s from {start} s on; give a length above 0 and a non-negative start")
+        # Clamp first: infinity cannot be converted to a number of samples.
         first = round(min(start, self.seconds) * self.sample_rate)
         if first >= self.samples.shape[-1]:
             raise InputError(f"cannot start at {start:g} s; the sound is only {self.seconds:.3f} s long")
@@ -113,10 +113,10 @@ class Waveform:
         return Waveform(self.samples[:, first:last], self.sample_rate)
 
     def write(self, path: str | os.PathLike[str], tags: Mapping[str, str] | None = None) -> None:
-        """Write a .wav or .flac (16 bits), .ogg, .opus or .mp3 file, whole or not at all; beyond [-1, 1] it is clipped.
+        """Write a .wav or .flac (16 bits), .ogg, .opus or .mp3 file atomically; samples beyond [-1, 1] are clipped.
 
-        A rate that opus or mp3 does not know is resampled to the next one it does. `tags` go into
-        the file as far as its format keeps them (names in `TAGS`). InputError where the path or its suffix will not do.
+        If opus or mp3 does not support the rate, the sound is resampled to the next higher one that it does, or its highest.
+        `tags` (names in `TAGS`) are kept as far as the format allows. InputError if the path or its suffix is unusable.
         """
         kind = check_output(path)
         encoded = _encode(self, kind, str(path), tags or {})
@@ -124,11 +124,11 @@ class Waveform:
             temporary.write_bytes(encoded)
 
     def to_bytes(self, suffix: str = ".wav", tags: Mapping[str, str] | None = None) -> bytes:
-        """What `write` would write to a file of this suffix."""
+        """The bytes that `write` would write to a file with this suffix."""
         return _encode(self, _kind(suffix, suffix), suffix, tags or {})
 
     def _repr_html_(self) -> str:
-        """A notebook's view: a player, and a picture where matplotlib is installed. Two minutes at most are embedded."""
+        """Notebook view: a player and, if matplotlib is installed, a picture. At most two minutes are embedded."""
         if not self.samples.numel():
             return "<p>Waveform of 0 s</p>"
         shown = self.trim(120.0)
@@ -141,10 +141,10 @@ class Waveform:
 
 
 def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform:
-    """Read a whole sound file at its own rate, with its own channels.
+    """Read a whole sound file at its own sample rate, with its own channels.
 
-    InputError where there is no such file, where it is no sound file or a damaged one, holds no samples, NaN,
-    infinity, more than 32 channels, or is shorter than `minimum_seconds`.
+    InputError if the file is missing, is not a sound file, is damaged, holds no samples, NaN, infinity or more than 32
+    channels, peaks above 64 times full scale, or is shorter than `minimum_seconds`.
     """
     info = probe(path, count=False)
     sound = _from_numpy(np.concatenate(list(_decode(Path(path)))), info.sample_rate)
@@ -154,15 +154,15 @@ def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform
 
 
 def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
-    """Length, rate and channels of a file without decoding it. InputError as in `read`, as far as the header tells.
+    """Length, rate and channels of a file without decoding it. InputError as for `read`, as far as the header shows.
 
-    count: decode it after all where its header does not know its length.
+    count: if the header does not state the length, decode the file to count it.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
     if path.is_dir():
-        raise InputError(f"{path}: a folder; name one sound file in it")
+        raise InputError(f"{path}: is a folder; name one sound file in it")
     if path.suffix.lower() in BY_AV:
         with containers.open_audio(path) as container:
             stream = container.streams.audio[0]
@@ -174,7 +174,7 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
     else:
         with _open_sndfile(path) as file:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
-            if file.frames > 1 << 48:  # a stream's header that never learnt its length
+            if file.frames > 1 << 48:  # a stream's header that lacks the length
                 frames = sum(map(len, _decode(path))) if count else math.inf
                 info = AudioInfo(frames / file.samplerate, file.samplerate, file.channels)
     if info.channels > MAX_CHANNELS:
@@ -183,7 +183,7 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
 
 
 def tags(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What `Waveform.write` wrote as tags, and others of the names in `TAGS`. None of a file that libsndfile does not read."""
+    """A file's tags named in `TAGS`, such as those of `Waveform.write`; empty for files that libsndfile does not read."""
     if Path(path).suffix.lower() in BY_AV:
         return {}
     with _open_sndfile(Path(path)) as file:
@@ -195,7 +195,7 @@ def blocks(
 ) -> Iterator[Waveform]:
     """Read a file of any length in blocks of `seconds` (the last may be shorter), in constant memory.
 
-    Resampled as one stream: the blocks joined are `read(path)`, mixed down if `mono`, resampled to `sample_rate`.
+    Joined, the blocks equal `read(path)`, mixed down if `mono` and resampled to `sample_rate`.
     """
     info = probe(path, count=False)
     rate = info.sample_rate if sample_rate is None else sample_rate
@@ -220,7 +220,7 @@ def blocks(
 
 @contextmanager
 def as_file(stream: IO[bytes], name: str) -> Iterator[Path]:
-    """What is left of a stream as a file that can be read, as long as the context lasts; its mistakes call it `name`."""
+    """Copy the rest of a stream to a temporary file for the duration of the context; errors refer to it as `name`."""
     head = stream.read(12)
     with NamedTemporaryFile(suffix=_suffix(head)) as copy:
         copy.write(head)
@@ -233,27 +233,25 @@ def as_file(stream: IO[bytes], name: str) -> Iterator[Path]:
 
 
 def sixteen_bits(samples: np.ndarray) -> np.ndarray:
-    """As files keep them. libsndfile scales by 32767 but reads by 32768; so a recording comes back to the bit."""
+    """16-bit samples as written to files. libsndfile writes with 32767 but reads with 32768; this round-trips bit-exactly."""
     return (samples * 32768).round().clip(-32768, 32767).astype("<i2")
 
 
 def resampled_length(samples: int, old: int, new: int) -> int:
-    """How many samples at rate `new` stand for `samples` at rate `old`: their exact number, rounded, a half upwards."""
+    """Number of samples at rate `new` equivalent to `samples` at rate `old`, rounded half up."""
     return (2 * samples * new + old) // (2 * old)
 
 
 def concatenate(waveforms: Sequence[Waveform]) -> Waveform:
-    """Join sounds of one rate and one number of channels end to end."""
+    """Join sounds end to end; they must share one sample rate and number of channels."""
     kinds = {(sound.sample_rate, len(sound.samples)) for sound in waveforms}
     if len(kinds) != 1:
-        raise InputError(
-            f"sounds to join need one rate and one number of channels, got {sorted(kinds)}; use .resample() and .mono()"
-        )
+        raise InputError(f"sounds to join must share one (rate, channels), got {sorted(kinds)}; use .resample() and .mono()")
     return Waveform(torch.cat([sound.samples for sound in waveforms], dim=1), waveforms[0].sample_rate)
 
 
 def check_output(path: str | os.PathLike[str]) -> _Kind:
-    """Refuse a path that `Waveform.write` could not write, before anything costly is done for it."""
+    """Reject a path that `Waveform.write` could not write, before any expensive work is done."""
     _check_place(Path(path))
     return _kind(Path(path).suffix, str(path))
 
@@ -262,14 +260,14 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     """As `check_output`, for `plot`."""
     _check_place(Path(path))
     if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
-        raise InputError(f"{path}: cannot draw to '{Path(path).suffix}'; name a .png, .svg, .pdf or .jpg file")
+        raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")
 
 
 def _check_place(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path}: a folder; name a file in it, as {path / 'out.wav'}")
+        raise InputError(f"{path}: is a folder; name a file in it, such as {path / 'out.wav'}")
     if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written (no such folder); make {path.parent} first")
+        raise InputError(f"{path}: cannot be written (no such folder); create {path.parent} first")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: cannot be written (permission denied); choose another folder")
 
@@ -277,7 +275,7 @@ def _check_place(path: Path) -> None:
 def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float | None = None, title: str | None = None) -> None:
     """Draw the waveform over its spectrogram (mel scale, 0 to 8 kHz) as .png, .svg, .pdf or .jpg.
 
-    A grey line stands where the prompt ends. Needs matplotlib, the extra `plot`.
+    A grey line marks the end of the prompt. Needs matplotlib, the extra `plot`.
     """
     check_picture(path)
     if not waveform.samples.numel():
@@ -295,7 +293,7 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
-    """A file's samples as (T, C) float32 chunks, each of them checked."""
+    """A file's samples as (T, C) float32 chunks, each checked."""
     empty = True
     for chunk in containers.decode(path, CHUNK) if path.suffix.lower() in BY_AV else _decode_sndfile(path):
         empty = False
@@ -303,14 +301,14 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         if not np.isfinite(peak):
             raise InputError(f"{path}: holds NaN or infinite samples; save it again from the program that made it")
         if peak > LOUDEST:
-            raise InputError(f"{path}: samples reach {peak:.0f} where full scale is 1; divide by 32768 and save it again")
+            raise InputError(f"{path}: samples reach {peak:.0f}, but full scale is 1; divide by 32768 and save it again")
         yield chunk
     if empty:
         raise InputError(f"{path}: holds no samples; record it again")
 
 
 class _FrontToBack(soundfile.SoundFile):
-    """soundfile seeks to where it already stands after each read, and there the mp3 decoder loses what overlaps."""
+    """Disables soundfile's seek to the current position after each read, which loses the mp3 decoder's overlap."""
 
     def seekable(self) -> bool:
         return False
@@ -319,10 +317,10 @@ class _FrontToBack(soundfile.SoundFile):
 def _open_sndfile(path: Path) -> soundfile.SoundFile:
     try:
         return _FrontToBack(path)
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file says nothing of its rate
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
-        if "does not exist" in reason and path.is_file():  # what libsndfile says of an mp3 without a frame
-            reason = "nothing in it is sound"
+        if "does not exist" in reason and path.is_file():  # libsndfile's message for an mp3 without frames
+            reason = "it contains no audio"
         raise InputError(
             f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
         ) from error
@@ -330,7 +328,7 @@ def _open_sndfile(path: Path) -> soundfile.SoundFile:
 
 def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
     with _open_sndfile(path) as file:
-        while True:  # never in one piece: a streamed file's header may claim 2^63 frames
+        while True:  # never all at once: a streamed file's header may claim 2^63 frames
             try:
                 chunk = file.read(CHUNK, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
@@ -343,12 +341,12 @@ def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
 
 
 def _suffix(head: bytes) -> str:
-    """Chooses who reads a file that begins so; libsndfile looks for itself what it has got."""
+    """The suffix that selects a decoder for a file starting with `head`; libsndfile (.wav) detects its formats itself."""
     if head[4:8] == b"ftyp":
         return ".m4a"
     if head[:4] == b"\x1aE\xdf\xa3":
         return ".webm"
-    # The sync word of bare AAC frames; MP3's has other bits for its layer.
+    # The sync word of raw AAC frames; MP3's has different layer bits.
     return ".aac" if head[:1] == b"\xff" and head[1:2] and head[1] & 0xF6 == 0xF0 else ".wav"
 
 
@@ -356,11 +354,11 @@ def _kind(suffix: str, name: str) -> _Kind:
     try:
         return _WRITABLE[suffix.lower()]
     except KeyError:
-        raise InputError(f"{name}: cannot write '{suffix}' files; end the name in {', '.join(_WRITABLE)}") from None
+        raise InputError(f"{name}: cannot write '{suffix}' files; use one of {', '.join(_WRITABLE)}") from None
 
 
 def _encode(sound: Waveform, kind: _Kind, name: str, tags: Mapping[str, str]) -> bytes:
-    # Encoded in memory, because libsndfile says nothing of a disk that fills up while it closes a file.
+    # Encoded in memory, because libsndfile does not report a disk that fills up as it closes a file.
     if not sound.samples.numel():
         raise InputError(f"{name}: there is no sound to write")
     if len(sound.samples) > kind.channels:
@@ -375,9 +373,9 @@ def _encode(sound: Waveform, kind: _Kind, name: str, tags: Mapping[str, str]) ->
         with soundfile.SoundFile(buffer, "w", sound.sample_rate, data.shape[1], kind.subtype, format=kind.format) as file:
             for key, text in tags.items():
                 if key not in TAGS:
-                    raise InputError(f"{name}: no tag is called '{key}'; choose from {', '.join(TAGS)}")
+                    raise InputError(f"{name}: unknown tag '{key}'; choose from {', '.join(TAGS)}")
                 setattr(file, key, text)
-            for first in range(0, len(data), 1 << 16):  # its Vorbis encoder overflows the stack on one long write
+            for first in range(0, len(data), 1 << 16):  # the Vorbis encoder overflows the stack on one long write
                 file.write(data[first : first + (1 << 16)])
     except soundfile.SoundFileError as error:
         raise InputError(f"{name}: cannot be encoded ({str(error).rstrip('.')}); choose a .wav file or other tags") from error
@@ -396,7 +394,7 @@ def _from_numpy(samples: np.ndarray, sample_rate: int) -> Waveform:
 
 
 def _resampled(chunks: Iterable[np.ndarray], channels: int, old: int, new: int) -> Iterator[np.ndarray]:
-    """(T, C) chunks at rate `old` as (T, C) chunks at rate `new`; together they are as long as the rule says."""
+    """Resample (T, C) chunks from rate `old` to `new`; their total length is exactly `resampled_length`."""
     stream = soxr.ResampleStream(old, new, channels, dtype="float32")
     taken = given = 0
     for chunk in chunks:
@@ -404,5 +402,5 @@ def _resampled(chunks: Iterable[np.ndarray], channels: int, old: int, new: int) 
         taken, given = taken + len(chunk), given + len(resampled)
         yield resampled
     rest = stream.resample_chunk(np.empty((0, channels), np.float32), last=True)
-    missing = resampled_length(taken, old, new) - given - len(rest)  # soxr is now and then one sample off
+    missing = resampled_length(taken, old, new) - given - len(rest)  # soxr is occasionally off by one sample
     yield np.pad(rest, ((0, missing), (0, 0))) if missing > 0 else rest[: len(rest) + missing]

@@ -1,6 +1,6 @@
-"""A model on disk: a folder with config.json, one safetensors per part, and README.md, the card.
+"""A model on disk ("bundle"): a folder with config.json, one safetensors file per part, and README.md, the model card.
 
-config.json alone decides the architecture. Nothing is unpickled, and the network is touched only for a hub id.
+config.json alone determines the architecture. Nothing is unpickled, and the network is used only for a hub id.
 """
 
 import json
@@ -29,17 +29,17 @@ from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.transformer import LanguageModel, TransformerConfig
 
-FORMAT = 1  # of config.json; a newer one is refused
+FORMAT = 1  # version of config.json; newer ones are refused
 PRETRAINED = Path(__file__).parent / "pretrained"
-TRAINING_ONLY = (".count", ".total")  # a codebook's moving averages train it; no bundle keeps them
-SCALE = ".scale"  # of a matrix in 8 bits, one per row
+TRAINING_ONLY = (".count", ".total")  # a codebook's moving averages, needed only for training; bundles omit them
+SCALE = ".scale"  # suffix of an 8-bit matrix's scales, one per row
 
 
 def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a bundle, weights rounded to `dtype`. config.json comes last, so that a folder with one is whole.
+    """Write a bundle with weights rounded to `dtype`. config.json is written last, so a folder that has one is complete.
 
-    torch.int8: matrices in 8 bits a weight with a scale per row, everything else in bfloat16; and so is what a token is
-    chosen among (see `deciding`). A recipe for such a bundle makes its tokens with the encoder as it is kept.
+    torch.int8: 8-bit matrices with one scale per row; everything else is bfloat16, including the weights that determine
+    tokens (see `deciding`). A recipe for such a bundle tokenizes with the encoder as saved.
     """
     folder = Path(folder)
     try:
@@ -74,9 +74,9 @@ def save(model: AudioLM, folder: str | Path, card: str, dtype: torch.dtype = tor
 
 
 def load(model: str | Path = "speech", device: str = "cpu", precision: Precision | Literal["auto"] | None = "auto") -> AudioLM:
-    """A packaged model by name, a bundle's folder, or (and only then is the network used) a hub id "owner/name".
+    """Load a packaged model by name, a bundle's folder, or a hub id "owner/name" (the only case that uses the network).
 
-    precision: in how many bits the stages work on processors; see audiolm.kernels. None: as they were trained, in 32.
+    precision: of the stages' weights on CPU; see audiolm.kernels. None: float32, as trained.
     """
     loaded = load_folder(folder_of(model), device)
     loaded.precision = precision
@@ -84,21 +84,21 @@ def load(model: str | Path = "speech", device: str = "cpu", precision: Precision
 
 
 def folder_of(model: str | Path) -> Path:
-    """Where a model lies that is named as in `load`."""
+    """The folder of a model named as in `load`."""
     if str(model) in packaged():
         return PRETRAINED / str(model)
     if Path(model).exists():
         return Path(model)
     here = Path(model).parts[0] if Path(model).parts else ""
-    # What begins with a folder that is here, or ends as a sound file does, is a mistyped path and no hub's affair.
+    # A name that starts with an existing folder, or ends like a sound file, is a mistyped path, not a hub id.
     mistyped = Path(here).exists() or Path(model).suffix.lower() in READABLE
     if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and not mistyped:
         return _from_hub(str(model))
-    raise InputError(f"{model}: no such model; name one of {_known()}, a folder, or a hub id owner/name")
+    raise InputError(f"{model}: no such model; name one of {_known()}, a bundle's folder, or a hub id owner/name")
 
 
 def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
-    """Read a bundle. InputError where it is none, damaged, or of a newer format."""
+    """Read a bundle. InputError if the folder is not a bundle, is damaged, or has a newer format."""
     model = built(folder)
     for name, part in parts(model).items():
         unpack(part, folder / f"{name}.safetensors")
@@ -106,7 +106,7 @@ def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
 
 
 def built(folder: Path) -> AudioLM:
-    """A bundle's networks as config.json describes them, without their weights. InputError where it does not."""
+    """Build a bundle's networks from config.json, without their weights. InputError if it does not describe them."""
     config = read_config(folder)
     try:
         with _Unfilled():
@@ -114,7 +114,7 @@ def built(folder: Path) -> AudioLM:
             encoder = Conformer(parse_config(ConformerConfig, config["semantic"]["encoder"], "semantic.encoder"))
             units, layer = KMeans(config["semantic"]["units"], encoder.config.features), config["semantic"]["layer"]
             if layer not in range(encoder.config.layers + 1):
-                raise ValueError(f"semantic.layer {layer} is none of 0 to {encoder.config.layers}")
+                raise ValueError(f"semantic.layer {layer} is not in 0 to {encoder.config.layers}")
             stages: dict[str, tuple[Stage, LanguageModel]] = {}
             sampling: dict[str, Sampling] = {}
             for name, values in config["stages"].items():
@@ -129,7 +129,7 @@ def built(folder: Path) -> AudioLM:
 
 
 class _Unfilled(TorchFunctionMode):
-    """New networks stay as memory came: drawing random weights took half of the time of loading, which replaces them all."""
+    """Skip weight initialisation: it took half of the loading time, and all weights are then replaced."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
@@ -138,7 +138,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 def detector_of(folder: Path) -> Detector | None:
-    """The detector of a bundle's own voice; None where it has none."""
+    """The bundle's detector of its own voice; None if it has none."""
     if not (folder / detector.FILE).is_file():
         return None
     found = detector.load(folder / detector.FILE)
@@ -147,7 +147,7 @@ def detector_of(folder: Path) -> Detector | None:
 
 
 def describe(model: AudioLM) -> dict[str, Any]:
-    """What a model is, JSON-ready."""
+    """A summary of a model, JSON-ready."""
     semantic, acoustic = model.semantic.spec, model.codec.spec
     return {
         **model.about,
@@ -162,14 +162,14 @@ def describe(model: AudioLM) -> dict[str, Any]:
 
 
 def parts(model: AudioLM) -> dict[str, nn.Module]:
-    """The networks of a bundle by the names of their files: "codec", "encoder" (with its units), and each stage's."""
+    """A bundle's networks by file name: "codec", "encoder" (with its units), and one per stage."""
     return {"codec": model.codec, "encoder": model.semantic, **{name: network for name, (_, network) in model.stages.items()}}
 
 
 def deciding(name: str, part: nn.Module) -> Collection[str]:
-    """Weights that 8 bits would make other tokens of: codebooks, the codec's way to them, and centroids.
+    """Names of weights kept out of int8 because it would change the tokens: centroids, codebooks, the codec's encoder.
 
-    The semantic encoder's blocks are not among them: in 8 bits they change 0.4 % of speech's units (docs/training-log.md).
+    The semantic encoder's blocks are not among them: in int8 they change only 0.4 % of speech units (docs/training-log.md).
     """
     if isinstance(part, Codec):
         return part.coder()
@@ -177,7 +177,7 @@ def deciding(name: str, part: nn.Module) -> Collection[str]:
 
 
 def packed(part: nn.Module, dtype: torch.dtype, exact: Collection[str] = ()) -> dict[str, Tensor]:
-    """A network's weights as a bundle keeps them; in 8 bits all but `exact`."""
+    """A network's weights as saved in a bundle; for int8, matrices named in `exact` are bfloat16."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in part.state_dict().items():
         if name.endswith(TRAINING_ONLY):
@@ -193,7 +193,7 @@ def packed(part: nn.Module, dtype: torch.dtype, exact: Collection[str] = ()) -> 
 
 
 def unpack(part: nn.Module, path: Path) -> None:
-    """Fill a network with the weights of a file; InputError where they are not its own."""
+    """Load a network's weights from a file. InputError if they do not fit."""
     tensors, _ = load_tensors(path)
     scales = {name: tensors.pop(name + SCALE) for name in list(tensors) if name + SCALE in tensors}
     own = part.state_dict()
@@ -203,22 +203,22 @@ def unpack(part: nn.Module, path: Path) -> None:
         raise InputError(f"{path}: weights do not fit config.json ({wrong[0]}); copy the bundle again")
     full = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     full |= {name: full[name] * scale for name, scale in scales.items()}
-    part.load_state_dict(full, strict=False, assign=True)  # in place of the network's own: nothing is copied twice
+    part.load_state_dict(full, strict=False, assign=True)  # replaces the network's tensors, which saves a copy
 
 
 def language_model(stage: Stage, config: TransformerConfig) -> LanguageModel:
     """The network for a stage."""
     sizes = (config, stage.vocabulary, stage.predict.levels, stage.predict.spec.codebook_size)
-    if stage.parallel:  # frames stand side by side, in time already
+    if stage.parallel:  # positions are frames, hence already in time
         return ParallelModel(*sizes)
     return LanguageModel(*sizes, places=stage.places if config.positions == "time" else None)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a bundle; InputError where there is none that this version reads."""
+    """A bundle's config.json. InputError if it is missing or this version cannot read it."""
     path = folder / "config.json"
     if not path.is_file():
-        raise InputError(f"{folder}: no model there (config.json is missing); name a bundle's folder, or one of {_known()}")
+        raise InputError(f"{folder}: not a model (config.json is missing); name a bundle's folder, or one of {_known()}")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -226,10 +226,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
         raise InputError(f"{path}: not a bundle's configuration; copy the bundle again")
     if config["format"] > FORMAT:
-        raise InputError(f"{path}: format {config['format']} is newer than this audiolm reads ({FORMAT}); update audiolm")
+        raise InputError(f"{path}: format {config['format']} is newer than this audiolm can read ({FORMAT}); update audiolm")
     for name in ("about", "codec", "semantic", "stages", "weights"):
         if not isinstance(config.get(name), dict):
-            raise InputError(f"{path}: not a bundle's configuration (no table {name!r}); copy the bundle again")
+            raise InputError(f"{path}: not a bundle's configuration ({name!r} is missing); copy the bundle again")
     return config
 
 
@@ -250,4 +250,4 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"{name}: no such folder, and the hub did not give it ({reason}); check the name") from error
+        raise InputError(f"{name}: no such folder, and the hub could not provide it ({reason}); check the name") from error

@@ -1,7 +1,7 @@
-"""The program: each verb calls one public function of the library.
+"""The command-line program: each verb calls one public function of the library.
 
-Exit codes: 0 done; 2 the caller's mistake, told in one line on standard error; 1 anything else. With --json one object
-stands on standard output and nothing else; progress and messages go to standard error.
+Exit codes: 0 success; 2 user error, reported in one line on standard error; 1 anything else. With --json, standard output
+holds a single JSON document and nothing else; progress and messages go to standard error.
 """
 
 import os
@@ -15,16 +15,16 @@ from audiolm.errors import InputError
 
 EXAMPLES = {
     "continue": """
-  Go on from a recording, in the same voice; three times, with pictures:
+  Continue a recording in the same voice; three samples, with plots:
     audiolm continue prompt.wav -o out.wav
     audiolm continue prompt.mp3 -o out.wav --samples 3 --plot out.png
 
-  Listen while it is made; go on from what the microphone hears:
+  Listen while it is generated; continue from the microphone:
     audiolm continue prompt.wav --seconds 60 --stream | aplay
     arecord -f cd -d 4 | audiolm continue -
 """,
     "generate": """
-  Speech from nothing; piano:
+  Speech without a prompt; piano:
     audiolm generate -o out.wav --seconds 5
     audiolm generate -o out.wav --model piano
 """,
@@ -37,47 +37,47 @@ EXAMPLES = {
     audiolm reconstruct in.wav -o out.wav --codebooks 3
 """,
     "serve": """
-  All of it in a browser, and for other programs by HTTP:
+  Everything in a browser, and over HTTP for other programs:
     audiolm serve
     audiolm serve seconds=30 --host 0.0.0.0 --api-key-file keys.txt
 """,
     "detect": """
-  Was it made by audiolm:
+  Check whether audiolm made it:
     audiolm detect out.wav
 """,
     "plan": """
-  What a model of your own recordings takes on this machine:
+  Estimate what training on your own recordings takes on this machine:
     audiolm plan recipes/tiny.toml data=my-recordings
 """,
     "train": """
-  A model of your own recordings:
+  Train a model on your own recordings:
     audiolm train recipes/tiny.toml data=my-recordings out=runs/mine
 """,
     "info": """
-  What came out; what is in a recording, a token store:
+  Describe a trained model, a recording, a token store:
     audiolm info runs/mine/bundle
     audiolm info out.wav
     audiolm info tokens --verify
 """,
     "evaluate": """
-  How good it is; some of its tables, in less time:
+  Evaluate a model; only some of the tables, in less time:
     audiolm evaluate runs/mine/bundle --data my-recordings --report report
     audiolm evaluate --data my-recordings --report report --parts codec
 """,
     "tokenize": """
-  Tokens of a corpus:
+  Tokenize a corpus:
     audiolm tokenize my-recordings -o tokens
 """,
     "train-detector": """
-  A detector of a model's own voice:
+  Train a detector for a model's voice:
     audiolm train-detector runs/mine/bundle --data my-recordings --out detector
 """,
     "ratings": """
-  What listeners said in the test of `audiolm evaluate --listening-test 20`:
+  Score the answers to the test from `audiolm evaluate --listening-test 20`:
     audiolm ratings anna.json ben.json --key report/listening-key.json
 """,
     "doctor": """
-  What this machine can do:
+  Check what this machine can do:
     audiolm doctor
 """,
 }
@@ -89,11 +89,11 @@ def _epilogue(*verbs: str) -> str:
 
 app = App(
     name="audiolm",
-    help="AudioLM learns to speak and to play from raw audio alone, and goes on from a few seconds of prompt.",
+    help="AudioLM learns to speak and play music from raw audio alone, and continues a prompt of a few seconds.",
     help_epilogue=_epilogue(*EXAMPLES),
     help_format="plaintext",
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # `run` says it
+    suppress_keyboard_interrupt=False,  # `run` handles it
 )
 
 for function in (
@@ -108,7 +108,7 @@ for function in (
 
 
 def main() -> None:
-    """Entry point of the `audiolm` program."""
+    """Entry point of the `audiolm` command."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -121,10 +121,10 @@ def run(arguments: list[str]) -> int:
         return _complain(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         return _complain("stopped", 1)
-    except BrokenPipeError:  # whoever listened has gone: nothing more may be written, not even what is buffered
+    except BrokenPipeError:  # the reader is gone: nothing more may be written, not even what is still buffered
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except SystemExit as stop:  # a training that was asked to stop says so itself
+    except SystemExit as stop:  # training that was asked to stop exits with its own message
         return _complain(str(stop.code), 1) if isinstance(stop.code, str) else int(stop.code or 0)
     except Exception as error:
         if os.environ.get("AUDIOLM_TRACEBACK"):

@@ -1,10 +1,10 @@
-"""SoundStream (Zeghidour et al. 2021; AudioLM section III-B): a causal neural codec, 16 kHz audio <-> 50 frames a second.
+"""SoundStream (Zeghidour et al. 2021; AudioLM section III-B): a causal neural codec, 16 kHz audio <-> 50 frames per second.
 
     audio (B, 1, T) -> body.encode -> latents (B, D, F) -> residual quantiser -> codes (B, Q, F)
     codes (B, q <= Q, F) -> latents -> body.decode -> audio (B, 1, F * hop)
 
-The bodies are in audiolm.bodies, the quantiser in audiolm.quantizer. Streaming is exact: offline is one push through the
-same code, so streamed equals offline by construction.
+The bodies are in audiolm.bodies, the quantiser in audiolm.quantizer. Streaming is exact: offline processing is a single
+push through the same code, so streamed equals offline by construction.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ __all__ = ["Codec", "CodecConfig", "DecoderStream", "EncoderStream"]
 
 
 class Codec(nn.Module):
-    """SoundStream: a body around a residual quantiser. See the module's docstring for shapes."""
+    """SoundStream: a body around a residual quantiser. See the module docstring for shapes."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -37,33 +37,34 @@ class Codec(nn.Module):
 
     @property
     def delay(self) -> float:
-        """Streaming delay in seconds: one frame, what the encoder hears past its end, and what the decoder is behind."""
+        """Streaming delay in seconds: one frame, plus the encoder's look-ahead, plus the decoder's lag."""
         return (self.hop + self.body.margin + self.body.lag) / self.sample_rate
 
     def latents(self, audio: Tensor) -> Tensor:
-        """Unquantised latents (B, D, ceil(T / hop)) of audio (B, 1, T); the end is padded with silence to a whole frame."""
+        """Unquantised latents (B, D, ceil(T / hop)) of audio (B, 1, T), padded with silence at the end to a whole frame."""
         right = -audio.shape[-1] % self.hop
         return self.body.encode(F.pad(audio, (self.body.margin, right + self.body.margin)), {}, last=True)
 
     def encode(self, audio: Tensor, num_codebooks: int | None = None) -> Tensor:
-        """Codes (B, Q, F), F = ceil(T / hop), of audio (B, 1, T); with `num_codebooks`, its first levels."""
+        """Codes (B, Q, F), F = ceil(T / hop), of audio (B, 1, T); `num_codebooks` keeps only the first levels."""
         if audio.shape[-1] == 0:
             raise InputError("the audio is empty: nothing to encode")
         return self.quantizer.encode(self.latents(audio), num_codebooks)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Audio (B, 1, F * hop) of codes (B, q, F), q any number of levels from 1 to Q."""
+        """Audio (B, 1, F * hop) from codes (B, q, F) of the first q levels, 1 <= q <= Q."""
         if not 1 <= codes.shape[1] <= self.spec.num_codebooks:
-            raise InputError(f"codes of {codes.shape[1]} levels: the codec has {self.spec.num_codebooks}")
+            raise InputError(f"codes have {codes.shape[1]} levels; this codec takes 1 to {self.spec.num_codebooks}")
         if codes.shape[-1] == 0:
             raise InputError("no codes were given: nothing to decode")
         return self._decode(self.quantizer.decode(codes))
 
     def forward(self, audio: Tensor, keep: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Training pass on audio (B, 1, T): reconstruction (same shape) and the latents' two losses.
+        """Training pass on audio (B, 1, T): the reconstruction (same shape) and two losses on the latents.
 
-        commitment: distance to the codes. energy: squared distance of the latents' mean energy from 1. Quantised latents
-        are too quiet, and an encoder left alone makes up for that by growing its latents, which the codebooks then follow.
+        keep: see ResidualQuantizer.forward. commitment: distance to the codes. energy: squared deviation of the latents' mean
+        energy from 1. Quantised latents have too little energy; unconstrained, the encoder compensates by growing its latents,
+        and the codebooks follow.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_encoder):
             latents = self.latents(audio)
@@ -76,55 +77,55 @@ class Codec(nn.Module):
         return torch.cat([self.body.decode(latents, state), self.body.close(state)], -1)
 
     def coder(self) -> dict[str, Tensor]:
-        """The weights that decide the codes: the encoder's and the codebooks'. The decoder may still learn."""
+        """The weights that determine the codes: those of the encoder and the codebooks, not of the decoder."""
         encoder = tuple(f"body.{part}" for part in self.body.encoder_parts)
         return {
             name: tensor for name, tensor in self.state_dict(keep_vars=True).items() if name.startswith((*encoder, "quantizer."))
         }
 
     def freeze_encoder(self) -> None:
-        """From here on training leaves the codes as they are: only the decoder learns."""
+        """Freeze encoder and codebooks, so that further training changes only the decoder and not the codes."""
         self.frozen_encoder = True
         for tensor in self.coder().values():
             tensor.requires_grad_(False)
 
     @torch.no_grad()
     def start(self, audio: Tensor, seed: int = 0, show: Callable[[int], object] = lambda done: None) -> None:
-        """Prepare an untrained codec on a sample of training audio (B, 1, T): principal components, then k-means.
+        """Initialise an untrained codec from training audio (B, 1, T): first the body, then the codebooks by k-means.
 
-        `show(done)` is called after each of the codebooks.
+        `show(done)` is called after each codebook.
         """
         self.body.start(audio)
         self.quantizer.start(self.latents(audio), torch.Generator().manual_seed(seed), show)
 
     def encoder_stream(self, num_codebooks: int | None = None) -> "EncoderStream":
-        """A fresh streaming encoder; equal to `encode` whatever the blocks' lengths."""
+        """A new streaming encoder; its codes equal `encode`'s, however the audio is split into blocks."""
         return EncoderStream(self, num_codebooks)
 
     def decoder_stream(self) -> "DecoderStream":
-        """A fresh streaming decoder; equal to `decode` whatever the blocks' lengths."""
+        """A new streaming decoder; its audio equals `decode`'s, however the codes are split into blocks."""
         return DecoderStream(self)
 
 
 class EncoderStream:
-    """Audio in blocks of any length -> codes as soon as their frame is complete."""
+    """Audio in blocks of any length -> codes, as soon as their frame is complete."""
 
     def __init__(self, codec: Codec, num_codebooks: int | None) -> None:
         self.codec, self.num_codebooks = codec, num_codebooks
         self.state: State = {}
-        self.waiting: Tensor | None = None  # samples not yet behind a whole frame, with the margin before them
+        self.waiting: Tensor | None = None  # samples not yet encoded, preceded by the margin
 
     @torch.no_grad()
     def push(self, audio: Tensor) -> Tensor:
         """Audio (B, 1, T) -> codes (B, Q, F) of the frames it completes, F >= 0."""
         margin = self.codec.body.margin
         waiting = F.pad(audio, (margin, 0)) if self.waiting is None else torch.cat([self.waiting, audio], -1)
-        # One sample more than a frame needs must be there: only then is it certain not to be the last.
+        # Require one sample more than a frame needs: only then is it certain not to be the last frame.
         return self._encode(waiting, max(0, (waiting.shape[-1] - 2 * margin - 1) // self.codec.hop), last=False)
 
     @torch.no_grad()
     def flush(self) -> Tensor:
-        """Codes of what is still waiting, the end padded with silence to a whole frame."""
+        """Codes of the remaining samples, padded with silence to a whole frame."""
         if self.waiting is None:
             raise InputError("the audio is empty: nothing to encode")
         hop, margin = self.codec.hop, self.codec.body.margin
@@ -143,7 +144,7 @@ class EncoderStream:
 
 
 class DecoderStream:
-    """Codes in blocks of any length -> audio, `lag` samples behind; `flush` gives those."""
+    """Codes in blocks of any length -> audio, `lag` samples behind; `flush` returns the rest."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec

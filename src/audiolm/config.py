@@ -1,7 +1,7 @@
-"""Configuration: a TOML file and `key=value` overrides become one frozen, validated model. An unknown key is an error.
+"""Configuration: a TOML file and `key=value` overrides become one frozen, validated model. Unknown keys are errors.
 
-A part's configuration is a `Config` class beside the part; nothing else is read, so a typing mistake can never
-pass silently and train for a day.
+Each component defines its `Config` class next to it; nothing else is read, so a typo can never pass silently and train
+for a day.
 """
 
 import hashlib
@@ -20,15 +20,15 @@ from audiolm.errors import InputError
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, no extra keys, compared by value. Numbers given for a text become text.
+    """Base of every configuration: frozen, no extra keys, compared by value. Numbers given for strings become strings.
 
-    NaN and infinity are no numbers: no bound refuses both, and no JSON can hold them.
+    NaN and infinity are rejected: no bound excludes both, and JSON cannot represent them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True, validate_default=True, allow_inf_nan=False)
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as JSON-ready dictionaries."""
+        """The configuration as a JSON-ready dictionary."""
         return self.model_dump(mode="json")
 
     def digest(self) -> str:
@@ -37,15 +37,15 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what torch, numpy and scikit-learn all take
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by torch, numpy and scikit-learn alike
 
 
 def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequence[str] = ()) -> C:
     """Read `path` (TOML), apply overrides such as `codec.steps=100`, validate.
 
-    An override's value is read as TOML (`3`, `1e-4`, `true`, `["a", "b"]`) and is a text where it is not TOML.
-    Raises InputError, one line that names the file or the override: no such file, not TOML, an unknown key
-    (with the nearest known one), a missing key, a value of the wrong type.
+    An override's value is parsed as TOML (`3`, `1e-4`, `true`, `["a", "b"]`), else taken as a string. Raises InputError,
+    one line that names the file or the override: missing file, invalid TOML, unknown key (suggesting the nearest), missing
+    key, invalid value.
     """
     data: dict[str, Any] = {}
     if path is not None:
@@ -59,7 +59,7 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not all(key.strip().split(".")):
-            raise InputError(f"{override!r}: an option is written key=value, for example codec.steps=100")
+            raise InputError(f"{override!r}: write options as key=value, for example codec.steps=100")
         place = tuple(key.strip().split("."))
         _assign(data, place, _value(text), override)
         given[place] = override
@@ -67,11 +67,11 @@ def load_config(cls: type[C], path: str | Path | None = None, overrides: Sequenc
 
 
 def parse_config(cls: type[C], data: Mapping[str, Any], source: str, given: Mapping[tuple[str, ...], str] | None = None) -> C:
-    """Validate `data`; errors name `source`, or the override of `given` (place -> as typed) that the value came from."""
+    """Validate `data`; errors name `source`, or the override in `given` (key path -> as typed) that set the value."""
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        # A misspelt key is often also a missing one: the misspelling is what the person can see.
+        # A misspelt key often also shows up as a missing one: report the misspelling, which the user can see.
         problem = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         place = tuple(str(part) for part in problem["loc"])
         origin = source
@@ -83,28 +83,28 @@ def parse_config(cls: type[C], data: Mapping[str, Any], source: str, given: Mapp
         if problem["type"] == "missing":
             raise InputError(f"{origin}: {name!r} is missing; add {name}=VALUE") from None
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "string_pattern_mismatch" and len(place) == 1:  # a person reads no regular expression
+        if problem["type"] == "string_pattern_mismatch" and len(place) == 1:  # do not show users a regular expression
             message = cls.model_fields[name].description or message
         shown = "" if isinstance(problem["input"], Mapping | Config) else f" (got {problem['input']!r})"
         raise InputError(f"{origin}: {name + ': ' if name else ''}{message[:1].lower() + message[1:]}{shown}") from None
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of a JSON-ready value, whatever the order of its keys."""
+    """16 hex digits that identify a JSON-ready value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def completed(recorded: Mapping[str, Any], config: Config) -> dict[str, Any]:
-    """A recorded configuration with the defaults of options that are newer than it; keys that are not `config`'s stay."""
+    """A recorded configuration, with defaults filled in for newer options; keys that are not `config`'s are kept."""
     own = {key: value for key, value in recorded.items() if key in type(config).model_fields}
     try:
         return {**recorded, **type(config).model_validate(own).plain()}
-    except ValidationError:  # of an option that is gone: the difference will say so
+    except ValidationError:  # a recorded value is no longer valid; `difference` will show it
         return dict(recorded)
 
 
 def difference(old: Any, new: Any, name: str = "") -> str | None:
-    """What first differs between two JSON-ready values, in words ("codec.steps was 100, is 200"), or None."""
+    """The first difference between two JSON-ready values, in words ("codec.steps was 100, is 200"), or None."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             found = difference(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
@@ -134,19 +134,19 @@ def _value(text: str) -> Any:
 def _assign(data: dict[str, Any], place: tuple[str, ...], value: Any, override: str) -> None:
     table: Any = data
     for depth, part in enumerate(place[:-1], 1):
-        if isinstance(table, list):  # an array of tables, by number: encoder.0.steps
+        if isinstance(table, list):  # an array of tables, indexed: encoder.0.steps
             table = table[int(part)] if part.isdigit() and int(part) < len(table) else None
         else:
             table = table.setdefault(part, {})
         if not isinstance(table, dict | list):
-            raise InputError(f"{override}: {'.'.join(place[:depth])!r} is no table of keys")
+            raise InputError(f"{override}: {'.'.join(place[:depth])!r} is not a table")
     if isinstance(table, list):
-        raise InputError(f"{override}: {'.'.join(place[:-1])!r} is a list; name one of its tables by number, from 0, and a key")
+        raise InputError(f"{override}: {'.'.join(place[:-1])!r} is a list; give an index, from 0, and a key")
     table[place[-1]] = value
 
 
 def _names(cls: type[Config], prefix: str = "") -> Iterator[str]:
-    """Every key of a configuration, dotted."""
+    """All keys of a configuration, dotted."""
     for name, field in cls.model_fields.items():
         yield prefix + name
         for inner in _configs(field.annotation):
@@ -164,7 +164,7 @@ def _suggestion(cls: type[Config], name: str) -> str:
     known = list(_names(cls))
     table, _, last = ".".join(part for part in name.split(".") if not part.isdigit()).rpartition(".")
     beside = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == table}
-    # A key that exists elsewhere ("lr" for "codec.lr") was left without its table.
+    # A key that exists elsewhere ("lr" for "codec.lr") is missing its table.
     found = [key for key in known if key.rpartition(".")[2] == last]
     found += [beside[near] for near in get_close_matches(last, beside, n=1, cutoff=0.5)]
     return f"; did you mean {found[0]!r}?" if found else f"; known keys here: {', '.join(sorted(beside)) or 'none'}"

@@ -1,6 +1,6 @@
-"""The caller's mistakes. Everything a person can get wrong raises this one class; the program prints its
-single line and ends with exit code 2, the server answers with the same words."""
+"""User errors. Everything a user can get wrong raises this one class; the program prints the message and exits with
+code 2, and the server answers with the same message."""
 
 
 class InputError(ValueError):
-    """A wrong input: the message is one line that names the file or option and says what to do about it."""
+    """Invalid input: the message is one line that names the file or option and says what to do about it."""

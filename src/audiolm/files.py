@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their name, then renamed. Tensors are safetensors, never pickles."""
+"""Atomic file writes: to a temporary file in the same folder, then renamed. Tensors are safetensors, never pickles."""
 
 import hashlib
 import json
@@ -19,21 +19,21 @@ from audiolm.errors import InputError
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix) and rename it on success; on any failure `path` is untouched.
+    """Yield a temporary path next to `path` (same suffix) and rename it on success; on any failure `path` is untouched.
 
-    Raises InputError where the folder does not exist, cannot be written, or the disk is full.
+    Raises InputError if the folder does not exist or cannot be written to, or the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        # Not tempfile's, whose files are private: a result has the permissions that the user's umask asks for.
+        # Not tempfile, whose files are private: results should have the permissions given by the user's umask.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({_reason(error)}); choose another folder") from error
     mode = temporary.stat().st_mode
     try:
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a private file of its own in its place
+        temporary.chmod(mode)  # safetensors replaces it with a private file of its own
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -44,47 +44,47 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it. InputError where it cannot be made, as where a file has its name."""
+    """Create a folder and its parents. InputError if that fails, for example because a file has its name."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: cannot be made ({_reason(error)}); choose another folder") from error
+        raise InputError(f"{path}: cannot be created ({_reason(error)}); choose another folder") from error
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and string metadata as one whole safetensors file."""
+    """Write tensors and string metadata atomically as one safetensors file."""
     with whole_file(path) as temporary:
         try:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {})
             )
-        except SafetensorError as error:  # the library wraps the operating system's error, a full disk above all
+        except SafetensorError as error:  # the library wraps the operating system's error, such as a full disk
             raise InputError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
 
 
 def load_tensors(path: str | os.PathLike[str], device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file (memory-mapped): its tensors and its metadata. InputError where it is missing or damaged."""
+    """Read the tensors and metadata of a safetensors file (memory-mapped). InputError if it is missing or damaged."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            names = file.keys()  # no mapping: it cannot be iterated itself
+            names = file.keys()  # `file` itself cannot be iterated
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError, struct.error, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}); copy or train it again") from error
+        raise InputError(f"{path}: not a complete safetensors file ({error}); copy or train it again") from error
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none. InputError where it is damaged."""
+    """The content of a JSON file; None if there is no file. InputError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); delete its folder and give the same command again") from error
+        raise InputError(f"{path}: damaged ({error}); delete its folder and run the same command again") from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """A whole JSON file."""
+    """Write a JSON file atomically."""
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

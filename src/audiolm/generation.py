@@ -1,11 +1,11 @@
-"""A stage's codes by windows, whatever the stage: for many items at once, or for one as they come. Knows no audio.
+"""Generate any stage's codes window by window, for a batch or as a stream. Works on tokens only, not audio.
 
-    complete   all of it, for a batch of items of any lengths
-    stream     one item's codes as soon as they are there; the same windows, hence the same codes (contract 2)
-    Tape       codes that one stage makes while the next one reads them
+    complete   all codes at once, for a batch of items of any lengths
+    stream     one item's codes as they are generated; the same windows, hence the same codes (contract 2)
+    Tape       codes that one stage produces while the next one reads them
 
-Streams pull: asking the last stage for a frame makes those before it go just as far as that frame needs. What no window can
-ask for again is forgotten, so that memory does not grow with the length.
+Streams are pull-based: asking the last stage for a frame advances the stages before it just as far as that frame needs.
+Codes that no later window can need are dropped, so memory does not grow with the length.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,20 +41,20 @@ def complete(
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """As `audiolm.sampling.sample`, for any length and any stage: windows slide, or stand side by side where none overlap."""
+    """As `audiolm.sampling.sample`, for any length and stage: in sliding windows, or independent ones if there is no overlap."""
     windows = sample_windows if stage.overlap else sample_chunks
     return windows(model, stage, given, prompt, frames, seeds, progress, one=fill if stage.parallel else sample, **options)
 
 
 class Tape:
-    """Codes (levels, F) that are read by frame numbers and come out of `parts` when they are asked for."""
+    """Codes (levels, F) read by frame number and taken from `parts` on demand."""
 
     def __init__(self, parts: Iterator[Tensor]) -> None:
         self.parts, self.first = parts, 0
         self.codes: Tensor | None = None  # frames from `first` on
 
     def read(self, first: int, last: int) -> Tensor:
-        """Frames [first, last), or as many as there will ever be."""
+        """Frames [first, last), or fewer if `parts` ends before."""
         while self.codes is None or self.first + self.codes.shape[1] < last:
             part = next(self.parts, None)
             if part is None:
@@ -64,7 +64,7 @@ class Tape:
         return self.codes[:, first - self.first : last - self.first]
 
     def forget(self, first: int) -> None:
-        """Nothing before this frame will be read again."""
+        """Drop the frames before `first`, which must not be read again."""
         if self.codes is not None and first > self.first:
             self.codes, self.first = self.codes[:, first - self.first :].clone(), first
 
@@ -78,11 +78,11 @@ def stream(
     seed: int,
     **options: Unpack[Options],
 ) -> Iterator[Tensor]:
-    """Codes (levels, n) of one item: first its prompt, then in parts what `complete` makes of it.
+    """Yield codes (levels, n) of one item: first its prompt, then, in parts, the new codes that `complete` would give.
 
-    given: for each given stream all levels of its kind from the first on, of which the stage takes its own.
+    given: one tape per given stream, with all levels of its kind; the stage takes the levels it uses.
     """
-    recent, first, count = prompt.long(), 0, prompt.shape[1]  # `recent` are the frames from `first` on
+    recent, first, count = prompt.long(), 0, prompt.shape[1]  # `recent` holds the frames from `first` on
     yield recent
     generator = generator_of(stage, seed)
     for number, (start, have, stop) in enumerate(spans(stage, count, count + frames)):
@@ -107,7 +107,7 @@ def _window(
     random: int | Generator,
     **options: Unpack[Options],
 ) -> Iterator[Tensor]:
-    """New codes (levels, n) of one window: frame by frame, or all of them where the stage is parallel."""
+    """New codes (levels, n) of one window: frame by frame, or all at once if the stage is parallel."""
     if stage.parallel:
         yield fill(model, stage, [given], [known], [frames], [random], **options)[0][:, known.shape[1] :]
         return
@@ -116,7 +116,7 @@ def _window(
 
 
 def stacked(lower: Tape, upper: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Parts of the upper levels on the lower ones of the same frames."""
+    """Stack each part of the upper levels on the lower levels of the same frames."""
     first = 0
     for part in upper:
         last = first + part.shape[1]
@@ -125,17 +125,17 @@ def stacked(lower: Tape, upper: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def spread(parts: Iterable[Tensor], count: int, frames: int) -> Iterator[Tensor]:
-    """Parts of `count` codes (levels, n) in all -> of `frames`: each code lasts as long as any other, to a frame."""
-    done = told = 0
+    """Stretch parts (levels, n), `count` codes in total, to `frames` frames: all durations equal to within one frame."""
+    done = emitted = 0
     for part in parts:
         done += part.shape[1]
-        upto = -(-done * frames // count)  # frames whose code, number frame * count // frames, is there
-        yield part[:, torch.arange(told, upto) * count // frames - (done - part.shape[1])]
-        told = upto
+        upto = -(-done * frames // count)  # frame i takes code i * count // frames: frames below `upto` have theirs
+        yield part[:, torch.arange(emitted, upto) * count // frames - (done - part.shape[1])]
+        emitted = upto
 
 
 def of_length(parts: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """The same codes in parts of `length` frames, the last of what is left over."""
+    """Regroup codes into parts of `length` frames; the last may be shorter."""
     held: list[Tensor] = []
     for part in parts:
         held.append(part)

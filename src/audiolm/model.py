@@ -1,16 +1,16 @@
-"""The AudioLM bundle: tokenizers, stages and sampling settings in one folder, and what can be done with them.
+"""The AudioLM model: tokenizers, stages and sampling settings, and what can be done with them.
 
     model = audiolm.load()                                    the packaged speech model
     model.generate(prompt, seconds=7)                         continuation (AudioLM section III-D)
-    model.generate(seconds=5)                                 unconditional
+    model.generate(seconds=5)                                 unconditional generation
     model.generate(semantic=tokens.semantic)                  acoustic generation: the same words in another voice
     model.reconstruct(sound, codebooks=3)                     the codec alone
     model.generate(prompt, seconds=7, chain="acoustic")       the paper's baseline without semantic tokens
-    model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm in place of the coarse and fine stages
+    model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm instead of the coarse and fine stages
     model.generate(prompt, seconds=7, codebooks=4)            without the fine stage
-    model.stream(prompt, seconds=60)                          the same sound in blocks, while it is made
+    model.stream(prompt, seconds=60)                          as `generate`, in blocks while it is generated
 
-How it is kept on disk: audiolm.bundle.
+For the format on disk, see audiolm.bundle.
 """
 
 import math
@@ -34,12 +34,12 @@ from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
 
-BLOCK = 10.0  # seconds of tokens that are decoded at once
+BLOCK = 10.0  # seconds of tokens to decode at a time
 
 
 @dataclass(frozen=True, eq=False)
 class AudioTokens:
-    """Both kinds of tokens of one recording, on one clock: acoustic frames are a multiple of the semantic ones."""
+    """The semantic and acoustic tokens of one recording, aligned: a whole number of acoustic frames per semantic frame."""
 
     semantic: Tokens
     acoustic: Tokens
@@ -52,32 +52,32 @@ class AudioTokens:
 
 @dataclass(frozen=True)
 class _Way:
-    """`How` as a model understands it."""
+    """`How`, resolved for a particular model."""
 
-    stages: Sequence[str]  # acoustic ones, in the order of their levels
+    stages: Sequence[str]  # the acoustic stages, in order of their levels
     codebooks: int
     settings: Mapping[str, Sampling]
-    speaks: bool  # words come first
+    speaks: bool  # semantic tokens come first
     only_new: bool
     watermark: bool
 
     def known(self, stage: Stage, prompt: Tensor) -> Tensor:
-        """What a stage is to go on from, of a prompt's codes (Q, F). A parallel one fills no level that nobody will hear."""
+        """The levels of a prompt's codes (Q, F) that a stage continues. A parallel stage skips levels that are not output."""
         codes = stage.predict.take(prompt)
         return codes[: self.codebooks] if stage.parallel else codes
 
 
 @dataclass
 class AudioLM:
-    """See the module's docstring. `stages` holds each stage with its network, `sampling` how each is sampled."""
+    """See the module docstring. `stages` holds each stage with its network, `sampling` how each is sampled."""
 
     semantic: SemanticTokenizer
     codec: Codec
     stages: dict[str, tuple[Stage, LanguageModel]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
-    # Name, version, licence, data: whatever the card should say. "decoder" and "codebooks" hold where none are asked for.
+    # Name, version, licence, data: whatever the card should say. "decoder" and "codebooks" are the defaults for generation.
     about: dict[str, Any] = field(default_factory=dict)
-    precision: Precision | Literal["auto"] | None = "auto"  # of the stages' weights on processors; see audiolm.kernels
+    precision: Precision | Literal["auto"] | None = "auto"  # of the stages' weights on CPU; see audiolm.kernels
 
     def __post_init__(self) -> None:
         for part in (self.semantic, self.codec, *(network for _, network in self.stages.values())):
@@ -87,7 +87,7 @@ class AudioLM:
 
     @property
     def sample_rate(self) -> int:
-        """Rate in Hz of everything that comes out."""
+        """Sample rate in Hz of all output."""
         return self.codec.sample_rate
 
     @property
@@ -96,7 +96,7 @@ class AudioLM:
 
     @property
     def payload(self) -> int:
-        """What the watermark of everything that this model makes says; see audiolm.provenance."""
+        """The watermark payload of everything this model generates; see audiolm.provenance."""
         return payload_of(self.about)
 
     def to(self, device: str | torch.device) -> "AudioLM":
@@ -108,7 +108,7 @@ class AudioLM:
     # Sound <-> tokens
 
     def tokenize(self, sound: Waveform) -> AudioTokens:
-        """Semantic and acoustic tokens of a recording; its end is padded with silence to a whole semantic frame (40 ms)."""
+        """Semantic and acoustic tokens of a recording, padded with silence at the end to a whole semantic frame (40 ms)."""
         return self._tokenize(self._tensor(sound))
 
     @torch.inference_mode()
@@ -120,19 +120,19 @@ class AudioLM:
         )
 
     def decode(self, acoustic: Tokens) -> Waveform:
-        """Sound of acoustic tokens, of any prefix of levels."""
+        """Decode acoustic tokens (any prefix of the levels) to sound."""
         if acoustic.spec != self.codec.spec:
             raise InputError(
-                f"tokens are {acoustic.spec}, this model's codec makes {self.codec.spec}; decode them with their own"
+                f"tokens are {acoustic.spec}, this model's codec makes {self.codec.spec}; decode them with their own codec"
             )
         with torch.inference_mode():
             return Waveform(self.codec.decode(acoustic.codes[None].to(self.device))[0].float().cpu(), self.sample_rate)
 
     def reconstruct(self, sound: Waveform, codebooks: int | None = None, watermark: bool = True) -> Waveform:
-        """The codec alone, at `codebooks` levels (default: all); the same length to the sample, at the model's rate."""
+        """Encode and decode with `codebooks` levels (default: all): the same length to the sample, at the model's rate."""
         levels = self.codec.spec.num_codebooks
         if codebooks is not None and not 1 <= codebooks <= levels:
-            raise InputError(f"codebooks={codebooks}: this codec has 1 to {levels}")
+            raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this codec")
         audio = self._tensor(sound)
         with torch.inference_mode():
             decoded = self.codec.decode(self.codec.encode(audio, codebooks))
@@ -150,14 +150,14 @@ class AudioLM:
         progress: Progress | None = None,
         **how: Unpack[How],
     ) -> Waveform:
-        """Continue a prompt by `seconds`, or generate them from nothing, or say the words of `semantic` (in the prompt's voice).
+        """Continue a prompt by `seconds`, generate without a prompt, or say the words of `semantic` (in the prompt's voice).
 
-        The result is the prompt itself, resampled, followed by what is new. The same seed gives the same sound. how: see `How`.
+        A continuation begins with the prompt itself, resampled. The same seed gives the same sound. how: see `How`.
         """
         return self.generate_batch([Request(prompt, seconds, semantic, seed)], progress, **how)[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None, **how: Unpack[How]) -> list[Waveform]:
-        """`generate` for many requests of any lengths at once; each comes out as it would alone."""
+        """`generate` for a batch of requests of any lengths; each result is what the request gives alone."""
         way = self._way(requests, **how)
         with torch.inference_mode():
             jobs = [self._job(request) for request in requests]
@@ -175,15 +175,15 @@ class AudioLM:
         block: float = 0.25,
         **how: Unpack[How],
     ) -> Iterator[Waveform]:
-        """`generate` in blocks of about `block` seconds, each as soon as it can be; joined, they are what `generate` gives.
+        """`generate` in blocks of about `block` seconds, each as soon as it is ready; joined, they equal `generate`'s result.
 
-        The prompt comes first, at once. Memory stays that of one window of each stage, however long the sound.
+        The prompt comes first, immediately. Memory is that of one window per stage, however long the sound.
         """
         request = Request(prompt, seconds, semantic, seed)
         way = self._way([request], **how)
         frames = self.codec.spec.frame_rate * block
         if not 1 <= frames < math.inf:
-            raise InputError(f"block={block}: give seconds, at least {1 / self.codec.spec.frame_rate:g}")
+            raise InputError(f"block={block}: give at least {1 / self.codec.spec.frame_rate:g} s")
         with torch.inference_mode():
             job = self._job(request)
         return self._stream(job, way, round(frames))
@@ -196,36 +196,36 @@ class AudioLM:
             yield Waveform(sound, self.sample_rate)
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
-        """Acoustic generation: the words of `sound` in a random voice, or in that of `voice`; options as in `generate`."""
+        """Acoustic generation: the words of `sound` in the voice of `voice` or a random one; options as for `generate`."""
         return self.generate(voice, semantic=self.tokenize(sound).semantic, seed=seed, **options)
 
     def chosen(
         self, chain: Chain = "full", decoder: AcousticDecoder | None = None, codebooks: int | None = None
     ) -> dict[str, Any]:
-        """What this model does when it is asked so: "decoder" and "codebooks", for whoever writes it down."""
+        """The "decoder" and "codebooks" that this model uses for these options, for the record."""
         way = self._way([], chain=chain, decoder=decoder, codebooks=codebooks)
         return {"decoder": "parallel" if "parallel" in way.stages else "autoregressive", "codebooks": way.codebooks}
 
     def _tensor(self, sound: Waveform) -> Tensor:
-        """(1, 1, T) at the model's rate. InputError where the sound is too short to be tokenized."""
+        """(1, 1, T) at the model's rate. InputError if the sound is too short to tokenize."""
         if sound.seconds < SHORTEST:
             raise InputError(f"the sound is {sound.seconds * 1000:.0f} ms long; give at least {SHORTEST * 1000:.0f} ms")
         return sound.mono().resample(self.sample_rate).samples[None].to(self.device)
 
     def _job(self, request: Request) -> "_Job":
-        step = self.semantic.hop  # samples of one semantic frame: both kinds of tokens begin on its grid
+        step = self.semantic.hop  # samples per semantic frame; both kinds of tokens start on this grid
         prompt, tokens = None, None
         if request.prompt is not None:
             prompt = self._tensor(request.prompt)[0]
-            # What is left over after the last whole frame is heard but not tokenized: no frame may contain invented silence.
+            # Samples after the last whole frame are kept but not tokenized: padding would put silence into a frame.
             tokens = self._tokenize(prompt[None, :, : prompt.shape[-1] // step * step])
         if request.semantic is not None:
             if request.semantic.spec != self.semantic.spec:
-                raise InputError(f"semantic tokens are {request.semantic.spec}, this model's are {self.semantic.spec}")
+                raise InputError(f"semantic tokens are {request.semantic.spec}, this model needs {self.semantic.spec}")
             samples = request.semantic.codes.shape[-1] * step
         else:
             if request.seconds is None or not 0 < request.seconds <= LONGEST:
-                raise InputError(f"seconds={request.seconds}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
+                raise InputError(f"seconds={request.seconds}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
             samples = max(1, round(request.seconds * self.sample_rate))
         spare = 0 if prompt is None or request.semantic is not None else prompt.shape[-1] % step
         job = _Job(request, prompt, samples, frames=-(-(samples + spare) // step))
@@ -250,11 +250,11 @@ class AudioLM:
                 job.semantic = torch.cat([job.semantic, *spread([new], new.shape[1], job.frames)], 1)
 
     def _semantic_frames(self, job: "_Job") -> int:
-        """Without repeats a token has no length of its own: as many are drawn as usually fill the time, and spread over it."""
+        """Number of tokens to sample. Deduplicated ones have no duration: take as many as fill the time on average."""
         return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self.stage("semantic")[0].dedup else job.frames
 
     def _sample_acoustic(self, jobs: Sequence["_Job"], way: _Way, progress: Progress | None) -> None:
-        """One stage after another, each predicts the levels that follow those of the one before."""
+        """Run the stages in turn; each predicts the levels that follow those of the stage before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
         for name in way.stages:
@@ -273,7 +273,7 @@ class AudioLM:
             job.acoustic = codes
 
     def _codes(self, job: "_Job", way: _Way) -> Iterator[Tensor]:
-        """Acoustic codes (levels, n) from the prompt's first frame on, as they come: each stage pulls at the one before."""
+        """Acoustic codes (levels, n), lazily, starting with the prompt's: each stage pulls from the one before."""
         semantic, codes = Tape(self._semantic_codes(job, way.settings)), None
         for name in way.stages:
             stage, network = self.stage(name)
@@ -297,7 +297,7 @@ class AudioLM:
 
     @property
     def _ratio(self) -> int:
-        """Acoustic frames of one semantic frame."""
+        """Acoustic frames per semantic frame."""
         return round(self.codec.spec.frame_rate / self.semantic.spec.frame_rate)
 
     def _is_semantic(self, stream: Stream) -> bool:
@@ -313,16 +313,16 @@ class AudioLM:
         sampling: Mapping[str, Sampling] | None = None,
         watermark: bool = True,
     ) -> _Way:
-        """What is asked, as it will be done. InputError where the model cannot do it."""
+        """Resolve the options for this model. InputError if it cannot satisfy them."""
         if chain not in get_args(Chain) or (decoder is not None and decoder not in get_args(AcousticDecoder)):
             names = " or ".join(get_args(Chain)), " or ".join(get_args(AcousticDecoder))
-            raise InputError(f"chain={chain!r}, decoder={decoder!r}: a chain is {names[0]}, a decoder {names[1]}")
+            raise InputError(f"chain={chain!r}, decoder={decoder!r}: chain must be {names[0]}, decoder {names[1]}")
         for name, given in (sampling or {}).items():
             if name not in {*self.stages, *TEMPERATURES} or not isinstance(given, Sampling):
-                raise InputError(f"sampling of {name!r}: give a Sampling by a stage's name, one of {', '.join(self.stages)}")
+                raise InputError(f"sampling[{name!r}]: map the name of a stage ({', '.join(self.stages)}) to a Sampling")
         if chain == "acoustic":
             if decoder == "parallel":
-                raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; leave decoder out")
+                raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; omit decoder")
             if any(request.semantic is not None for request in requests):
                 raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
         elif any(request.semantic is None for request in requests):
@@ -333,7 +333,7 @@ class AudioLM:
         first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
         found = [name for name in first if name in self.stages][:1]
         if not found:
-            self.stage(" or ".join(first))  # says what there is instead
+            self.stage(" or ".join(first))  # raises, naming the stages there are
         most, codebooks = self.codec.spec.num_codebooks, self.about.get("codebooks") if codebooks is None else codebooks
         if self.stages[found[0]][0].predict.last < min(codebooks or most, most) and "fine" in self.stages:
             found.append("fine")
@@ -341,19 +341,21 @@ class AudioLM:
         for name in found:
             stream = self.stages[name][0].predict
             if stream.first != levels:
-                raise InputError(f"stage {name} predicts level {stream.first + 1} on, after {levels}: one between is missing")
+                raise InputError(
+                    f"stage {name} starts at level {stream.first + 1}, not {levels + 1}: the stages do not fit together"
+                )
             levels = stream.last
         if codebooks is not None and not 1 <= codebooks <= levels:
-            raise InputError(f"codebooks={codebooks}: this model makes 1 to {levels}")
+            raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
         settings = {**self.sampling, **(sampling or {})}
         return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark)
 
     def stage(self, name: str) -> tuple[Stage, LanguageModel]:
-        """A stage and its network, packed as it generates. InputError where the model has none of this name."""
+        """A stage and its network, its weights packed for generation. InputError if the model has no such stage."""
         try:
             stage, network = self.stages[name]
         except KeyError:
-            raise InputError(f"this model has no {name} stage; its stages are {', '.join(self.stages) or 'none'}") from None
+            raise InputError(f"this model has no {name} stage; its stages: {', '.join(self.stages) or 'none'}") from None
         if network.packed is None:
             use(network, self.precision)
         return stage, network
@@ -366,7 +368,7 @@ class AudioLM:
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
 
     def _new_sound(self, job: "_Job", codes: Iterable[Tensor], way: _Way) -> Iterator[Tensor]:
-        """See audiolm.rendering. A prompt to given words is heard for its voice alone, in whole frames, and left out."""
+        """See audiolm.rendering. With given semantic tokens, the prompt's whole frames only set the voice and are left out."""
         old, last = 0 if job.prompt is None else job.prompt.shape[1], None
         if job.request.semantic is not None:
             old = old // self.semantic.hop * self.semantic.hop
@@ -378,7 +380,7 @@ class AudioLM:
 
 @dataclass(eq=False)
 class _Job:
-    """A request on its way: the prompt (1, T) at the model's rate, the new samples and semantic frames it wants, its tokens."""
+    """A request in progress: prompt (1, T) at the model's rate, numbers of new samples and semantic frames, tokens so far."""
 
     request: Request
     prompt: Tensor | None

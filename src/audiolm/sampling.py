@@ -1,10 +1,10 @@
-"""Ids from ids, one after another (AudioLM §III-D): what a stage's language model says next. Knows no audio.
+"""Autoregressive sampling from a stage's language model (AudioLM §III-D). Works on tokens only, not audio.
 
-    sample           one window for a batch of items whose lengths may all differ
-    sample_windows   past a stage's crop: the window slides, its last seconds are the next one's prompt ("slide and prompt")
-    sample_chunks    the fine stage: windows that know nothing of each other, all in one batch
+    sample           one window, for a batch of items whose lengths may differ
+    sample_windows   beyond a stage's crop: the window slides, its last seconds prompt the next one ("slide and prompt")
+    sample_chunks    the fine stage: independent windows, all in one batch
 
-Items are exact: each has random numbers of its own and sees no padding, so a batch gives what its items give alone.
+Batching is exact: each item has its own random numbers and sees no padding, so it gives the same result as alone.
 """
 
 import math
@@ -21,13 +21,12 @@ from audiolm.stages import Stage, Stream
 from audiolm.transformer import Cache, LanguageModel
 
 FIRST = 1.0  # seconds of new sound in the first window
-Progress = Callable[[int, int], None]  # called with the frames done and to do
+Progress = Callable[[int, int], None]  # frames done, total frames
 
 
 class Options(TypedDict, total=False):
-    """How codes are drawn: temperature (1; 0 takes the likeliest), top_k, top_p (all), allow_eos (False: no item ends early).
-
-    passes: of a parallel stage alone.
+    """How codes are drawn: temperature (default 1; 0: greedy), top_k, top_p (default: all codes), allow_eos (default False: no
+    item ends early), passes (parallel stages only).
     """
 
     temperature: float
@@ -47,10 +46,10 @@ def sample(
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """Continue each item's predicted codes by `frames[i]` new frames, or up to its end where `allow_eos`.
+    """Continue each item's predicted codes by `frames[i]` new frames; with `allow_eos`, an item may end earlier.
 
-    given: for each item the codes (levels, F) of each given stream. prompt: for each item the predicted codes so far
-    (levels, F), perhaps of no frames. Returns for each item (levels, F + new): the prompt as it came, then what is new.
+    given: for each item, the codes (levels, F) of each given stream. prompt: for each item, the predicted codes so far
+    (levels, F), possibly with no frames. Returns for each item (levels, F + new): the unchanged prompt, then the new codes.
     """
     steps: list[Tensor] = []
     for codes in sample_frames(model, stage, given, prompt, frames, seeds, **options):
@@ -79,10 +78,10 @@ def sample_frames(
     allow_eos: bool = False,
     passes: int | None = None,
 ) -> Iterator[Tensor]:
-    """As `sample`, but yields each new frame (B, levels) when it is there: codes on the model's device, -1 after an end."""
+    """As `sample`, but yields each new frame (B, levels) as it is sampled: codes on the model's device, -1 after an end."""
     check(temperature, top_k, top_p)
     if passes is not None:
-        raise InputError(f"stage {stage.name}: passes={passes} are a parallel stage's; leave them out")
+        raise InputError(f"stage {stage.name}: passes={passes} is for parallel stages only; omit it")
     count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
     if count == 0:
         return
@@ -92,7 +91,7 @@ def sample_frames(
     newest = torch.stack([nnf.pad(line, (longest - len(line), 0), value=stage.pad) for line in lines]).to(device)
     cache = Cache(model.transformer, len(lines), longest + count * levels, padding if bool(padding.any()) else None)
     offsets = stage.offsets[-1][:, 0].tolist()
-    # All random numbers at once: how many an item draws is its own affair, and no step waits for them.
+    # Draw all random numbers beforehand: an item's draws do not depend on the batch, and no step waits for them.
     uniform = torch.zeros(len(lines), count, levels)
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         uniform[row, :own] = torch.rand(own, levels, generator=generator_of(stage, seed))
@@ -106,7 +105,7 @@ def sample_frames(
             codes = []
             for level in range(levels):
                 logits = model.logits(model.newest(newest, cache)[:, 0], level, allow_eos).float()
-                if stage.dedup_predicted:  # what the stage never saw in training: a code twice in a row
+                if stage.dedup_predicted:  # never seen in training: the same code twice in a row
                     repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
                     logits = logits.masked_fill(repeated, -math.inf)
                 code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p)
@@ -123,19 +122,19 @@ def sample_frames(
 
 
 def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """InputError where a setting of `draw` is out of range."""
+    """InputError if a setting of `draw` is out of range."""
     if not 0 <= temperature < math.inf or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise InputError(
-            f"temperature={temperature} (from 0), top_k={top_k} (from 1), top_p={top_p} (above 0, to 1): out of range"
+            f"out of range: temperature={temperature} (0 or more), top_k={top_k} (1 or more), top_p={top_p} (above 0, at most 1)"
         )
 
 
 def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """One code of each row: logits (B, N) and uniform numbers in [0, 1), (B,) -> (B,). The inverse of the distribution function.
+    """Draw one code per row by inverse transform sampling: logits (B, N), uniform numbers in [0, 1) (B,) -> (B,).
 
-    top_k keeps the k likeliest, top_p the fewest that together have that probability (after the temperature).
+    top_k keeps the k most likely codes, top_p the fewest that together reach that probability (after the temperature).
     """
-    if temperature < 1e-5:  # as good as 0, and nearer to it the quotients overflow
+    if temperature < 1e-5:  # effectively 0; smaller values would overflow in the division
         return logits.argmax(-1)
     probability = (logits / temperature).softmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
@@ -147,33 +146,34 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None 
         least = ordered.masked_fill(before >= top_p * probability.sum(-1, keepdim=True), math.inf).amin(-1, keepdim=True)
         probability = probability.masked_fill(probability < least, 0)
     reached = probability.cumsum(-1)
-    # A shade below the total, which rounding must not reach: behind it lie codes of probability 0.
+    # Stay slightly below the total: rounding up to it would select a code of probability 0.
     code = torch.searchsorted(reached, uniform[:, None] * (1 - 1e-6) * reached[:, -1:], right=True)[:, 0]
-    return code.clamp_max(logits.shape[-1] - 1)  # where a broken model says NaN: still no other level's id
+    return code.clamp_max(logits.shape[-1] - 1)  # if a broken model gives NaN, the code still belongs to this level
 
 
 def window(stage: Stage, have: int, total: int, prompt: int) -> tuple[int, int]:
     """The frames [start, stop) of the window in which frame `have` of `total` is predicted; it starts on the stage's grid.
 
-    Where something is given, a window waits for all that is given in it. So that the first sound need not wait long, the first
-    window after the `prompt` frames adds FIRST seconds, and each later one as much as there is by then, and FIRST more.
+    With given streams, a window must wait for all given codes within it. To get the first sound early, the first window
+    after the `prompt` frames adds FIRST seconds, and each later one as much as has been generated, plus FIRST.
     """
     first, grid = max(1, stage.predict.frames(FIRST)), max(1, stage.predict.frames(stage.grid))
     crop = max(1, stage.predict.frames(stage.crop) // grid) * grid
-    overlap = min(stage.predict.frames(stage.overlap), crop - 1)  # so short a crop may round to its overlap
+    overlap = min(stage.predict.frames(stage.overlap), crop - 1)  # a very short crop may round to its overlap
     stop = min(total, (have + min(crop, max(grid, have - prompt + first))) // grid * grid) if stage.given else total
     if stage.overlap:
-        whole = min(total, have + min(first, max(1, (crop - overlap) // 2))) <= crop  # for less, sliding pays
+        # Keep everything in the window while it leaves room for at least this many new frames; otherwise slide.
+        whole = min(total, have + min(first, max(1, (crop - overlap) // 2))) <= crop
         start = 0 if whole else max(0, have - overlap) // grid * grid
-    elif have > prompt:  # windows that know nothing of each other
+    elif have > prompt:  # independent windows
         start = have
-    else:  # but the first one hears as much of the prompt as fits
+    else:  # but the first one includes as much of the prompt as fits
         start = min(-(-max(0, stop - crop) // grid), have // grid) * grid
     return start, min(start + crop, stop)
 
 
 def spans(stage: Stage, prompt: int, total: int) -> Iterator[tuple[int, int, int]]:
-    """All windows from the end of the prompt on: where each starts, its first new frame, and where it stops."""
+    """All windows from the end of the prompt on: each one's start, first new frame and stop."""
     have = prompt
     while have < total:
         start, stop = window(stage, have, total, prompt)
@@ -182,20 +182,20 @@ def spans(stage: Stage, prompt: int, total: int) -> Iterator[tuple[int, int, int
 
 
 def within(stage: Stage, stream: Stream, start: int, stop: int) -> tuple[int, int]:
-    """The frames [first, last) of a stream that lie within predicted frames [start, stop)."""
+    """A stream's frames [first, last) that lie within predicted frames [start, stop)."""
     rate = stream.spec.frame_rate / stage.predict.spec.frame_rate
     return round(start * rate), math.ceil(stop * rate - 1e-6)
 
 
 def cut(stage: Stage, given: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
-    """The given streams' frames that lie within predicted frames [start, stop); InputError where they do not last so long."""
+    """The given streams' frames that lie within predicted frames [start, stop). InputError if a stream is too short."""
     parts = []
     for stream, codes in zip(stage.given, given, strict=True):
         first, last = within(stage, stream, start, stop)
         if codes.shape[1] < last:
             lasting, needed = codes.shape[1] / stream.spec.frame_rate, stop / stage.predict.spec.frame_rate
             raise InputError(
-                f"stage {stage.name}: the given {stream.spec.name} tokens last {lasting:g} s, {needed:g} s are needed"
+                f"stage {stage.name}: the given {stream.spec.name} tokens last {lasting:g} s, but {needed:g} s are needed"
             )
         parts.append(codes[:, first:last])
     return parts
@@ -212,9 +212,9 @@ def sample_windows(
     one: Callable[..., list[Tensor]] = sample,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """As `sample`, for any length: memory stays that of one window. Given codes are in their own time, repeats included.
+    """As `sample`, for any length, with the memory of one window. Given codes must include their repeats.
 
-    one: what fills a window; takes what `sample` takes.
+    one: the function that fills a window; takes the same arguments as `sample`.
     """
     known = [codes.long() for codes in prompt]
     totals = [codes.shape[1] + count for codes, count in zip(known, frames, strict=True)]
@@ -222,24 +222,24 @@ def sample_windows(
     going = [item for item, count in enumerate(frames) if count]
     while going:
         have = [known[item].shape[1] for item in going]
-        spans = [window(stage, length, totals[item], prompt[item].shape[1]) for item, length in zip(going, have, strict=True)]
-        # Progress is told of the item with the most left to do, before this round and after it.
+        windows = [window(stage, length, totals[item], prompt[item].shape[1]) for item, length in zip(going, have, strict=True)]
+        # Progress is that of the item with the most left to do, before this round and after it.
         before = max(frames) - max(totals[item] - length for item, length in zip(going, have, strict=True))
-        after = max(frames) - max(totals[item] - stop for item, (_, stop) in zip(going, spans, strict=True))
+        after = max(frames) - max(totals[item] - stop for item, (_, stop) in zip(going, windows, strict=True))
         parts = one(
             model,
             stage,
-            [cut(stage, given[item], *span) for item, span in zip(going, spans, strict=True)],
-            [known[item][:, start:] for item, (start, _) in zip(going, spans, strict=True)],
-            [stop - length for (_, stop), length in zip(spans, have, strict=True)],
+            [cut(stage, given[item], start, stop) for item, (start, stop) in zip(going, windows, strict=True)],
+            [known[item][:, start:] for item, (start, _) in zip(going, windows, strict=True)],
+            [stop - length for (_, stop), length in zip(windows, have, strict=True)],
             [generators[item] for item in going],
             _part(progress, before, after, max(frames)),
             **options,
         )
         unfinished = []
-        for item, (start, stop), part in zip(going, spans, parts, strict=True):
+        for item, (start, stop), part in zip(going, windows, parts, strict=True):
             known[item] = torch.cat((known[item][:, :start], part), 1)
-            if known[item].shape[1] == stop < totals[item]:  # neither at its length nor ended
+            if known[item].shape[1] == stop < totals[item]:  # neither complete nor ended early
                 unfinished.append(item)
         going = unfinished
     return known
@@ -257,9 +257,9 @@ def sample_chunks(
     one: Callable[..., list[Tensor]] = sample,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """As `sample_windows`, in windows side by side and not one after another: up to `rows` chunks of all items at once.
+    """As `sample_windows`, but in independent windows ("chunks"), up to `rows` of them, from all items, in one batch.
 
-    Each chunk has a seed of its own, made of its item's and its number.
+    Each chunk has its own seed, derived from its item's seed and its number.
     """
     done = [known.long() for known in prompt]
     chunks = [
@@ -286,17 +286,17 @@ def sample_chunks(
 
 
 def chunk_seed(seed: int, chunk: int) -> int:
-    """Of a chunk of an item."""
+    """The seed of an item's chunk."""
     return seed * 1_000_003 + chunk
 
 
 def generator_of(stage: Stage, seed: int | Generator) -> Generator:
-    """An item's random numbers: others in every stage, so that one seed may serve them all. Torch looks at 32 bits of a seed."""
+    """An item's random generator; differs per stage, so that one seed can serve all stages. Torch uses 32 bits of a seed."""
     if isinstance(seed, Generator):
         return seed
     return Generator().manual_seed((seed * 1_000_003 + crc32(stage.name.encode())) % 2**32)
 
 
 def _part(progress: Progress | None, before: int, after: int, total: int, steps: int = 1) -> Progress | None:
-    """The progress of a part told as that of the whole, in units of which each takes `steps` frames."""
+    """Report a part's progress (`before` to `after`) as that of the whole, in units of `steps` frames."""
     return progress and (lambda done, _: progress(min(before + done // steps, after), total))

@@ -1,12 +1,12 @@
-"""The stages as data (AudioLM §III-B, §III-C): which tokens are given, which are predicted, and how both become one line of ids.
+"""The stages as data (AudioLM §III-B, §III-C): which tokens are given, which predicted, and how they form one id sequence.
 
     semantic   nothing -> S            coarse   S -> A[:4]          fine    A[:4] -> A[4:]
     acoustic   nothing -> A            piano    S -> A[:3]          (§IV-I: no fine stage)
-    parallel   S -> A                  (SoundStorm, 2305.09636: frames side by side in place of a line; audiolm.parallel)
+    parallel   S -> A                  (SoundStorm, 2305.09636: one position per frame instead of per id; audiolm.parallel)
 
-A line is    given ids, START, predicted ids, EOS    with EOS only where the recording truly ends. Codes are flattened row by
-row (time-major: all levels of a frame, then the next frame). Every level of every stream has a range of ids to itself and
-the three specials lie outside them all, so that no id can ever be mistaken for another's.
+A sequence ("line") is    given ids, START, predicted ids, EOS    with EOS only where the recording really ends. Codes are
+flattened time-major: all levels of a frame, then the next frame. Every level of every stream has its own range of ids, and
+the three special ids lie outside them all, so an id is never ambiguous.
 """
 
 import math
@@ -33,7 +33,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last <= self.spec.num_codebooks:
-            raise InputError(f"{self.spec.name} has codebooks 0 to {self.spec.num_codebooks}, not [{self.first}, {self.last})")
+            raise InputError(
+                f"{self.spec.name} has {self.spec.num_codebooks} codebooks, not the range [{self.first}, {self.last})"
+            )
 
     @property
     def levels(self) -> int:
@@ -41,26 +43,26 @@ class Stream:
 
     @property
     def size(self) -> int:
-        """How many ids the stream takes."""
+        """Number of ids the stream uses."""
         return self.levels * self.spec.codebook_size
 
     def take(self, codes: Tensor) -> Tensor:
-        """The stream's levels of all codes of its kind: (..., Q, F) -> (..., levels, F)."""
+        """Select the stream's levels from codes with all levels: (..., Q, F) -> (..., levels, F)."""
         return codes[..., self.first : self.last, :]
 
     def frames(self, seconds: float) -> int:
-        """Whole frames in `seconds`, to the nearest."""
+        """Number of frames in `seconds`, rounded."""
         return round(seconds * self.spec.frame_rate)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One language-modelling task. All the paper's stages, and any other, are values of this class.
+    """One language-modelling task. The paper's stages, and any others, are instances of this class.
 
-    dedup: the given single-codebook streams lose their consecutive repeats; so does the predicted one where nothing is given
-    (where something is, its frames must keep the given ones' time). crop: seconds of a training example, and of the window
-    in which longer sounds are generated. overlap: seconds of a window that the next one takes as its prompt. parallel: the
-    codes of a frame stand above each other and not one after another, and many frames are filled at once.
+    dedup: remove consecutive repeats from the given single-codebook streams, and from the predicted one if nothing is given
+    (otherwise its frames must stay aligned with the given ones). crop: seconds of a training example, and of the window in
+    which longer sounds are generated. overlap: seconds of a window that prompt the next one. parallel: all codes of a frame
+    share one position, and many frames are filled at once.
     """
 
     name: str
@@ -73,13 +75,13 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.parallel and self.dedup:
-            raise InputError(f"stage {self.name}: a parallel stage needs the given codes' time; leave dedup out")
+            raise InputError(f"stage {self.name}: a parallel stage needs the given codes in their own time; omit dedup")
         if not 0 <= self.overlap <= self.crop - self.grid:
             raise InputError(
                 f"stage {self.name}: overlap={self.overlap} must be from 0 s to {self.grid} s less than crop={self.crop}"
             )
 
-    # Ids: the streams' ranges in order, then the specials.
+    # Ids: the streams' ranges in order, then the special ids.
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -87,7 +89,7 @@ class Stage:
 
     @property
     def start(self) -> int:
-        """Id between the given and the predicted; its successor is the first predicted code."""
+        """The id that separates given from predicted ids."""
         return sum(stream.size for stream in self.streams)
 
     @property
@@ -100,17 +102,17 @@ class Stage:
 
     @property
     def vocabulary(self) -> int:
-        """How many ids there are, specials included."""
+        """Number of ids, special ids included."""
         return self.start + (self.predict.levels if self.parallel else 3)
 
     @property
     def masks(self) -> Tensor:
-        """Parallel stages have other specials: for each predicted level the id of a code that is not known yet, (levels)."""
+        """Parallel stages have other special ids: one MASK per predicted level, for codes not known yet, (levels)."""
         return self.start + torch.arange(self.predict.levels)
 
     @cached_property
     def offsets(self) -> tuple[Tensor, ...]:
-        """For each stream the first id of each of its levels, (levels, 1)."""
+        """For each stream, the first id of each of its levels, (levels, 1)."""
         first, found = 0, []
         for stream in self.streams:
             found.append(first + stream.spec.codebook_size * torch.arange(stream.levels)[:, None])
@@ -125,17 +127,17 @@ class Stage:
 
     @property
     def grid(self) -> float:
-        """Seconds between the instants at which frames of all streams begin: crops and windows start on them only."""
+        """Seconds between the instants at which frames of all streams start together; crops and windows start only there."""
         rates = [Fraction(stream.spec.frame_rate).limit_denominator(10_000) for stream in self.streams]
         # The least common multiple of the periods 1 / rate.
         return math.lcm(*(rate.denominator for rate in rates)) / math.gcd(*(rate.numerator for rate in rates))
 
     def places(self, ids: Tensor) -> Tensor:
-        """Ids (B, L) of lines, padded on either side -> positions (B, L) in time, whose unit is one predicted id.
+        """Ids (B, L) of lines, padded on either side -> positions (B, L) in time, in units of one predicted id.
 
-        From START on each id stands at its own index. A given id stands in the middle of what it gives to know: the line
-        "s0 s1 START a0 .. a7" with four a's to each s counts 4, 8, 2, 3 .. 10. Codes without repeats have lost their time
-        and keep their indices.
+        From START on, the position of an id is its index. A given id is placed at the middle of the predicted ids that it
+        covers: the line "s0 s1 START a0 .. a7", with four a's per s, has positions 4, 8, 2, 3 .. 10. Deduplicated codes
+        have lost their timing and keep their indices.
         """
         index = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         if not self.given or self.dedup:
@@ -150,28 +152,32 @@ class Stage:
     # Codes <-> ids
 
     def pack(self, given: Sequence[Tensor], predicted: Tensor, ends: bool = False) -> Tensor:
-        """Codes (levels, F) of each given stream and of the predicted one -> ids (L,). `ends`: the recording ends here."""
+        """Codes (levels, F) of each given stream and of the predicted one -> ids (L,). `ends`: append EOS."""
         parts = [ids.T.flatten() for ids in self._ids([*given, predicted])]
         parts.insert(-1, torch.tensor([self.start]))
         return torch.cat(parts + [torch.tensor([self.eos])] * ends)
 
     def stack(self, given: Sequence[Tensor], predicted: Tensor) -> Tensor:
-        """Codes as for `pack` -> ids (F, levels of all streams): beside each predicted frame what is given at that time."""
+        """Codes as for `pack` -> ids (F, levels of all streams): each predicted frame next to what is given at that time."""
         rows, frames = [], torch.arange(predicted.shape[-1])
         for stream, ids in zip(self.streams, self._ids([*given, predicted]), strict=True):
             ratio = Fraction(stream.spec.frame_rate / self.predict.spec.frame_rate).limit_denominator(10_000)
             if len(frames) and ids.shape[1] <= int(frames[-1]) * ratio:
-                raise InputError(f"stage {self.name}: {ids.shape[1]} {stream.spec.name} frames for {len(frames)} predicted ones")
+                raise InputError(
+                    f"stage {self.name}: {ids.shape[1]} {stream.spec.name} frames are too few for {len(frames)} predicted ones"
+                )
             rows.append(ids[:, frames * ratio.numerator // ratio.denominator])
         return torch.cat(rows).T
 
     def unpack(self, ids: Tensor) -> tuple[list[Tensor], Tensor, bool]:
-        """Ids (L,) -> (given, predicted, ends) as they went into `pack`, less the repeats that dedup removed; PAD is ignored."""
+        """Ids (L,) -> (given, predicted, ends), the inverse of `pack` except for repeats that dedup removed. Ignores PAD."""
         codes = []
         for stream, offsets in zip(self.streams, self.offsets, strict=True):
             own = ids[(ids >= offsets[0]) & (ids < offsets[0] + stream.size)]
             if len(own) % stream.levels:
-                raise InputError(f"stage {self.name}: {len(own)} {stream.spec.name} ids are no frames of {stream.levels} levels")
+                raise InputError(
+                    f"stage {self.name}: {len(own)} {stream.spec.name} ids do not make whole frames of {stream.levels} levels"
+                )
             frames = own.view(-1, stream.levels).T - offsets
             if bool(((frames < 0) | (frames >= stream.spec.codebook_size)).any()):
                 raise InputError(f"stage {self.name}: {stream.spec.name} ids are not in the order of their levels")
@@ -179,9 +185,9 @@ class Stage:
         return codes[:-1], codes[-1], bool((ids == self.eos).any())
 
     def _ids(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Checked codes as ids, (levels, F) of each stream, without the repeats that dedup removes."""
+        """Check the codes and convert them to ids, (levels, F) per stream, without the repeats that dedup removes."""
         if len(streams) != len(self.streams):
-            raise InputError(f"stage {self.name}: {len(self.given)} given streams are needed, got {len(streams) - 1}")
+            raise InputError(f"stage {self.name}: needs {len(self.given)} given streams, got {len(streams) - 1}")
         return [self._ids_of(index, codes) for index, codes in enumerate(streams)]
 
     def _ids_of(self, index: int, codes: Tensor) -> Tensor:
@@ -200,28 +206,28 @@ class Stage:
     # config.json
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. `parallel` is named only where it is true: older versions wrote, and read, the other stages without it."""
+        """JSON-ready. `parallel` is included only if true: older versions write and read stages without it."""
         values = asdict(self) | {"given": [asdict(stream) for stream in self.given]}
         return values if self.parallel else {name: value for name, value in values.items() if name != "parallel"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Stage":
-        """The stage that `to_dict` wrote; InputError where a key is missing or unknown."""
+        """The inverse of `to_dict`. InputError if a key is missing or unknown."""
         try:
             streams = [Stream(**{**each, "spec": TokenSpec(**each["spec"])}) for each in [*values["given"], values["predict"]]]
             return cls(**{**values, "given": tuple(streams[:-1]), "predict": streams[-1]})
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"not a stage of this version ({str(error).splitlines()[0]}); update audiolm or save it again"
+                f"not a stage that this version can read ({str(error).splitlines()[0]}); update audiolm or save it again"
             ) from error
 
 
 def without_repeats(codes: Tensor) -> Tensor:
-    """Codes (1, F) with runs of the same code shortened to one."""
+    """Codes (1, F) with each run of equal codes reduced to one."""
     return codes[0].unique_consecutive()[None]
 
 
-# The paper's stages (§III-B, §IV-B), as values. Repeats stay by default: SoundStorm (Table 1) measures better words with them.
+# The paper's stages (§III-B, §IV-B). Repeats are kept by default: SoundStorm (Table 1) measures fewer word errors with them.
 
 
 def semantic(spec: TokenSpec, dedup: bool = False) -> Stage:
@@ -235,21 +241,21 @@ def coarse(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 4, dedup: boo
 
 
 def fine(acoustic: TokenSpec, levels: int = 4) -> Stage:
-    """A[:levels] -> A[levels:], in windows that know nothing of each other."""
+    """A[:levels] -> A[levels:], in independent windows."""
     return Stage("fine", (Stream(acoustic, 0, levels),), Stream(acoustic, levels, acoustic.num_codebooks), crop=3.0)
 
 
 def acoustic_only(acoustic: TokenSpec, levels: int | None = None) -> Stage:
-    """Nothing -> A: the paper's ablation, which keeps the voice and babbles."""
+    """Nothing -> A: the paper's ablation, which keeps the voice but babbles."""
     return Stage("acoustic", (), Stream(acoustic, 0, levels or acoustic.num_codebooks), crop=10.0, overlap=3.0)
 
 
 def piano(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 3) -> Stage:
-    """S -> A[:levels], all the levels of a codec with few and large codebooks (§IV-I: 3 of 2^14 codes); no fine stage."""
+    """S -> A[:levels], all levels of a codec with few, large codebooks (§IV-I: 3 of 2^14 codes); no fine stage."""
     return replace(coarse(semantic, acoustic, levels), name="piano")
 
 
 def parallel(semantic: TokenSpec, acoustic: TokenSpec, levels: int | None = None) -> Stage:
-    """S -> A in a few passes over all frames (SoundStorm §3): in place of coarse and fine."""
+    """S -> A in a few passes over all frames (SoundStorm §3), replacing coarse and fine."""
     stage = coarse(semantic, acoustic, levels or acoustic.num_codebooks)
     return replace(stage, name="parallel", parallel=True)

@@ -1,7 +1,7 @@
-"""The two contracts between audio and tokens, and the semantic tokenizer.
+"""The two protocols between audio and tokens, and the semantic tokenizer.
 
-A codec is a tokenizer that can also decode. Nothing inherits from anything: whatever has these members will do, and
-one contract test runs over all of them (tests/test_model.py).
+A codec is a tokenizer that can also decode. No inheritance: any class with these members will do, and a single contract
+test covers them all (tests/test_model.py).
 """
 
 from typing import Protocol, runtime_checkable
@@ -15,12 +15,12 @@ from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.tokens import TokenSpec
 
-WINDOW, CONTEXT = 20.0, 2.0  # seconds: long recordings are encoded in windows of 20 s that hear 2 s more on either side
+WINDOW, CONTEXT = 20.0, 2.0  # seconds: long recordings are encoded in windows of 20 s, with 2 s of context on either side
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Audio (B, 1, T) at `sample_rate` -> codes (B, Q, F) int64, deterministic, the same alone as in a batch."""
+    """Audio (B, 1, T) at `sample_rate` -> codes (B, Q, F) int64; deterministic and independent of batching."""
 
     spec: TokenSpec
     sample_rate: int
@@ -30,15 +30,15 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Decoder(Tokenizer, Protocol):
-    """A tokenizer whose codes of any prefix of levels (B, q, F) become audio (B, 1, T) again."""
+    """A tokenizer that can decode codes of any prefix of the levels (B, q, F) to audio (B, 1, T)."""
 
     def decode(self, codes: Tensor) -> Tensor: ...
 
 
 class SemanticTokenizer(nn.Module):
-    """Semantic tokens (AudioLM section III-B): the nearest k-means centroid of one layer of the encoder, 25 times a second.
+    """Semantic tokens (AudioLM section III-B): the k-means centroid nearest to an encoder layer's features, at 25 Hz.
 
-    audio (B, 1, T) -> codes (B, 1, ceil(T / 640)). The encoder sees both ways, so a prompt must be cut before it is encoded.
+    audio (B, 1, T) -> codes (B, 1, ceil(T / 640)). The encoder is bidirectional, so cut a prompt before encoding it.
     """
 
     def __init__(self, encoder: Conformer, units: KMeans, layer: int) -> None:

@@ -1,9 +1,9 @@
-"""Tokens and their specification; the one shape legend of the project.
+"""Tokens and their specification; the project's legend for tensor shapes.
 
     B batch    C channels    T samples    F frames    Q codebooks (levels)    L ids    D width
 
 Codes are (B, Q, F) int64 inside networks and (Q, F) in `Tokens`; audio is (B, C, T) float32 in [-1, 1].
-What a user says or sees is in seconds and Hz, never in samples.
+User-facing quantities are in seconds and Hz, never in samples.
 """
 
 import base64
@@ -18,7 +18,7 @@ from audiolm.errors import InputError
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What kind of tokens a tokenizer makes: `num_codebooks` codes of `codebook_size` values, `frame_rate` times a second."""
+    """A tokenizer's output format: `num_codebooks` codes with `codebook_size` values each, `frame_rate` times per second."""
 
     name: str
     codebook_size: int
@@ -33,7 +33,7 @@ class TokenSpec:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be a prefix of the levels, not none."""
+    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be fewer than all levels, at least 1."""
 
     codes: Tensor
     spec: TokenSpec
@@ -54,7 +54,7 @@ class Tokens:
         return self.codes.shape[-1] / self.spec.frame_rate
 
     def _repr_html_(self) -> str:
-        """A notebook's view: what they are, and a picture where matplotlib is installed."""
+        """Notebook view: a summary and, if matplotlib is installed, a picture."""
         levels, frames = self.codes.shape
         name = html.escape(self.spec.name, quote=True)
         what = f"{name} tokens: {levels} x {frames} of {self.spec.codebook_size}, {self.seconds:.2f} s"

@@ -1,11 +1,11 @@
-"""The one Transformer of all stages (AudioLM §IV-B), and the language model over a stage's ids.
+"""The decoder-only Transformer used by all stages (AudioLM §IV-B), and the language model over a stage's ids.
 
-Pre-norm blocks with a gated feed-forward part; rotary positions in time, so that what belongs together is equally far apart
-everywhere, or the paper's T5 bias, whose buckets all layers share. Both tell distances only, so padding on the left is
-exact. Generation keeps keys and values in a `Cache` that is allocated once. The language model has one head per predicted
-level: logits exist only over the codes of the level that is due.
+Pre-norm blocks with a gated feed-forward; either rotary positions in time, so that related given and predicted ids are the
+same distance apart everywhere, or the paper's T5 relative bias, shared by all layers. Both depend on distances only, so
+left padding is exact. Generation uses a preallocated key-value `Cache`. The language model has one head per predicted
+level, so logits cover only the codes of the level being predicted.
 
-N is the size of a codebook; the other letters are those of audiolm.tokens.
+N is the codebook size; for the other letters see audiolm.tokens.
 """
 
 import copy
@@ -22,25 +22,25 @@ from torch import Tensor, nn
 from audiolm.config import Config
 from audiolm.kernels import Linear, Precision, Product, packed, version
 
-IGNORED = -100  # a target that does not count
-TOGETHER = 2048  # positions of prompts that are read at once
-BUCKETS, FARTHEST = 32, 128  # T5's: buckets of distances, and the distance from which on all share the last one
+IGNORED = -100  # target excluded from the loss
+TOGETHER = 2048  # prompt positions processed at once on CPU
+BUCKETS, FARTHEST = 32, 128  # T5: number of distance buckets, and the distance from which all share the last one
 
 
 class TransformerConfig(Config):
     """Shape of the network. The paper: 12 layers, 16 heads, width 1024, ffn 4096, dropout 0.1, positions "t5".
 
-    positions: "time" rotates by when a frame sounds, "rotary" and "t5" count ids: then the distance between an acoustic id
-    and the semantic id of the same instant is another one everywhere, and a small model never finds it (docs/training-log.md).
-    kv_heads: keys and values that the heads share among themselves (GQA, 2305.13245; 1: MQA, 1911.02150); None: each has its own.
-    Where many sounds are made at once, reading those is most of the time.
+    positions: "time" rotates by the time at which a frame sounds; "rotary" and "t5" count ids, so that the distance between an
+    acoustic id and the semantic id of the same instant varies, and a small model never learns it (docs/training-log.md).
+    kv_heads: key-value heads, shared by groups of query heads (GQA, 2305.13245; 1: MQA, 1911.02150); None: one per query head.
+    In large batches, reading keys and values dominates the time.
     """
 
     layers: PositiveInt = 6
     heads: PositiveInt = 6
     kv_heads: PositiveInt | None = None
     width: PositiveInt = 384
-    ffn: PositiveInt = 1024  # the gated part has this many products
+    ffn: PositiveInt = 1024  # hidden units of the gated feed-forward, after gating
     dropout: float = Field(default=0.1, ge=0, lt=1)
     positions: Literal["time", "rotary", "t5"] = "time"
 
@@ -54,14 +54,14 @@ class TransformerConfig(Config):
 
     @property
     def shared_heads(self) -> int:
-        """Of keys and values."""
+        """Number of key-value heads."""
         return self.kv_heads or self.heads
 
 
 class Cache:
-    """Keys and values of the positions seen so far, (B, kv_heads, size, width / heads) for each layer; allocated once.
+    """Keys and values of the positions seen so far, (B, kv_heads, size, width / heads) per layer; allocated once.
 
-    padding: how many ids at the left of each row are not there, (B,); None where no row has any.
+    padding: number of padding ids at the left of each row, (B,); None if there are none.
     """
 
     def __init__(self, transformer: "Transformer", batch: int, size: int, padding: Tensor | None = None) -> None:
@@ -73,20 +73,20 @@ class Cache:
         self.unseen = None if padding is None else _unseen(torch.arange(size, device=device) < padding[:, None], dtype)
 
     def advance(self, count: int) -> None:
-        """The next `count` positions are about to be written. All layers' views at once: a view costs as much as a sum."""
+        """Make room for `count` new positions. Makes all layers' views at once, as a view costs as much as an addition."""
         end = self.length + count
         self.newest, self.live = self.kept[:, :, :, self.length : end].unbind(), self.kept[:, :, :, :end].unbind()
         self.length = end
 
     def rows(self, first: int, last: int) -> "Cache":
-        """The part of an empty cache that belongs to rows [first, last); what is written there stands here too."""
+        """Rows [first, last) of an empty cache, as a cache that shares its memory."""
         part = copy.copy(self)
         part.kept = self.kept[:, first:last]
         part.unseen = None if self.unseen is None else self.unseen[first:last]
         return part
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the newest positions of one layer; views over all that are live, the newest included."""
+        """Write one layer's keys and values of the newest positions; return views of all positions so far."""
         self.newest[layer].copy_(key)
         self.newest[self.layers + layer].copy_(value)
         return self.live[layer], self.live[self.layers + layer]
@@ -94,7 +94,7 @@ class Cache:
 
 @dataclass
 class Context:
-    """What every layer of one forward pass shares: rotations, or a mask that holds T5's bias; and where the past is kept."""
+    """Shared by the layers in one forward pass: rotations, or a mask that includes T5's bias; and the cache."""
 
     rotation: tuple[Tensor, Tensor] | None
     mask: Tensor | None
@@ -103,7 +103,7 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, whose heads may share keys and values; these and the queries come from one product."""
+    """Multi-head self-attention with a fused QKV projection; query heads may share keys and values."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -122,16 +122,16 @@ class Attention(nn.Module):
         if context.cache is not None:
             key, value = context.cache.extend(layer, key, value)
         mask, causal = context.mask, context.causal
-        if newest:  # sees all that there is
+        if newest:  # the last position sees all others: no causal mask
             query, mask, causal = query[:, :, -1:], None if mask is None else mask[..., -1:, :], False
         mixed = self._attend(query, key, value, mask, causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, -1, width))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """Queries (B, heads, L, D / heads) -> the same, of keys and values (B, kv_heads, ...)."""
-        # Attention weights have no dropout: the fused kernels for CPUs know none.
+        """Attention of queries (B, heads, L, D / heads) over keys and values (B, kv_heads, ...); the queries' shape."""
+        # No dropout on attention weights: the fused CPU kernels do not support it.
         if self.shared < self.heads and query.shape[2] == 1:
-            # Heads that share keys stand side by side as if they were positions: every key is read once for all of them.
+            # Treat the heads that share keys as positions, so that each key is read once for all of them.
             if mask is not None and mask.ndim > 2 and mask.shape[-3] == self.heads:
                 mask = mask.unflatten(-3, (self.shared, -1)).squeeze(-2)
             query = query.unflatten(1, (self.shared, -1)).squeeze(3)
@@ -146,7 +146,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        # LayerNorm without bias, not RMSNorm: on CPUs only the former is one kernel, four times faster.
+        # LayerNorm without bias rather than RMSNorm: on CPU only LayerNorm is a single kernel, four times faster.
         self.attention_norm = nn.LayerNorm(config.width, bias=False)
         self.attention = Attention(config)
         self.ffn_norm = nn.LayerNorm(config.width, bias=False)
@@ -155,7 +155,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context, layer: int, newest: bool = False) -> Tensor:
-        """`newest`: the last position alone comes out."""
+        """`newest`: return the last position only."""
         mixed = self.attention(_normed(x, self.attention_norm), context, layer, newest)
         x = (x[:, -1:] if newest else x) + self._dropped(mixed)
         gate, up = self.gate_up(_normed(x, self.ffn_norm)).chunk(2, dim=-1)
@@ -166,12 +166,12 @@ class Block(nn.Module):
 
 
 def _normed(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """What the module does, without the detours that take longer than one position's sum."""
+    """Apply the norm without the module's overhead, which exceeds the arithmetic for a single position."""
     return torch.layer_norm(x, norm.normalized_shape, norm.weight, None, norm.eps)
 
 
 class Transformer(nn.Module):
-    """Vectors (B, L, D) -> vectors (B, L, D), each seeing itself and those before it, or all of them (`causal=False`)."""
+    """Vectors (B, L, D) -> (B, L, D), causal or (`causal=False`) bidirectional."""
 
     def __init__(self, config: TransformerConfig, causal: bool = True) -> None:
         super().__init__()
@@ -182,20 +182,20 @@ class Transformer(nn.Module):
         self.bias = nn.Embedding(BUCKETS, config.heads) if config.positions == "t5" else None
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # The branches' last products are scaled down, so that the sum over all layers keeps the scale of one.
+                # Residual branches' output projections are scaled down so that the residual stream keeps its scale.
                 last = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * config.layers) if last else 0.02)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of queries, keys and values."""
+        """Data type of queries, keys and values."""
         device = self.norm.weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.norm.weight.dtype
 
     def tables(self, size: int) -> tuple[Tensor, ...]:
-        """What can be known beforehand of `size` positions: rotary cosines and sines (size, 1, D / heads), or T5's bias.
+        """Precomputed tables for `size` positions: rotary cosines and sines (size, 1, D / heads), or T5's bias.
 
-        The latter is (heads, 2 size - 1): for every distance of query minus key, from size - 1 down to 1 - size.
+        The latter is (heads, 2 size - 1): one value per distance (query minus key), from size - 1 down to 1 - size.
         """
         device = self.norm.weight.device
         if self.bias is not None:
@@ -204,9 +204,9 @@ class Transformer(nn.Module):
         return self.rotation(torch.arange(size, device=device))
 
     def rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary cosines and sines (..., 1, D / heads) of positions (...), which need not be whole."""
+        """Rotary cosines and sines (..., 1, D / heads) of positions (...), which may be fractional."""
         half = self.config.width // self.config.heads // 2
-        # Single precision would be off by 1e-4 at position 2,000, and by another 1e-4 once the row is padded.
+        # Float32 would be off by 1e-4 at position 2,000, and by a different 1e-4 when the row is padded.
         exact = torch.float32 if positions.device.type == "mps" else torch.float64
         rates = 10_000.0 ** (-torch.arange(half, device=positions.device, dtype=exact) / half)
         angles = positions[..., None, None].to(exact) * rates
@@ -221,10 +221,10 @@ class Transformer(nn.Module):
         positions: Tensor | None = None,
         newest: bool = False,
     ) -> Tensor:
-        """x: all positions, (B, L, D); with a cache the next L, which may be all of a prompt or one.
+        """x: all positions, (B, L, D); with a cache, the next L positions, such as a whole prompt or a single one.
 
-        absent: True at positions that nobody may see, (B, L); with a cache, its padding says so instead. positions: where
-        rotation puts each, (B, L), without which each follows the one before. newest: return the last position only, (B, 1, D).
+        absent: True at positions to mask out, (B, L); with a cache, its padding is used instead. positions: for rotary embedding,
+        (B, L); default: consecutive. newest: return the last position only, (B, 1, D).
         """
         length = x.shape[1]
         start = 0 if cache is None else cache.length
@@ -232,7 +232,7 @@ class Transformer(nn.Module):
             unseen = None if absent is None else _unseen(absent, self.dtype)
         else:
             unseen = None if cache.unseen is None else cache.unseen[..., : start + length]
-        # The kernel's own causal mask is for whole sequences only: it would let a single query see the first key alone.
+        # The kernel's own causal mask works for whole sequences only: with a cache, a single query would see only the first key.
         causal = self.causal and start == 0 and unseen is None and self.bias is None
         mask = None if causal else self._mask(start, length, unseen)
         rotation = None
@@ -255,7 +255,7 @@ class Transformer(nn.Module):
         return _normed(x, self.norm)
 
     def _mask(self, start: int, length: int, unseen: Tensor | None) -> Tensor | None:
-        """0 and -inf to be added to the attention (B, heads, length, start + length); None where everything is seen."""
+        """Additive mask of 0 and -inf, broadcastable to (B, heads, length, start + length); None if nothing is masked."""
         if length == 1 or (unseen is None and not self.causal):
             return unseen
         mask = torch.zeros(length, start + length, device=self.norm.weight.device, dtype=self.dtype)
@@ -263,18 +263,18 @@ class Transformer(nn.Module):
             mask = mask.fill_(-math.inf).triu(start + 1)
         if unseen is not None:
             mask = mask + unseen
-            # Positions that are not there see themselves: a row of -inf alone would turn into NaN.
+            # Let padding positions see themselves: a row of only -inf would become NaN.
             mask.diagonal(start, -2, -1).zero_()
         return mask
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary positions (2104.09864) on (B, L, heads, D / heads): dimension i turns together with i + half."""
+    """Apply rotary embedding (2104.09864) to (B, L, heads, D / heads): dimension i is paired with i + half."""
     return torch.addcmul(x * cosine, x.roll(x.shape[-1] // 2, -1), sine)
 
 
 def bucket(distance: Tensor, causal: bool) -> Tensor:
-    """T5's bucket of a distance of query minus key: near ones each have their own, farther ones share logarithmically."""
+    """T5's bucket of a distance (query minus key): one bucket each for short distances, logarithmic ones beyond."""
     buckets, first = BUCKETS, torch.zeros_like(distance)
     if not causal:
         buckets //= 2
@@ -293,17 +293,17 @@ def _unseen(absent: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _bias_of(table: Tensor, start: int, length: int) -> Tensor:
     """(heads, length, start + length) from the bias of every distance (heads, 2 size - 1)."""
-    last = table.shape[1] // 2 - start  # where the row of the first query begins; each next row begins one earlier
+    last = table.shape[1] // 2 - start  # where the first query's row begins; each further row begins one earlier
     if length == 1:
         return table[:, None, last : last + start + 1]
     return table[:, last - length + 1 : last + start + length].unfold(1, start + length, 1).flip(1)
 
 
 class LanguageModel(nn.Module):
-    """A Transformer over a stage's ids that predicts `levels` codes of `codebook_size` a frame, or the end before a frame.
+    """A Transformer over a stage's ids that predicts `levels` codes of `codebook_size` per frame, or the end before a frame.
 
-    Position k after START predicts level k mod Q, with that level's own head. `places` puts ids (B, L), which must be whole
-    as far as START, at positions (B, L); what follows them is at one position more each. None: each id at its own index.
+    Position k after START predicts level k mod Q with that level's own head. `places` maps ids (B, L), which must include
+    everything up to START, to positions (B, L); further ids take consecutive positions. None: positions are indices.
     """
 
     def __init__(
@@ -327,9 +327,9 @@ class LanguageModel(nn.Module):
             nn.init.normal_(parameter, std=0.02)
 
     def newest(self, ids: Tensor, cache: Cache) -> Tensor:
-        """As `hidden`, but of the last position only, (B, 1, D): the last block then computes the others' keys and values alone.
+        """As `hidden`, but for the last position only, (B, 1, D): the last block computes only keys and values for the others.
 
-        Prompts are read a few rows at a time: what many of them are in between would not fit the processor's caches.
+        On CPU, prompts are processed a few rows at a time so that the activations fit the processor's caches.
         """
         if cache.length:
             return self.hidden(ids, cache, newest=True)
@@ -342,15 +342,15 @@ class LanguageModel(nn.Module):
         return torch.cat(parts)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None, newest: bool = False) -> Tensor:
-        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of what comes after each."""
+        """Ids (B, L) -> (B, L, D), which `logits` turns into predictions of the id that follows each."""
         whole = cache is None or cache.length == 0
         positions = self.places(ids) if whole and self.places is not None else None
-        # A compiled network is for training: of what is written through the cache's views torch.compile loses some (2.13).
+        # Compiled networks are for training only: torch.compile (2.13) loses some of the writes through the cache's views.
         run = self.transformer if cache is None else self.transformer.forward
         return run(self.embedding(ids), cache, positions=positions, newest=newest)
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
-        """(..., D) -> (..., N) over the codes of one level; `end`: one more, last, for the end (level 0 only)."""
+        """(..., D) -> (..., N) over the codes of one level; `end`: append one logit for the end (level 0 only)."""
         if self.packed is None or torch.is_grad_enabled() or self.version != version(self.heads):
             logits = nnf.linear(hidden, self.heads[level])
         else:
@@ -358,12 +358,12 @@ class LanguageModel(nn.Module):
         return torch.cat((logits, nnf.linear(hidden, self.end)), -1) if end and level == 0 else logits
 
     def pack(self, precision: Precision | None) -> None:
-        """The heads' part of `audiolm.kernels.use`."""
+        """Pack the heads' weights; see `audiolm.kernels.use`."""
         self.packed = None if precision is None else [packed(head, precision) for head in self.heads]
         self.version = version(self.heads)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        self.packed = None  # moved, or of another type
+        self.packed = None  # stale: device or type changes
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -371,10 +371,10 @@ class LanguageModel(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, ids: Tensor, starts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids (B, L) padded on the right, the index of START in each row (B,), and codes (B, F, Q) of what follows it.
+        """Ids (B, L) padded on the right, the index of START in each row (B,), and target codes (B, F, Q) that follow it.
 
-        A target of N at level 0 is the end; IGNORED ones do not count. Returns for each level the sum of the cross
-        entropies in nats, and how many they are: (Q,) and (Q,).
+        A target of N at level 0 is the end; IGNORED targets do not count. Returns, per level, the sum of the cross
+        entropies in nats and their number: (Q,) and (Q,).
         """
         length, levels = ids.shape[1], targets.shape[2]
         predicted = torch.arange(targets[0].numel(), device=ids.device)

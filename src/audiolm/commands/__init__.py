@@ -1,1 +1,1 @@
-"""The verbs of the program. Each calls one public function of the library; `audiolm.cli` names them all."""
+"""The command-line verbs. Each calls one public function of the library; `audiolm.cli` registers them."""

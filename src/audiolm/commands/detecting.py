@@ -1,4 +1,4 @@
-"""Verbs about provenance: a detector of a model's own voice, and what listeners said."""
+"""Provenance verbs: training a detector for a model's voice, and scoring a listening test."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,32 +26,32 @@ def train_detector(
     pack: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Teach `audiolm detect` a model's voice: generates sounds, trains on them, measures. Killed, the same command goes on.
+    """Teach `audiolm detect` a model's voice: generate sounds, train on them, measure. Rerun the same command to resume.
 
     Parameters
     ----------
     model
         A packaged model, a bundle's folder, or a hub id.
     data
-        A folder or manifest.csv of real recordings, of three speakers or more.
+        A folder or manifest.csv of real recordings from at least three speakers.
     out
-        Folder for the sounds, the training and detector.safetensors.
+        Folder for the sounds, the training run and detector.safetensors.
     clips
-        Training clips, of each of which something is generated.
+        Training clips; one sound is generated from each.
     negatives
-        Further training clips that only go through the codec: real speech costs little.
+        Additional training clips that only go through the codec (cheap: nothing is generated from them).
     measured
-        Clips of the test, and half as many for the calibration; without it two thirds and a third of --clips.
+        Number of test clips; half as many are used for calibration. Default: two thirds and one third of --clips.
     seconds
-        Length of each, at most.
+        Maximum length of each clip.
     steps
-        Updates of the network, each by 32 crops of one second.
+        Training steps, each on a batch of 32 one-second crops.
     further
-        Begin with the detector that the model has, as after further training of the model, or for more clips.
+        Start from the model's existing detector, for example after training the model further or to add clips.
     workers
-        Processes that generate.
+        Number of processes that generate.
     pack
-        Put the detector into the model's folder, and its figures into the card there.
+        Copy the detector into the model's folder and add its figures to the model card.
     """
     from audiolm import bundle
     from audiolm.config import parse_config
@@ -74,21 +74,21 @@ def ratings(
     key: Path,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """How well listeners tell real from generated: what they answered in a listening test, against chance.
+    """Score a listening test: how well listeners tell real from generated, compared with chance.
 
-    The test itself: `audiolm evaluate MODEL --data FOLDER --report DIR --listening-test 20` writes listening.html.
+    Create the test (listening.html) with `audiolm evaluate MODEL --data FOLDER --report DIR --listening-test 20`.
 
     Parameters
     ----------
     files
-        What the test's page saved, one file a rater.
+        The answer files saved by the test page, one per rater.
     key
-        listening-key.json of the same test.
+        The test's listening-key.json.
     """
     from audiolm.measuring.blindtest import count_ratings
 
     if not files:
-        raise InputError("ratings: name one or more files that the listening test saved")
+        raise InputError("ratings: give one or more answer files saved by the listening test")
     found = count_ratings(files, key)
     if json:
         plain = {name: {"ratings": each.ratings, "right": each.right, "p": each.p} for name, each in found.items()}
@@ -96,5 +96,5 @@ def ratings(
         return
     for name, each in found.items():
         share = f"{100 * each.accuracy:.1f} % right ({each.right} of {each.ratings})"
-        print(f"{name}: {share}; guessing is as good with probability {each.p:.3g}")
-    print("AudioLM's listeners: 51.2 % of 1000, probability 0.23")
+        print(f"{name}: {share}; p = {each.p:.3g} against guessing")
+    print("AudioLM paper's listeners: 51.2 % right of 1000, p = 0.23")

@@ -1,4 +1,4 @@
-"""What the generating verbs of the program share: their options, loading the model, writing sounds, showing progress."""
+"""Shared by the verbs that produce sound: options, loading the model, writing sounds, showing progress."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from audiolm.errors import InputError
 
-if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
     from audiolm.asking import How, Sampling
     from audiolm.audio import Waveform
     from audiolm.model import AudioLM
@@ -22,58 +22,58 @@ if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not
 Decoder = Literal["autoregressive", "parallel"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 STDIN = "/dev/stdin"  # what "-" stands for
-EVERY = 30.0  # seconds between two lines of progress where there is no terminal
-MOST_THREADS = 1024  # torch ends in a segmentation fault where the system has not as many
+EVERY = 30.0  # seconds between progress lines when stderr is not a terminal
+MOST_THREADS = 1024  # torch segfaults if it asks for more threads than the system can provide
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
-    """What all verbs that write a sound share."""
+    """Options of every verb that writes a sound."""
 
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
     "A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used)."
     codebooks: int | None = None
-    "Levels of the sound, 1 to 12 of the packaged model's; above 4 its fine stage works too. Default: 4; reconstruct: all."
+    "RVQ levels to use, 1 to 12 with the speech model; above 4 its fine stage runs too. Default: 4; reconstruct: all."
     plot: Path | None = None
-    "Also draw waveform and spectrogram, a grey line where the prompt ends (.png, .svg, .pdf)."
+    "Also plot waveform and spectrogram, with a grey line where the prompt ends (.png, .svg, .pdf, .jpg)."
     watermark: bool = True
-    "Mark what is generated, inaudibly, so that `audiolm detect` knows it."
+    "Watermark generated sound, inaudibly, so that `audiolm detect` can recognise it."
     sidecar: Annotated[bool, Parameter(negative="")] = False
-    "Also write out.json beside out.wav: model, seed, settings and where the prompt ends, as in the file's own tags."
+    "Also write out.json next to out.wav: model, seed, settings and prompt length, as in the file's own tags."
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
     threads: int | None = None
-    "Processor threads; default: one per core, fewer where other processes keep the cores busy."
+    "CPU threads; default: one per core, fewer while other processes keep the cores busy."
     json: Annotated[bool, Parameter(negative="")] = False
-    "Print one JSON object on standard output, and nothing else there."
+    "Print a single JSON document to standard output and nothing else."
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Generating(Common):
-    """What those share that draw codes."""
+    """Options of the verbs that sample tokens."""
 
     seed: int = 0
-    "The same seed gives the same sound; with --samples, the first one's."
+    "The same seed gives the same sound. With --samples, the first sample's seed; each further one adds 1."
     samples: int = 1
-    "How many to make; out.wav becomes out-1.wav, out-2.wav, ..."
+    "Number of samples; with more than one, out.wav becomes out-1.wav, out-2.wav, ..."
     temperature: str | None = None
-    "One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6 (the paper's). 0 takes the likeliest code."
+    "One number for all stages, or semantic,coarse,fine such as 0.6,0.8,0.6 (the paper's). 0 is greedy decoding."
     top_k: int | None = None
-    "Draw from the k likeliest codes only."
+    "Sample only from the k most likely codes."
     top_p: float | None = None
-    "Draw from the likeliest codes that together have this probability."
+    "Nucleus sampling: only from the most likely codes that together reach this probability."
     decoder: Decoder | None = None
-    "How words become sound, where the model can do both: as in the paper, or many codes at once. Default: the model's own."
+    "How semantic tokens become acoustic ones: code by code as in the paper, or in parallel. Default: the model's choice."
     precision: Precision = "auto"
-    "Bits of the stages' weights on a processor: fewer are faster and less exact (docs/performance.md)."
+    "Precision of the stages' weights on CPU: fewer bits are faster but less exact (docs/performance.md)."
 
 
 Chain = Literal["full", "acoustic"]
 Live = Callable[[Generating, "Waveform | None", float, bool, Chain], None]  # see `stream` and `play`
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
-MaybeOutput = Annotated[Path | None, Parameter(name=["--output", "-o"])]  # None: OUT, or no file where it is heard at once
+MaybeOutput = Annotated[Path | None, Parameter(name=["--output", "-o"])]  # None: OUT, or no file with --stream or --play
 OUT = Path("out.wav")
 COMMON, GENERATING = Common(), Generating()
 
@@ -85,7 +85,7 @@ def write_all(
     told: dict[str, Any],
     prompt_seconds: float = 0.0,
 ) -> None:
-    """Check the outputs, load the model, make the sounds, write them, and say what was done: in their tags too."""
+    """Check the outputs, load the model, make the sounds, write them, and report what was done, in their tags as well."""
     from audiolm.audio import check_output, check_picture, plot
     from audiolm.files import whole_file
     from audiolm.provenance import tags
@@ -132,11 +132,11 @@ def write_all(
 
 @contextmanager
 def recording(path: Path) -> Iterator[Path]:
-    """Where a recording can be read. What a pipe gives is taken whole first: who decodes it goes to and fro."""
+    """A path that the recording can be read from. A pipe is copied to a file first, because decoders seek."""
     from audiolm.audio import as_file
 
     if str(path) == STDIN and sys.stdin.isatty():
-        raise InputError("-: standard input is a terminal; pipe a recording into it, or name a file")
+        raise InputError("-: standard input is a terminal; pipe a recording into it or name a file")
     if str(path) == STDIN or path.is_fifo():
         with path.open("rb") as pipe, as_file(pipe, str(path)) as copy:
             yield copy
@@ -145,7 +145,7 @@ def recording(path: Path) -> Iterator[Path]:
 
 
 def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
-    """Read a recording, or what a pipe gives."""
+    """Read a recording from a file or a pipe."""
     from audiolm.audio import read
 
     with recording(path) as there:
@@ -153,9 +153,9 @@ def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
 
 
 def check_apart(output: Path, *recordings: Path) -> None:
-    """InputError where the result would replace what it is made of."""
+    """InputError if the output would overwrite one of its input recordings."""
     if output.exists() and any(each.exists() and output.samefile(each) for each in recordings):
-        raise InputError(f"{output}: is the recording itself, and would be replaced; give another name with -o")
+        raise InputError(f"{output}: is an input recording and would be overwritten; choose another name with -o")
 
 
 def load(common: Common) -> "AudioLM":
@@ -166,7 +166,7 @@ def load(common: Common) -> "AudioLM":
 
 
 def settle(device: str, threads: int | None) -> None:
-    """Take so many threads, or as many as bear it. InputError where that is no number of them, or there is no such device."""
+    """Set the number of threads, by default `bearable()`. InputError if it is out of range or there is no such device."""
     import torch
 
     from audiolm.threads import bearable
@@ -176,18 +176,18 @@ def settle(device: str, threads: int | None) -> None:
             raise InputError(f"--threads {threads}: give 1 to {MOST_THREADS}")
         torch.set_num_threads(threads)
     elif device == "cpu" and (bears := bearable()) < (cores := torch.get_num_threads()):
-        note = f"other processes are busy: {bears} of {cores} threads, as more would wait for each other (--threads decides)"
+        note = f"other processes are busy: using {bears} of {cores} threads, as more would be slower (--threads overrides)"
         print(f"audiolm: {note}", file=sys.stderr)
         torch.set_num_threads(bears)
     try:
         torch.zeros(1, device=torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--device {device}: not on this machine ({reason}); run `audiolm doctor`") from error
+        raise InputError(f"--device {device}: not available on this machine ({reason}); run `audiolm doctor`") from error
 
 
 def how(model: "AudioLM", common: Generating, only_new: bool = False, chain: Chain = "full") -> "How":
-    """What the command line says of how to generate."""
+    """The command line's generation options as `How`."""
     return {
         "only_new": only_new,
         "chain": chain,
@@ -199,17 +199,17 @@ def how(model: "AudioLM", common: Generating, only_new: bool = False, chain: Cha
 
 
 def live(streamed: bool, played: bool, output: Path | None, common: Generating) -> Live | None:
-    """How the sound leaves while it is made; None where it is to become a file."""
+    """The function that outputs the sound as it is generated; None if it goes to a file."""
     if not (streamed or played):
         return None
     if (streamed and played) or output or common.samples != 1 or common.plot or common.json or common.sidecar:
         option, other = ("--stream", "--play") if streamed else ("--play", "--stream")
-        raise InputError(f"{option}: one sound and no file; leave -o, --samples, --plot, --sidecar, --json and {other} out")
+        raise InputError(f"{option}: one sound and no file; omit -o, --samples, --plot, --sidecar, --json and {other}")
     return stream if streamed else play
 
 
 def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
-    """The same sound as a WAV on standard output, each block as soon as it is made."""
+    """Write the sound to standard output as WAV, each block as soon as it is ready."""
     if sys.stdout.isatty():
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
@@ -221,18 +221,18 @@ def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_n
 
 
 def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
-    """The same sound on the loudspeaker, each block as soon as it is made."""
+    """Play the sound, each block as soon as it is ready."""
     try:
         import sounddevice
     except ImportError:
         raise InputError("--play needs sounddevice; install it: pip install 'audiolm[play]'") from None
-    except OSError:  # its wheels for Linux leave PortAudio to the system
+    except OSError:  # its Linux wheels do not include PortAudio
         raise InputError("--play needs the PortAudio library; install it: apt install libportaudio2") from None
     try:
         sounddevice.check_output_settings(channels=1)
     except (sounddevice.PortAudioError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"--play: no loudspeaker here ({reason}); write a file, or pipe --stream to another machine") from None
+        raise InputError(f"--play: no audio output ({reason}); write a file, or pipe --stream to another machine") from None
     blocks, _, rate = _blocks(common, prompt, seconds, only_new, chain)
     with sounddevice.OutputStream(rate, channels=1, dtype="float32", latency="high") as speaker:
         for block in blocks:
@@ -242,7 +242,7 @@ def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new
 def _blocks(
     common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain
 ) -> tuple[Iterator["Waveform"], int, int]:
-    """Blocks of sound while they are made, how many samples they will have together, and their rate."""
+    """Blocks of sound as they are generated, their total number of samples, and the sample rate."""
     model = load(common)
     rate = model.sample_rate
     prompt = None if prompt is None else prompt.mono().resample(rate)
@@ -251,7 +251,7 @@ def _blocks(
 
 
 def sampling_of(model: "AudioLM", common: Generating) -> dict[str, "Sampling"]:
-    """The model's own sampling settings with what the command line says instead."""
+    """The model's sampling settings, overridden by the command line."""
     settings = dict(model.sampling)
     if common.temperature is not None:
         from audiolm.asking import at_temperatures
@@ -262,7 +262,7 @@ def sampling_of(model: "AudioLM", common: Generating) -> dict[str, "Sampling"]:
         if value is not None:
             if not (value >= 1 if name == "top_k" else 0 < value <= 1):
                 raise InputError(
-                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'above 0, at most 1'}"
+                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'a value above 0, at most 1'}"
                 )
             settings = {stage: each.model_copy(update={name: value}) for stage, each in settings.items()}
     return settings
@@ -275,7 +275,7 @@ def temperatures(text: str) -> list[float]:
     except ValueError:
         values = []
     if len(values) not in (1, 3) or not all(0 <= value < math.inf for value in values):
-        raise InputError(f"--temperature {text}: give one number, or three as 0.6,0.8,0.6, none below 0")
+        raise InputError(f"--temperature {text}: give one number, or three such as 0.6,0.8,0.6; none may be negative")
     return values
 
 
@@ -283,12 +283,12 @@ def check_length(seconds: float, option: str) -> None:
     from audiolm.asking import LONGEST
 
     if not 0 < seconds <= LONGEST:
-        raise InputError(f"{option} {seconds:g}: say how much to generate, above 0 and at most {LONGEST:.0f} s")
+        raise InputError(f"{option} {seconds:g}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
 
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage with the time left, on a terminal; a line every `EVERY` seconds elsewhere."""
+    """On a terminal, one progress bar per stage with the time left; elsewhere, a line every `EVERY` seconds."""
     if not sys.stderr.isatty():
         told = time.monotonic()
 

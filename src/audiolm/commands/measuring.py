@@ -1,4 +1,4 @@
-"""Verbs that measure and look."""
+"""Verbs that measure and inspect."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,16 +29,16 @@ def evaluate(
     precision: making.Precision = "auto",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """The paper's tables on recordings the model has not heard: report.md, report.json, and report.html to listen to.
+    """Reproduce the paper's tables on unseen recordings: report.md, report.json, and report.html to listen to.
 
-    Parts, and about how many minutes of one processor core 60 recordings and a limit of 16 cost with the packaged model
-    (--limit 8 --seconds 5 take a third of what is generated):
+    The parts, each with its cost in minutes on one CPU core for 60 recordings and --limit 16 with the packaged model
+    (--limit 8 --seconds 5 cuts the cost of generating to a third):
 
-    codec (1) PESQ, STOI, SI-SDR, mel distance, codebooks; visqol (1); units (1) what the semantic tokens tell of phones;
-    layers (3) the same and ABX of each layer and of more and fewer units, Fig. 3; abx (2) Table I; stages (2) bits a token;
-    oracle (2) bits with true, shuffled and another recording's semantic tokens; continuation (8) likeness of the voice, unit
-    errors; distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (8) the classifier is
-    trained, Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV; music (2, after continuation; of models with a piano
+    codec (1) PESQ, STOI, SI-SDR, mel distance, codebook use; visqol (1); units (1) what the semantic tokens tell about phones;
+    layers (3) the same and ABX for each layer and for more and fewer units, Fig. 3; abx (2) Table I; stages (2) bits per token;
+    oracle (2) bits given true, shuffled or another recording's semantic tokens; continuation (8) voice similarity, unit errors;
+    distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (8) trains the classifier,
+    Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV; music (2, after continuation; only for models with a piano
     stage) key, clarity, onsets.
 
     Parameters
@@ -46,33 +46,34 @@ def evaluate(
     model
         A packaged model, a bundle's folder, or a hub id.
     data
-        A folder or manifest.csv; a column transcript gives better phones, and WER.
+        A folder or manifest.csv; a transcript column gives better phones, and WER.
     report
         Folder for the report.
     recordings
-        How many are measured at most, of as many speakers as can be; 0: all.
+        Maximum number of recordings to measure, from as many speakers as possible; 0: all.
     limit
-        How many are continued, said again or recognised, which is what costs.
+        How many recordings to continue, resynthesise or recognise (the expensive part).
     seconds
-        How much each continuation adds, at most.
+        Maximum length that each continuation adds.
     split
-        Which recordings; default: the test split where there is one.
+        Which recordings; default: the test split if there is one.
     parts
-        Some of them, with commas between; default: all.
+        Comma-separated parts to run; default: all.
     items
-        A ZeroSpeech .item file for ABX, in place of phones found by pocketsphinx.
+        A ZeroSpeech .item file for ABX, instead of phones found by pocketsphinx.
     pairs
-        ZeroSpeech 2021's sLM21-dataset, or what scripts/spoken_pairs.py made.
+        ZeroSpeech 2021's sLM21-dataset, or the output of scripts/spoken_pairs.py.
     page
-        Make report.html, whose examples take two minutes.
+        Write report.html; generating its examples takes two minutes.
     temperature
-        Of all that is generated, in place of the model's own: one number, or semantic,coarse,fine.
+        For everything generated, instead of the model's own: one number, or semantic,coarse,fine.
     codebooks
-        Levels of all that is generated, in place of the model's own; 12 take the packaged model's fine stage in.
+        RVQ levels of everything generated, instead of the model's default; 12 includes the packaged model's fine stage.
     precision
-        Bits of the stages' weights while they generate (docs/performance.md).
+        Precision of the stages' weights for generation (docs/performance.md).
     listening_test
-        Also write listening.html, a blind test of so many clips (real or generated?), and its key; `audiolm ratings` counts.
+        Also write listening.html, a blind test (real or generated?) of this many clips, and its key; score it with
+        `audiolm ratings`.
     """
     from audiolm.measuring.evaluation import PARTS, evaluate_folder
 
@@ -101,28 +102,28 @@ def detect(
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Was this made by audiolm? Looks for the watermark in recordings of any format, and listens for the model's own voice.
+    """Was this made by audiolm? Look for the watermark in recordings of any format, and listen for a model's voice.
 
-    1.5 s of marked speech are enough for the mark, 1 s for the voice. Its probability is for even odds before listening.
+    The watermark needs 1.5 s of marked speech, the voice 1 s. The voice's probability assumes even prior odds.
 
     Parameters
     ----------
     files
         Recordings.
     model
-        Whose voice: a packaged model, a bundle's folder, or a hub id. The mark is found whichever model it was.
+        Whose voice to listen for: a packaged model, a bundle's folder, or a hub id. The watermark is found for any model.
     """
     from audiolm import bundle
     from audiolm.detector import examine
 
     if not files:
-        raise InputError("detect: name one or more recordings")
+        raise InputError("detect: give one or more recordings")
     detector = bundle.detector_of(bundle.folder_of(model))
     found, failed = [], []
     for file in files:
         try:
             sound = making.hear(file, 0.0)
-        except InputError as error:  # the others are judged all the same
+        except InputError as error:  # the other files are still examined
             failed.append(str(error))
             continue
         found.append({"file": str(file), **examine(sound, detector, model)})
@@ -130,8 +131,8 @@ def detect(
         making.show(found[0] if len(files) == 1 else found, True)
     for each in found if not json else ():
         mark, chance = each["watermark"], each["synthetic_probability"]
-        said = f"watermark found, payload {mark['payload'] or 'not legible'}, confidence {mark['confidence']:.7f}"
-        heard = f"by ear {100 * chance:.1f} % generated by {model}" if chance is not None else each["note"]
+        said = f"watermark found, payload {mark['payload'] or 'unreadable'}, confidence {mark['confidence']:.7f}"
+        heard = f"voice: {100 * chance:.1f} % likely generated by {model}" if chance is not None else each["note"]
         print(f"{each['file']}: {said if mark['found'] else 'no watermark (which proves nothing)'}; {heard}")
     if failed:
         raise InputError("; ".join(failed))
@@ -144,14 +145,14 @@ def info(
     verify: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """What a model, a token store or a recording is.
+    """Describe a model, a token store or a recording.
 
     Parameters
     ----------
     target
-        A packaged model, a bundle's folder, a token store's folder (or its URL), or a sound file.
+        A packaged model, a bundle's folder, a token store's folder or URL, or a sound file.
     verify
-        Read all of a token store and compare its checksums; a damaged shard is named.
+        Read a whole token store and check its checksums; damaged shards are named.
     """
     from audiolm.audio import probe, tags
     from audiolm.training.storage import place
@@ -174,7 +175,7 @@ def info(
 
 
 def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """What this machine can do, and what is missing."""
+    """Report what this machine can do and what is missing."""
     from audiolm.doctor import examine
 
     making.show(examine(), json)

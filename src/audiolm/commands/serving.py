@@ -1,4 +1,4 @@
-"""The verb that answers others."""
+"""The verb that runs the server."""
 
 import os
 import sys
@@ -20,30 +20,30 @@ def serve(
     device: str = "cpu",
     threads: int | None = None,
 ) -> None:
-    """The page and the HTTP API on this machine: open the address it prints. Stopping it finishes what runs.
+    """Serve the web page and the HTTP API: open the address it prints. When stopped, it finishes running requests first.
 
     Parameters
     ----------
     limits
-        What it takes on, as seconds=30 queue=16 rate=0; an unknown name lists them all.
+        Limits such as seconds=30 queue=16 rate=0; an unknown name lists them all.
     model
         A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used).
     host
-        The address to listen on. 0.0.0.0 lets other machines in: give them a key.
+        The address to listen on. 0.0.0.0 lets other machines in: use it with an API key.
     port
-        0 takes a free one.
+        0 picks a free one.
     api_key_file
-        A file of keys, one a line, of which every request must show one. The variable AUDIOLM_API_KEY holds one more.
+        A file of API keys, one per line; every request must present one. The variable AUDIOLM_API_KEY holds another.
     device
         cpu, cuda, cuda:1, mps.
     threads
-        Processor threads; default: one per core, fewer where other processes keep the cores busy.
+        CPU threads; default: one per core, fewer while other processes keep the cores busy.
     """
     try:
         from audiolm.serving.limits import Limits
         from audiolm.serving.process import listen
     except ImportError as error:
-        raise InputError(f"serve needs {error.name}; run: pip install 'audiolm[serve]'") from error
+        raise InputError(f"serve needs {error.name}; install it: pip install 'audiolm[serve]'") from error
     from audiolm.config import load_config
 
     taken = load_config(Limits, None, limits)
@@ -55,9 +55,9 @@ def serve(
 
     making.settle(device, threads)
     if host not in LOOPBACK and not keys:
-        print(f"audiolm: anyone who reaches {host} may use this server; --api-key-file asks for a key", file=sys.stderr)
+        print(f"audiolm: anyone who can reach {host} may use this server; --api-key-file requires a key", file=sys.stderr)
     hosts = (*LOOPBACK, "[::1]") if host in LOOPBACK else None
-    with ThreadPoolExecutor(1) as apart:  # its helpers end with it: see Service.open
+    with ThreadPoolExecutor(1) as apart:  # torch's helper threads end with it: see Service.open
         loaded = apart.submit(bundle.load, model, device).result()
         voice = apart.submit(lambda: bundle.detector_of(bundle.folder_of(model))).result()
     listen(create_app(loaded, taken, keys, hosts, voice), host, port, taken)
@@ -67,9 +67,9 @@ def _keys(path: Path | None) -> list[str]:
     keys = [os.environ.get("AUDIOLM_API_KEY", "")]
     if path is not None:
         try:
-            keys += path.read_text(encoding="utf-8-sig").split()  # some editors put a mark before a text
+            keys += path.read_text(encoding="utf-8-sig").split()  # some editors write a byte order mark
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--api-key-file {path}: cannot be read; name a text file of keys, one a line") from error
+            raise InputError(f"--api-key-file {path}: cannot be read; name a text file of keys, one per line") from error
         if len(keys) < 2:
-            raise InputError(f"--api-key-file {path}: holds no key; write one a line")
+            raise InputError(f"--api-key-file {path}: holds no keys; write one per line")
     return [key for key in keys if key]

@@ -1,4 +1,4 @@
-"""Verbs that write a sound."""
+"""Verbs that write sound."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from audiolm.commands import making
 from audiolm.commands.making import COMMON, GENERATING, OUT, Chain, Common, Generating, MaybeOutput, Output
 
-if TYPE_CHECKING:  # torch takes seconds to import; help and mistakes should not wait for it
+if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
     from audiolm.audio import Waveform
     from audiolm.model import AudioLM
 
@@ -26,26 +26,26 @@ def continue_(
     chain: Chain = "full",
     common: Generating = GENERATING,
 ) -> None:
-    """Go on from a recording: the same voice, prosody, room, melody.
+    """Continue a recording: same voice, prosody, room, melody.
 
     Parameters
     ----------
     prompt
-        A recording of any length, rate and format, - for standard input; three seconds are enough.
+        A recording of any length, rate and format, or - for standard input; three seconds are enough.
     output
         The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
-        How much to add.
+        Length of the continuation.
     prompt_seconds
-        Use only the first so many seconds of the recording.
+        Use only this many seconds from the start of the recording.
     only_new
         Leave the prompt out of the output.
     stream
-        Write no file but a WAV to standard output while it is made.
+        Write no file; stream WAV to standard output as it is generated.
     play
-        Write no file but play it while it is made (pip install 'audiolm[play]').
+        Write no file; play the sound as it is generated (pip install 'audiolm[play]').
     chain
-        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+        full: semantic tokens first, then acoustic. acoustic: the paper's baseline without semantic tokens.
     """
     making.check_length(seconds, "--seconds")
     live = making.live(stream, play, output, common)
@@ -66,20 +66,20 @@ def generate(
     chain: Chain = "full",
     common: Generating = GENERATING,
 ) -> None:
-    """Speech (or music) from nothing: a new voice, new words.
+    """Generate speech (or music) without a prompt: a new voice, new words.
 
     Parameters
     ----------
     output
         .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
-        How much.
+        Length of the sound.
     stream
-        Write no file but a WAV to standard output while it is made.
+        Write no file; stream WAV to standard output as it is generated.
     play
-        Write no file but play it while it is made (pip install 'audiolm[play]').
+        Write no file; play the sound as it is generated (pip install 'audiolm[play]').
     chain
-        full: words first, then their sound. acoustic: the paper's baseline without semantic tokens.
+        full: semantic tokens first, then acoustic. acoustic: the paper's baseline without semantic tokens.
     """
     making.check_length(seconds, "--seconds")
     _new("generate", None, seconds, False, chain, output, making.live(stream, play, output, common), common)
@@ -95,7 +95,7 @@ def _new(
     live: making.Live | None,
     common: Generating,
 ) -> None:
-    """New sound after a prompt or nothing: into a file, or `live`."""
+    """Generate, with or without a prompt, into a file or through `live`."""
     from audiolm.asking import Request
 
     if live is not None:
@@ -111,7 +111,7 @@ def _new(
 
 
 def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None, common: Generating = GENERATING) -> None:
-    """Say the words of a recording in another voice (acoustic generation).
+    """Say the words of a recording in another voice (the paper's acoustic generation).
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
     output
         .wav, .flac, .ogg, .opus or .mp3.
     voice
-        A recording of the voice to use, about three seconds; without it, a random one.
+        A recording of the voice to use, about three seconds long; default: a random voice.
     """
     from audiolm.asking import Request
 
@@ -138,14 +138,14 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
 
 
 def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMON) -> None:
-    """The codec alone: a recording through its tokens and back, at any bitrate.
+    """Encode and decode a recording with the codec alone, at any of its bitrates.
 
     Parameters
     ----------
     source
         Any recording.
     output
-        The same length, at the codec's rate.
+        The reconstruction: the same length, at the codec's sample rate.
     """
     making.check_apart(output, source)
     sound = making.hear(source)

@@ -1,4 +1,4 @@
-"""Verbs that make tokens and models."""
+"""Verbs that tokenize and train."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,28 +22,28 @@ def tokenize(
     shard_seconds: float = 3600.0,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """A folder of recordings (or one with a manifest.csv) -> a token store. What is in the store already stays.
+    """Tokenize a folder of recordings (or a manifest.csv) into a token store, keeping what the store already holds.
 
-    Killed at any moment, the same command goes on. Both places may be in an object store (s3://bucket/folder).
+    If interrupted, rerun the same command to resume. Source and output may be in an object store (s3://bucket/folder).
 
     Parameters
     ----------
     source
-        A folder with any tree of audio in it, a manifest.csv with a column path (and speaker, split, ...), or one sound file.
+        A folder of audio files, at any depth; a manifest.csv with a path column (and speaker, split, ...); or one sound file.
     output
         The store's folder.
     model
-        Whose tokenizers: a packaged model, a bundle's folder, or a hub id.
+        Whose tokenizers to use: a packaged model, a bundle's folder, or a hub id.
     engine
-        process: this one. ray: many, on this machine or on a cluster.
+        process: this process. ray: many processes, on this machine or on a cluster.
     address
-        Of the Ray cluster: auto, or HOST:PORT. local starts one on this machine alone, for this command.
+        Ray cluster: auto, or HOST:PORT. local starts one on this machine, for this command only.
     workers
-        How many shards Ray makes at once; default: as many as there are processors.
+        Number of shards that Ray makes at once; default: one per CPU.
     device
         cpu, cuda, cuda:1, mps; with Ray, cuda gives each worker a GPU.
     shard_seconds
-        Sound in a shard: what one worker does at a time, and what is lost where one is killed.
+        Seconds of sound per shard: the unit of work, and the most that is lost when a worker is killed.
     """
     from audiolm.training.cluster import tokenize_on_ray
     from audiolm.training.corpus import tokenize_corpus
@@ -55,7 +55,7 @@ def tokenize(
     if not shard_seconds > 0 or (workers is not None and workers < 1):
         raise InputError(f"--shard-seconds {shard_seconds} --workers {workers}: give numbers above 0")
     if engine == "process" and (address != "local" or workers is not None):
-        raise InputError("--address and --workers are Ray's; add --engine ray")
+        raise InputError("--address and --workers are for Ray; add --engine ray")
     skipped: Skipped = []
     there = place(output)
     settled = TokenStore(there).speakers() if (there / "header.json").is_file() else {}
@@ -80,22 +80,22 @@ def train(
     force: Annotated[bool, Parameter(negative="")] = False,
     ignore_gates: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Run a recipe: from a folder of audio to a model of your own. Killed at any moment, the same command goes on.
+    """Run a recipe: from a folder of audio to your own model. If interrupted, rerun the same command to resume.
 
-    `audiolm plan` with the same words tells beforehand what it takes.
+    `audiolm plan` with the same arguments estimates beforehand what it takes.
 
     Parameters
     ----------
     recipe
         A .toml file; see recipes/.
     settings
-        key=value, as data=FOLDER out=FOLDER coarse.steps=2000; they override the recipe.
+        key=value overrides of the recipe, such as data=FOLDER out=FOLDER coarse.steps=2000.
     only
-        Run this one step, whose predecessors must be done.
+        Run this one step; the steps before it must be done.
     force
-        Delete and do again a step that was made with other settings (with --only: that step in any case).
+        Delete and redo steps that were made with other settings (with --only: redo that step in any case).
     ignore_gates
-        Go on where a step's result is below its threshold in the recipe's [gates]; the model's card will say so.
+        Continue even if a step's result is below its threshold in the recipe's [gates]; the model card will say so.
     """
     from audiolm.config import load_config
     from audiolm.training.recipe import RecipeConfig
@@ -105,16 +105,16 @@ def train(
 
 
 def plan(recipe: Path, /, *settings: str, json: Annotated[bool, Parameter(negative="")] = False) -> None:
-    """What a recipe takes on this machine, before it runs: tokens, parameters, memory, disk and time of each step.
+    """Estimate what a recipe takes on this machine before running it: tokens, parameters, memory, disk and time per step.
 
-    A few real steps of each training are timed. Exit code 2 where a step cannot fit; the last line names it and the cure.
+    Times a few real training steps. Exits with code 2 if a step cannot fit; the last line names it and the remedy.
 
     Parameters
     ----------
     recipe
         A .toml file; see recipes/.
     settings
-        key=value, as for `audiolm train`; without out= nothing is done yet, and the disk is this folder's.
+        key=value, as for `audiolm train`. Without out=, every step counts as still to do, and disk space is that of this folder.
     """
     from audiolm.config import load_config
     from audiolm.training.plan import make_plan
