@@ -69,7 +69,7 @@ def test_a_plan_has_every_figure_and_leaves_nothing_behind(tmp_path: Path) -> No
     assert rows["tokens"].disk == 2 * (rows["tokens"].tokens or 0)
     table = made.table()
     assert all(re.search(rf"^{step} ", table, re.MULTILINE) for step in [*rows, "all"])
-    assert "Begun now" in table
+    assert "If started now" in table
     json.dumps(made.plain())
 
 
@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated(tmp_path: Path, mon
         made.check()
     line = str(caught.value)
     assert "\n" not in line
-    assert re.search(r"codec: training needs about .* give codec\.network fewer layers or less width", line)
+    assert re.search(r"codec: training needs about .* give codec\.network fewer layers or a smaller width", line)
     assert (found := re.search(r"coarse: .* coarse\.batch_size=(\d+) coarse\.accumulate=(\d+) would fit", line))
     assert int(found[1]) * int(found[2]) >= 600
     rows = {row.step: row for row in made.rows}
@@ -187,7 +187,7 @@ def test_done_steps_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         kept = {"config": step.config if done else {"steps": 1}, "result": "0"}
         (tmp_path / "out" / name / "done.json").write_text(json.dumps(kept))
     rows = {row.step: row for row in make_plan(config).rows}
-    assert rows["encoder"] == Row("encoder", seconds=0.0, note="done already")
+    assert rows["encoder"] == Row("encoder", seconds=0.0, note="already done")
     assert rows["codec"].note == ""
     assert rows["codec"].seconds
 

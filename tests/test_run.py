@@ -152,7 +152,7 @@ def test_sigterm_saves_and_stops_in_one_line(tmp_path: Path, uninterrupted: dict
     child.join(30)
     assert child.exitcode == 1
     said = (tmp_path / "said").read_text()
-    assert "the same command goes on" in said
+    assert "rerun the same command to resume" in said
     assert len(said.splitlines()) == 1
     steps = Run(tmp_path / "run", Toy()).steps()
     assert 2 <= steps[-1] < TOTAL
@@ -176,7 +176,7 @@ def test_a_full_disk_is_one_error_and_the_last_good_checkpoint_survives(
 
     assert in_child(work) == 7
     said = (tmp_path / "said").read_text()
-    assert re.search(r"step-00000005: cannot be written \(.*\); free space and give the same command", said)
+    assert re.search(r"step-00000005: cannot be written \(.*\); free disk space and rerun the same command", said)
     assert len(said.splitlines()) == 1
     assert Run(tmp_path / "run", Toy()).steps()[-1] == 4
     assert not list((tmp_path / "run").glob(".*"))

@@ -1,23 +1,23 @@
-"""The model card of what a recipe has made: the README.md of its bundle."""
+"""The model card for a recipe's result: the README.md of its bundle."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
-    """Markdown of a bundle's `about`: name, licence, hours, recordings, training_seconds, gates, versions."""
+    """The card in Markdown, from a bundle's `about`: name, licence, hours, recordings, training_seconds, gates, versions."""
     hours = ", ".join(f"{value:.2f} h {split}" for split, value in about["hours"].items())
     costs = [f"| {name} | {seconds or 0:.0f} |" for name, seconds in about["training_seconds"].items()]
     return "\n".join(
         [
             f"# {about['name']}",
             "",
-            "An AudioLM (Borsos et al. 2022) trained by `audiolm train`. " + _origin(about.get("base")),
+            "An AudioLM (Borsos et al. 2022) trained with `audiolm train`. " + _origin(about.get("base")),
             "",
             f"- Recordings: {about['recordings']} ({hours})",
             f"- Licence: {about['licence']}",
             f"- Stages: {', '.join(stages)}",
-            "- Quality: the gates below; for more run `audiolm evaluate THIS_FOLDER --data RECORDINGS --report report`",
+            "- Quality: the gates below; for a full report run `audiolm evaluate THIS_FOLDER --data RECORDINGS --report report`",
             "",
             "| step | seconds |",
             "|---|---|",
@@ -32,10 +32,10 @@ def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
 
 def _origin(base: Mapping[str, Any] | None) -> str:
     if base is None:
-        return "It was trained on the recordings below alone."
+        return "It was trained from scratch on the recordings below."
     return (
-        f"It goes on from {base['name']} (licence: {base['licence']}), whose codec and units it has; "
-        "the stages with a time below were trained further on the recordings below."
+        f"It continues from {base['name']} (licence: {base['licence']}), whose codec and units it uses; "
+        "the stages with a training time below were trained further on the recordings below."
     )
 
 
@@ -47,5 +47,5 @@ def _gates(gates: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
         for name, gate in each.items()
     ]
     if not rows:
-        return ["No gate was asked for: nothing was measured on the way.", ""]
-    return ["| step | gate | figure | at least | verdict | measured |", "|---|---|---|---|---|---|", *rows, ""]
+        return ["No gates were enabled, so nothing was measured during training.", ""]
+    return ["| step | gate | figure | at least | verdict | note |", "|---|---|---|---|---|---|", *rows, ""]

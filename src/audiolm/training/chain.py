@@ -1,10 +1,10 @@
-"""A chain of steps, each done once, on disk. It knows nothing of audio.
+"""A chain of steps, each done once, on disk. It knows nothing about audio.
 
-    OUT/<step>/begun.json   what the step was begun with: its configuration, and the hashes of its inputs' results
-    OUT/<step>/done.json    the same and the hash of its own result, once it is done; it is then never done again
-    OUT/<step>/time.json    seconds spent on it, sessions that were stopped included
+    OUT/<step>/begun.json   what the step started from: its configuration, and the hashes of its inputs' results
+    OUT/<step>/done.json    the same plus the hash of its own result, once finished; it is then never run again
+    OUT/<step>/time.json    seconds spent on it, interrupted sessions included
 
-A step that was begun or done with something else is refused with what differs, never silently done again.
+A step started or finished with another configuration or other inputs is refused, naming the difference, never silently redone.
 """
 
 import json
@@ -24,16 +24,16 @@ from audiolm.errors import InputError
 from audiolm.files import read_json, write_json
 from audiolm.training.run import seed_all, versions
 
-LITTLE = 100_000  # bytes: a step that failed on a wrong input and left less than this behind was never begun
+LITTLE = 100_000  # bytes; a step that fails on a wrong input and leaves less than this counts as never started
 
 
 @dataclass(frozen=True)
 class Step:
-    """`do(shop)` makes the step's result in OUT/<name>/ and returns its hash; interrupted, it goes on when called again.
+    """`do(shop)` makes the step's result in OUT/<name>/ and returns its hash; if interrupted, it resumes when called again.
 
-    config: JSON-ready, all that the result depends on besides the results of `inputs`.
-    together: under torchrun every process takes part; else the first one works and the others wait.
-    completed: a recorded configuration with the defaults of options that are newer than it, so that an update changes nothing.
+    config: JSON-ready; all that the result depends on besides the results of `inputs`.
+    together: under torchrun every process takes part; otherwise the first one works and the others wait.
+    completed: fills a recorded configuration with the defaults of options added since, so that an update invalidates nothing.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Step:
 
 
 class Chain:
-    """Does steps in a folder. `shop` is whatever they share."""
+    """Runs steps in a folder. `shop` is whatever they share."""
 
     def __init__(self, out: Path, steps: Sequence[Step], fabric: Fabric, seed: int = 0) -> None:
         self.out, self.steps, self.fabric, self.seed = out, {step.name: step for step in steps}, fabric, seed
@@ -54,11 +54,11 @@ class Chain:
     def run(
         self, shop: Any, only: str | None = None, force: bool = False, then: Callable[[str], None] = lambda step: None
     ) -> None:
-        """Do every step that is not done yet, or `only` one whose inputs are done.
+        """Run every unfinished step, or just the step `only`, whose inputs must be done.
 
-        force: a step that was made with something else is deleted and done again; the one in `only` in any case.
-        then: called with the name of each step that is done, now or before; what it raises stops the chain.
-        InputError where a step was made with something else, an input is not done, or there is no such step.
+        force: delete and redo a step made from other inputs or options; the step in `only` is redone in any case.
+        then: called with the name of each finished step, whether finished now or before; what it raises stops the chain.
+        InputError if a step was made from other inputs or options, an input is not done, or there is no such step.
         """
         if only is not None and only not in self.steps:
             raise InputError(f"--only {only}: no such step; this recipe has {', '.join(self.steps)}")
@@ -67,7 +67,7 @@ class Chain:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"{self.out}: cannot be made ({(error.strerror or 'error').lower()}); choose another out="
+                f"{self.out}: cannot be created ({(error.strerror or 'error').lower()}); choose another out="
             ) from error
         try:
             with _one_at_a_time(self.out, self.first):
@@ -77,7 +77,7 @@ class Chain:
                         then(step.name)
         except InputError:
             if made and self.first and {path.name for path in self.out.iterdir()} == {".lock"}:
-                shutil.rmtree(self.out)  # a wrong input leaves nothing behind
+                shutil.rmtree(self.out)  # leave nothing behind after a wrong input
             raise
 
     def _run(self, step: Step, shop: Any, force: bool, again: bool) -> None:
@@ -87,23 +87,23 @@ class Chain:
         done = read_json(folder / "done.json")
         before = done or read_json(folder / "begun.json")
         changed = _changed(step, before, now) if before else None
-        self.fabric.barrier()  # all have looked before anything is written
+        self.fabric.barrier()  # everyone must look before anything is written
         if changed and not force:
-            cure = f"set it back, or do the step again: --only {step.name} --force"
-            raise InputError(f"{folder}: was made with something else ({changed}); {cure}")
+            cure = f"undo the change, or redo the step: --only {step.name} --force"
+            raise InputError(f"{folder}: was made differently ({changed}); {cure}")
         if done and not changed and not again:
-            return self._say(f"{step.name}: done already")
-        fresh = not before or bool(changed) or (again and bool(done))  # what --force began and did not end goes on
+            return self._say(f"{step.name}: already done")
+        fresh = not before or bool(changed) or (again and bool(done))  # what --force started but did not finish resumes
         if self.first:
             gone = self.out / f".{step.name}.old"
             shutil.rmtree(gone, ignore_errors=True)
-            if before and fresh:  # renamed first: killed in the middle of it, no half of the old step is taken for the new one
+            if before and fresh:  # renamed first: if killed halfway, no half-deleted old step passes for the new one
                 folder.rename(gone)
                 shutil.rmtree(gone)
             folder.mkdir(exist_ok=True)
             write_json(folder / "begun.json", now)
         self.fabric.barrier()
-        self._say(f"{step.name}: {'begins' if fresh else 'goes on'}")
+        self._say(f"{step.name}: {'starting' if fresh else 'resuming'}")
         seed_all(self.seed + self.fabric.global_rank)
         began, result = time.monotonic(), ""
         spent = (read_json(folder / "time.json") or {"seconds": 0.0})["seconds"]
@@ -112,7 +112,7 @@ class Chain:
                 result = step.do(shop)
         except InputError:
             if self.first and fresh and _size(folder) < LITTLE:
-                shutil.rmtree(folder)  # so that the correction is not refused as a change
+                shutil.rmtree(folder)  # so that the corrected input is not refused as a change
             raise
         finally:
             spent += time.monotonic() - began
@@ -126,7 +126,7 @@ class Chain:
     def _result(self, name: str, step: Step) -> str:
         done = read_json(self.out / name / "done.json")
         if done is None:
-            raise InputError(f"{step.name} needs {name}, which is not done in {self.out}; do it first: --only {name}")
+            raise InputError(f"{step.name} needs {name}, which is not done in {self.out}; run it first: --only {name}")
         return done["result"]
 
     def _say(self, text: str) -> None:
@@ -143,14 +143,14 @@ def _changed(step: Step, before: dict[str, Any], now: dict[str, Any]) -> str | N
     given, due = before["inputs"], now["inputs"]
     for name in () if config else {**due, **given}:
         if given.get(name) != due.get(name):
-            gone = "is not asked for any more" if name not in due else "has been made again since"
-            return f"{name} {'was not asked for then' if name not in given else gone}"
+            gone = "is no longer an input" if name not in due else "has been redone since"
+            return f"{name} {'was not an input then' if name not in given else gone}"
     return config
 
 
 @contextmanager
 def _one_at_a_time(out: Path, first: bool) -> Iterator[None]:
-    """Two commands in one folder would spoil each other's work. The lock goes with its process, however that ends."""
+    """Two commands in one folder would corrupt each other's work. The lock dies with its process, however that ends."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,11 +1,11 @@
-"""A checkpoint on disk: a folder that is whole or absent, and the same however many processes wrote it.
+"""A checkpoint on disk: a folder that is complete or absent, and the same however many processes wrote it.
 
-    step-00000123/NAME.safetensors   one for each module
-    step-00000123/state.pt           optimisers, plain values, random states; read with weights_only: nothing in it can run
-    step-00000123/files.json         the step, its score, and every file's size: what makes the folder whole
+    step-00000123/NAME.safetensors   one per module
+    step-00000123/state.pt           optimisers, plain values, random states; read with weights_only, so no code in it can run
+    step-00000123/files.json         the step, its score, and every file's size, which make the folder complete
 
-What FSDP2 has spread over processes is gathered before it is written and spread again when it is read, so that a training
-goes on with any number of them, or alone.
+What FSDP2 shards over processes is gathered before writing and sharded again after reading, so that training can resume with
+any number of processes.
 """
 
 import os
@@ -26,10 +26,10 @@ State = MutableMapping[str, Any]
 
 
 def write(path: Path, state: State, about: Mapping[str, Any], random: Any, keep: bool = True) -> None:
-    """Write `state` (modules, things with a state_dict, plain values) beside `path`, then rename; `about` goes into files.json.
+    """Write `state` (modules, anything with a state_dict, plain values) next to `path`, then rename; `about` goes to files.json.
 
-    Every process must call it, because gathering takes all; the one with `keep` writes. InputError where the disk is full;
-    nothing is left behind then.
+    Every process must call it, as gathering needs all of them; the one with `keep` writes. InputError if the disk is full,
+    leaving nothing behind.
     """
     modules = {name: whole(value.state_dict(), keep, copy=True) for name, value in state.items() if isinstance(value, nn.Module)}
     plain = {
@@ -55,7 +55,7 @@ def write(path: Path, state: State, about: Mapping[str, Any], random: Any, keep:
     except (InputError, OSError, RuntimeError) as error:  # torch.save and safetensors wrap the operating system's error
         shutil.rmtree(beside, ignore_errors=True)
         reason = str(error.__cause__ or error).splitlines()[0].strip()
-        cure = "free space and give the same command: it goes on from the last whole checkpoint"
+        cure = "free disk space and rerun the same command: it resumes from the last complete checkpoint"
         raise InputError(f"{path}: cannot be written ({reason}); {cure}") from error
 
 
@@ -70,21 +70,21 @@ def read(path: Path, state: State) -> Any:
         elif hasattr(value, "load_state_dict"):
             value.load_state_dict(_spread_optimizer(saved["state"][name], value))
         else:
-            state[name] = saved["state"].get(name, value)  # one that is newer than the checkpoint stays as it is
+            state[name] = saved["state"].get(name, value)  # an entry the checkpoint predates keeps its value
     return saved["random"]
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file is there in its full length, files.json too."""
+    """Whether every file is there at its full length, files.json included."""
     try:
         files = read_json(path / "files.json")
-    except InputError:  # not even what says so is whole
+    except InputError:  # files.json itself is damaged
         return False
     return files is not None and all((path / n).is_file() and (path / n).stat().st_size == s for n, s in files["sizes"].items())
 
 
 def whole(tree: Any, keep: bool = True, copy: bool = False) -> Any:
-    """Tensors of a state_dict gathered from all processes, on the CPU; None in their place without `keep`."""
+    """A state_dict with its tensors gathered from all processes, on the CPU; None in their place without `keep`."""
     return tree_map(partial(_gathered, keep=keep, copy=copy), tree)
 
 
@@ -98,13 +98,13 @@ def _gathered(value: Any, keep: bool, copy: bool) -> Any:
 
 
 def _spread(value: Any, like: Any) -> Any:
-    """A whole tensor as `like` is spread over the processes; anything else as it is."""
+    """Shard a full tensor over the processes like `like`; anything else is returned as it is."""
     if not hasattr(like, "device_mesh") or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor
 
     value = value.to(like.device_mesh.device_type)
-    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # all have read the same file
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # every process read the same file
 
 
 def _spread_optimizer(saved: dict[str, Any], optimizer: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Gates: what must be true of a step's result before the next step may spend time on it.
+"""Gates: checks that a step's result must pass before the next step spends time on it.
 
-A gate is data: after which steps it stands, what it measures, and what its failure most likely means. Every figure is made so
-that more is better and that 0 is what a step gets which has learned nothing. The thresholds stand in a recipe's [gates]; a
-figure below its threshold stops the recipe with one line, unless it is told to go on (--ignore-gates), and then that is recorded.
+A gate is data: the steps it follows, what it measures, and what its failure most likely means. For every figure, higher is
+better and 0 means that nothing was learned. Thresholds are set in a recipe's [gates]; a figure below its threshold stops the
+recipe with a one-line message, or is recorded and ignored with --ignore-gates.
 
     OUT/<step>/gates.json     the figures, their thresholds and the verdicts
 
-A figure is measured once for each result and judged whenever the recipe comes by, so that another threshold costs nothing.
+A figure is measured once per result and judged again on every run, so that changing a threshold costs nothing.
 """
 
 import math
@@ -41,25 +41,25 @@ Threshold = float | Literal["off"]
 
 
 class GatesConfig(Config):
-    """The least that is asked of each gate's figure; "off": it is not asked for."""
+    """The minimum each gate's figure must reach; "off" skips the gate."""
 
-    reconstructs: Threshold = 0.3  # the codec: share of what changes in the spectrum that it keeps
-    beats_mfcc: Threshold = 1.0  # the units: times what units of MFCC tell about phones
-    beats_unigram: Threshold = 0.02  # each language model: share saved of the bits that frequencies alone need
-    hears: Threshold = 0.01  # each that is given tokens: bits per token that it loses when they come at the wrong time
-    overfits: Threshold = "off"  # each: share of the bits gone when a fresh copy learns one batch by heart; takes its time
-    split: Literal["valid", "train"] = "valid"  # what is measured on; "train" where the data are too few to generalise from
-    recordings: int = Field(default=24, ge=1)  # at most, for codec and units
+    reconstructs: Threshold = 0.3  # codec: share of the spectrum's variation that it preserves
+    beats_mfcc: Threshold = 1.0  # units: how many times as much as MFCC units they tell about phones
+    beats_unigram: Threshold = 0.02  # language models: share of a unigram's bits that is saved
+    hears: Threshold = 0.01  # conditioned language models: bits per token lost when the condition is shifted in time
+    overfits: Threshold = "off"  # language models: share of bits a fresh copy sheds overfitting one batch; slow
+    split: Literal["valid", "train"] = "valid"  # what to measure on; "train" if there is too little data to generalise
+    recordings: int = Field(default=24, ge=1)  # at most; for codec and units
     batches: int = Field(default=8, ge=1)  # for the language models
     overfit_steps: int = Field(default=60, ge=1)
 
 
 class GateFailed(SystemExit):
-    """A result is not good enough to go on with. Uncaught: one line, exit code 1."""
+    """A result is not good enough to continue. Uncaught: one line, exit code 1."""
 
 
 class Shop(Protocol):
-    """What gates look at: the results of the steps that are done."""
+    """What gates look at: the results of finished steps."""
 
     out: Path
     fabric: Fabric
@@ -69,11 +69,11 @@ class Shop(Protocol):
     def codec(self) -> Codec: ...
     def semantic(self) -> SemanticTokenizer: ...
     def trained(self, name: Any) -> tuple[Stage, LanguageModel, LMTrainConfig]: ...
-    def token_crops(self, name: Any, split: str) -> TokenCrops: ...  # where there are no "valid" ones: "train"
+    def token_crops(self, name: Any, split: str) -> TokenCrops: ...  # "train" if there are no "valid" ones
 
 
 class Figure(NamedTuple):
-    """What was measured, None where it could not be; how, or why not."""
+    """A measured value (None if it could not be measured), and how it was measured or why not."""
 
     value: float | None
     note: str
@@ -81,7 +81,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Gate:
-    """`name` is its key in [gates]; `says` puts the figure into words."""
+    """`name` is its key in [gates]; `says` is a sentence to format the figure into."""
 
     name: str
     steps: tuple[str, ...]
@@ -95,10 +95,11 @@ class Gate:
 
 
 def reconstruction(shop: Shop, _: str, config: GatesConfig) -> Figure:
-    """1 less the log-mel distance of recordings and what the codec makes of them, as a share of the distance to their means.
+    """1 minus the log-mel distance of recordings to their reconstructions, relative to the distance to their mean spectra.
 
-    A codec that knows but a recording's average spectrum gets 0, silence and noise less than that, a perfect one 1. It needs no
-    package, means the same for a piano as for speech, and does not punish a codec of critics for its phases, as SI-SDR does.
+    A codec that outputs a recording's average spectrum scores 0, silence and noise score less, a perfect codec 1. The measure
+    needs no extra package, means the same for piano and speech, and unlike SI-SDR does not penalise the phases that an
+    adversarially trained codec invents.
     """
     codec, lost, spread, sounds = shop.codec(), 0.0, 0.0, _recordings(shop, config)
     filters = mel_filters(codec.sample_rate, 1024, 80)
@@ -112,11 +113,11 @@ def reconstruction(shop: Shop, _: str, config: GatesConfig) -> Figure:
 
 
 def against_mfcc(shop: Shop, _: str, config: GatesConfig) -> Figure:
-    """What the units tell about phones (PNMI, corrected for chance), over what as many units of MFCC tell.
+    """What the units tell about phones (chance-corrected PNMI), relative to equally many MFCC units.
 
-    Where there are no transcripts, or no pocketsphinx, there are no phones to be trusted. Then: how many bits of a unit survive
-    another voice in the background (`surviving`), again over those of MFCC units. It stands in for PNMI well: on LibriSpeech
-    it puts MFCC, three layers of the packaged encoder and two of an untrained one in the same order (docs/training-log.md).
+    Without transcripts, or without pocketsphinx, there are no reliable phones. The figure is then how many bits of a unit
+    survive another voice in the background (`surviving`), again relative to MFCC units. It is a good stand-in for PNMI: on
+    LibriSpeech both rank MFCC, three layers of the packaged encoder and two of an untrained one alike (docs/training-log.md).
     """
     semantic, device = shop.semantic(), shop.fabric.device
     size, crops = semantic.spec.codebook_size, shop.train_crops()
@@ -133,16 +134,16 @@ def against_mfcc(shop: Shop, _: str, config: GatesConfig) -> Figure:
         pairs = list(zip(sounds, texts, strict=True))
         phones = label_recordings(pairs)
         told, least = (measure_units(encode, pairs, phones)["pnmi_corrected"] for encode in (ours, baseline))
-        return _ratio(told, least, f"PNMI {told:.3f}, of MFCC {least:.3f}")
+        return _ratio(told, least, f"PNMI {told:.3f}, MFCC {least:.3f}")
     kept, least = (surviving(encode, sounds, size) for encode in (ours, baseline))
-    return _ratio(kept, least, f"no transcripts; bits that survive a second voice: {kept:.2f}, of MFCC {least:.2f}")
+    return _ratio(kept, least, f"no transcripts; bits that survive a second voice: {kept:.2f}, MFCC {least:.2f}")
 
 
 def surviving(encode: Callable[[Tensor], Tensor], sounds: Sequence[Tensor], size: int) -> float:
-    """Bits of a unit that stay when another recording is heard 10 dB below (the same one backwards, where it is alone).
+    """Bits of a unit that survive mixing in another recording 10 dB quieter (the same one reversed if there is only one).
 
-    The entropy of the units times the share that stays the same, less what stays by chance (Cohen's kappa): units of noise and
-    units that never change get 0 both, and few units are worth less than many.
+    The units' entropy times the share that stays the same, corrected for chance (Cohen's kappa): random units and constant
+    units both score 0, and a small inventory is worth less than a large one.
     """
     before, after = [], []
     for sound, other in zip(sounds, [*sounds[1:], sounds[0].flip(-1)], strict=True):
@@ -157,27 +158,27 @@ def surviving(encode: Callable[[Tensor], Tensor], sounds: Sequence[Tensor], size
 
 
 def saved_bits(shop: Shop, step: str, config: GatesConfig) -> Figure:
-    """The share of a unigram model's bits per token that the language model saves."""
+    """Share of a unigram model's bits per token that the language model saves."""
     stage, network, training = shop.trained(step)
     train, valid = shop.token_crops(step, "train"), shop.token_crops(step, config.split)
     needs = bits_per_token(network, stage, valid, config.batches)["bits"]
     unigram = unigram_bits(stage, train, valid, training.unigram_batches, config.batches)["bits"]
-    return _ratio(unigram - needs, unigram, f"{needs:.3f} bits per token, a unigram {unigram:.3f}")
+    return _ratio(unigram - needs, unigram, f"{needs:.3f} bits per token, unigram {unigram:.3f}")
 
 
 def heard_bits(shop: Shop, step: str, config: GatesConfig) -> Figure:
-    """Bits per token that it costs when the given tokens come half a crop too late: are they heard at all, and in their place?
+    """Extra bits per token when the given tokens are shifted by half a crop: are they used at all, and at the right time?
 
-    They are as frequent as before and stand in the order of real ones: nothing but the right time is missing.
+    Their frequencies and order stay those of real tokens: only the alignment is lost.
     """
     stage, network, _ = shop.trained(step)
     valid = shop.token_crops(step, config.split)
     true, late = (bits_per_token(network, stage, each, config.batches)["bits"] for each in (valid, Late(valid)))
-    return Figure(late - true, f"{true:.3f} bits per token, {late:.3f} with the given tokens at the wrong time")
+    return Figure(late - true, f"{true:.3f} bits per token, {late:.3f} with the given tokens shifted in time")
 
 
 class Late:
-    """Batches whose given tokens are half a crop too late."""
+    """Batches whose given tokens are rotated by half a crop."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
@@ -188,7 +189,7 @@ class Late:
 
 
 def overfitted(shop: Shop, step: str, config: GatesConfig) -> Figure:
-    """The share of the bits of two crops that are gone after a fresh network of this stage has seen nothing else."""
+    """Share of the bits of two crops that a fresh network of this stage sheds when trained on nothing else."""
     stage, _, training = shop.trained(step)
     items, device = shop.token_crops(step, "train").batch(0)[:2], shop.fabric.device
     batch = [each.to(device) for each in collate_items(stage, items, 0)]
@@ -206,7 +207,7 @@ def overfitted(shop: Shop, step: str, config: GatesConfig) -> Figure:
         optimizer.step()
         losses.append(float(loss.detach()) / math.log(2))
     return _ratio(
-        losses[0] - losses[-1], losses[0], f"{losses[0]:.2f} bits per token, after {len(losses)} steps {losses[-1]:.2f}"
+        losses[0] - losses[-1], losses[0], f"{losses[0]:.2f} bits per token, {losses[-1]:.2f} after {len(losses)} steps"
     )
 
 
@@ -215,7 +216,7 @@ def _ratio(of: float, to: float, note: str) -> Figure:
 
 
 def _numbers(store: AudioStore, config: GatesConfig) -> list[int]:
-    """Of all speakers."""
+    """Recordings to measure, spread over all speakers."""
     numbers = store.split(config.split) or store.split("train")
     return numbers[:: -(-len(numbers) // config.recordings)]
 
@@ -238,40 +239,40 @@ GATES = (
         "reconstructs",
         ("codec",),
         reconstruction,
-        "{:.2f} of what changes in the spectrum is kept",
-        "too few steps, or a loss that ran away (codec/metrics.jsonl)",
+        "{:.2f} of the spectrum's variation is preserved",
+        "too few steps, or a diverging loss (see codec/metrics.jsonl)",
         "raise codec.steps, or lower codec.lr",
     ),
     Gate(
         "beats_mfcc",
         ("units",),
         against_mfcc,
-        "the units tell {:.2f} times what units of MFCC tell",
-        "an encoder that was trained too little, or a layer too near to one end",
-        "raise the steps of the last [[encoder]], or give another units.layer",
+        "the units tell {:.2f} times as much as MFCC units",
+        "an undertrained encoder, or a layer too close to either end",
+        "raise the steps of the last [[encoder]], or choose another units.layer",
     ),
     Gate(
         "beats_unigram",
         LANGUAGE_MODELS,
         saved_bits,
         "{:.3f} of a unigram's bits are saved",
-        "too few steps, a learning rate that is off, or valid recordings unlike those it was trained on",
-        "look at {step}/metrics.jsonl; raise {step}.steps, or change {step}.lr",
+        "too few steps, a badly chosen learning rate, or valid recordings unlike the training ones",
+        "check {step}/metrics.jsonl; raise {step}.steps, or change {step}.lr",
     ),
     Gate(
         "hears",
         WITH_GIVEN,
         heard_bits,
-        "{:.3f} bits per token are lost when the given tokens come at the wrong time",
-        "the stage does not hear its given tokens, and the chain would speak without words",
+        "{:.3f} bits per token are lost when the given tokens are shifted in time",
+        "the stage ignores its given tokens, so the chain would speak without words",
         "raise {step}.steps, or set {step}.network.positions to time",
     ),
     Gate(
         "overfits",
         LANGUAGE_MODELS,
         overfitted,
-        "{:.2f} of the bits of one batch are gone when nothing else is learned",
-        "a learning rate that is off, or a network that cannot learn",
+        "{:.2f} of the bits are gone after training on one batch alone",
+        "a badly chosen learning rate, or a network that cannot learn",
         "change {step}.lr, or raise gates.overfit_steps",
     ),
 )
@@ -281,9 +282,9 @@ GATES = (
 
 
 def check(step: str, shop: Shop, config: GatesConfig, ignore: bool = False) -> None:
-    """Measure the gates of a step that is done, where they have not been yet, and judge them. GateFailed at the first that fails.
+    """Measure a finished step's gates, unless already measured, and judge them. GateFailed at the first that fails.
 
-    ignore: say so and go on; gates.json then records the verdict "ignored".
+    ignore: report failures and continue; gates.json then records the verdict "ignored".
     """
     asked = {gate: threshold for gate in GATES if step in gate.steps and (threshold := getattr(config, gate.name)) != "off"}
     if not asked:
@@ -308,20 +309,20 @@ def check(step: str, shop: Shop, config: GatesConfig, ignore: bool = False) -> N
         if {"made": how, "gates": now} != kept:
             write_json(path, {"made": how, "gates": now})
     shop.fabric.barrier()
-    found = read_json(path)["gates"]  # by every process, so that all stop, or none
+    found = read_json(path)["gates"]  # read by every process, so that all stop or none
     for gate, threshold in asked.items():
         if found[gate.name]["verdict"] == "failed":
             says, cure = gate.says.format(found[gate.name]["figure"]), gate.cure.format(step=step)
             raise GateFailed(
-                f"{step}: gate {gate.name} failed: {says}, at least {threshold:g} is asked for; likely cause: {gate.cause}; "
-                f"{cure}; or go on by --ignore-gates"
+                f"{step}: gate {gate.name} failed: {says}, at least {threshold:g} is required; likely cause: {gate.cause}; "
+                f"{cure}; or continue with --ignore-gates"
             )
 
 
 def _verdict(figure: Figure, threshold: float, ignore: bool) -> str:
     if figure.value is None:
         return "not measured"
-    if figure.value >= threshold:  # which NaN is not
+    if figure.value >= threshold:  # false for NaN
         return "passed"
     return "ignored" if ignore else "failed"
 
@@ -332,6 +333,6 @@ def _told(entry: Mapping[str, Any]) -> str:
 
 
 def verdicts(out: Path, steps: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What gates.json of each step says, for a model's card."""
+    """The contents of each step's gates.json, for the model card."""
     found = {step: read_json(out / step / "gates.json") for step in steps}
     return {step: each["gates"] for step, each in found.items() if each}

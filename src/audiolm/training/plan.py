@@ -1,11 +1,11 @@
-"""What a recipe takes on this machine, before it runs: hours of sound, tokens, parameters, steps, memory, disk and time.
+"""What a recipe will need on this machine: hours of sound, tokens, parameters, steps, memory, disk and time.
 
     plan = make_plan(config)
     print(plan.table())
-    plan.check()       # InputError where something cannot fit
+    plan.check()       # InputError if something cannot fit
 
-Every training is first made of fake tensors, which have shapes and no memory: so what it must hold is known before a byte of it
-is allocated. What fits is then timed: the training loop itself does a few steps on its real shapes (audiolm.training.rehearsal).
+Every training run is first built from fake tensors, which have shapes but no memory, so that its memory needs are known before
+anything is allocated. What fits is then timed: the real loop runs a few steps on its real shapes (audiolm.training.rehearsal).
 """
 
 import datetime
@@ -38,17 +38,17 @@ from audiolm.training.run import progress, random_untouched
 from audiolm.training.steps import Workshop, steps
 from audiolm.training.storage import fetched
 
-BASE = 0.5e9  # bytes of Python and its libraries
-PATIENCE = 6.0  # seconds at the speed of large products; a step that would take longer is not tried, only counted
-SPEED = 100.0  # seconds of sound that are decoded in a second, where no recording was
+BASE = 0.5e9  # bytes for Python and its libraries
+PATIENCE = 6.0  # seconds a step may take at the speed of large matrix products; slower ones are estimated, not run
+SPEED = 100.0  # seconds of sound decoded per second, if none could be timed
 
 
 @dataclass
 class Row:
-    """One step; None where there is no such figure, or `note` says why it is not known. memory (at its peak) and disk: bytes."""
+    """One step; None where a figure does not apply or is unknown (`note` says why). memory (peak) and disk in bytes."""
 
     step: str
-    hours: float | None = None  # of sound: in the corpus, or heard in training, again and again
+    hours: float | None = None  # of sound: in the corpus, or trained on, repeats included
     passes: float | None = None  # over the training split
     tokens: int | None = None  # in the corpus, or seen in training
     parameters: int | None = None
@@ -61,14 +61,14 @@ class Row:
 
 @dataclass
 class Plan:
-    """The rows, the bytes that are free here, and what does not fit: a line each, with its cure."""
+    """The rows, the bytes free here, and what does not fit: one line each, with a remedy."""
 
     rows: list[Row]
     free: dict[str, float]
     refused: list[str]
 
     def total(self) -> Row:
-        """All steps; the time is None where that of one is."""
+        """All steps together; the time is None if that of any step is."""
         times = [row.seconds for row in self.rows]
         seconds = None if None in times else math.fsum(each or 0.0 for each in times)
         return Row(
@@ -85,27 +85,27 @@ class Plan:
         }
 
     def table(self) -> str:
-        """For reading."""
+        """As text, for people."""
         head = ("step", "hours", "passes", "tokens", "parameters", "steps", "memory", "disk", "time", "")
         lines = [head, *(_cells(row) for row in (*self.rows, self.total()))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = [
             "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:-1], widths[1:-1]), line[-1]]).rstrip() for line in lines
         ]
-        text.append(f"Free here: {_bytes(self.free['memory'])} of memory, {_bytes(self.free['disk'])} of disk.")
+        text.append(f"Free here: {_bytes(self.free['memory'])} of memory, {_bytes(self.free['disk'])} of disk space.")
         if (seconds := self.total().seconds) is not None:
             done = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-            text.append(f"Begun now it is done on {done:%A, %d %B, at %H:%M}.")
+            text.append(f"If started now, it will be done on {done:%A, %d %B, at %H:%M}.")
         return "\n".join(text)
 
     def check(self) -> None:
-        """InputError, naming the step and the option, where something cannot fit."""
+        """Raise InputError, naming the step and the option, if something cannot fit."""
         if self.refused:
             raise InputError("; also ".join(self.refused))
 
 
 def make_plan(config: RecipeConfig) -> Plan:
-    """Measure; nothing is written into config.out. InputError where the recordings cannot be found."""
+    """Measure and estimate every step; writes nothing to config.out. InputError if the recordings cannot be found."""
     if config.threads:
         torch.set_num_threads(config.threads)
     here = config.device not in ("cuda", "mps") or getattr(torch, config.device).is_available()
@@ -113,7 +113,7 @@ def make_plan(config: RecipeConfig) -> Plan:
     on_gpu = shop.fabric.device.type == "cuda"
     there = next(place for place in (shop.out, *shop.out.absolute().parents) if place.exists())
     if not there.is_dir():
-        raise InputError(f"{shop.out}: cannot be made ({there} is no folder); choose another out=")
+        raise InputError(f"{shop.out}: cannot be created ({there} is not a folder); choose another out=")
     free = torch.cuda.mem_get_info()[0] if on_gpu else memory()[1] or math.inf
     plan = Plan([], {"memory": float(free), "disk": float(shutil.disk_usage(there).free)}, [])
     if not here:
@@ -124,9 +124,9 @@ def make_plan(config: RecipeConfig) -> Plan:
     with random_untouched(), progress(len(chain), label="plan") as show:
         for number, step in enumerate(chain, 1):
             if _done(shop, step):
-                plan.rows.append(Row(step.name, seconds=0.0, note="done already"))
+                plan.rows.append(Row(step.name, seconds=0.0, note="already done"))
             elif config.base and step.name in TAKEN:
-                plan.rows.append(Row(step.name, seconds=1.0, note=f"of {config.base}"))
+                plan.rows.append(Row(step.name, seconds=1.0, note=f"from {config.base}"))
             elif trained := loops(step.name, shop):
                 plan.rows.append(_training(step.name, trained, shop, corpus, plan, here))
             else:
@@ -134,16 +134,16 @@ def make_plan(config: RecipeConfig) -> Plan:
             show(number)
     if (disk := plan.total().disk) > plan.free["disk"]:
         most = max(plan.rows, key=lambda row: row.disk)
-        cure = "give an out= on a larger disk" + ("" if most.step in ("prepare", "tokens", "bundle") else ", or keep=1")
+        cure = "choose an out= on a larger disk" + ("" if most.step in ("prepare", "tokens", "bundle") else ", or keep=1")
         plan.refused.append(
-            f"{most.step}: all steps together write {_bytes(disk)}, most of it here ({_bytes(most.disk)}), and "
+            f"{most.step}: all steps together write {_bytes(disk)}, most of it in this step ({_bytes(most.disk)}), but "
             f"{_bytes(plan.free['disk'])} are free; {cure}"
         )
     return plan
 
 
 class _Corpus:
-    """Seconds of sound, in all and to train on, and how many of them are decoded in a second."""
+    """Seconds of sound, in total and for training, and how many are decoded per second."""
 
     def __init__(self, shop: Workshop) -> None:
         config = shop.config
@@ -156,12 +156,12 @@ class _Corpus:
         self.train = sum(each.seconds for each in found if each.split == "train")
         decoded, began = 0.0, time.monotonic()
         for recording in found[:: -(-len(found) // 5)]:
-            with suppress(InputError), fetched(recording.path) as path:  # what is damaged, prepare will leave out, and say so
+            with suppress(InputError), fetched(recording.path) as path:  # prepare skips and reports damaged files
                 decoded += next(audio.blocks(path, 30.0, config.codec.network.sample_rate, mono=True)).seconds
         self.speed = decoded / max(1e-6, time.monotonic() - began) if decoded else SPEED
 
     def at(self, speeds: Sequence[float]) -> float:
-        """Seconds of sound in all where the training recordings are there at each of these speeds, 1 among them."""
+        """Total seconds of sound with the training recordings at each of these speeds, which include 1."""
         return self.seconds + self.train * sum(1 / speed for speed in speeds if speed != 1)
 
 
@@ -186,7 +186,7 @@ def _training(name: str, loops: Sequence[Loop], shop: Workshop, corpus: _Corpus,
         fits = needed <= plan.free["memory"]
         if here and fits and (least := work * own.accumulate / 1e9 / speed) > PATIENCE:
             times.append(count * least)
-            notes.append("at least: too slow here to be timed")
+            notes.append("at least: too slow here to time")
         elif here and fits:
             timing = loop.rehearse(shop.fabric.device)
             needed = timing.peak or needed
@@ -197,17 +197,17 @@ def _training(name: str, loops: Sequence[Loop], shop: Workshop, corpus: _Corpus,
         elif here:
             notes.append("does not fit")
             rows = int(own.batch_size * (plan.free["memory"] - BASE - throughout) / max(1, activations))
-            cure = f"give {loop.table}.network fewer layers or less width"
+            cure = f"give {loop.table}.network fewer layers or a smaller width"
             if rows >= 1:
                 more = math.ceil(own.batch_size / rows) * own.accumulate
                 cure = f"{loop.table}.batch_size={rows} {loop.table}.accumulate={more} would fit"
             free = _bytes(plan.free["memory"])
-            plan.refused.append(f"{name}: training needs about {_bytes(needed)} of memory and {free} are free; {cure}")
+            plan.refused.append(f"{name}: training needs about {_bytes(needed)} of memory but {free} are free; {cure}")
         peaks.append(needed)
         crops = count * own.accumulate * own.batch_size
         hours, tokens, taken = hours + crops * loop.seconds / 3600, tokens + round(crops * loop.tokens), taken + round(count)
     parameters = loops[-1].parameters()
-    # A checkpoint has no gradients. Beside those that are kept stand the best one and one that is being written.
+    # A checkpoint has no gradients. On top of those kept come the best one and one being written.
     disk = max(bounds) * (1 - 1 / loops[-1].copies) * (shop.config.keep + 2) + 2 * parameters
     seconds = math.fsum(times) if len(times) == len(loops) else None
     passes = hours * 3600 / max(corpus.train, 1e-9)
@@ -222,7 +222,7 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
     if name == "bundle":
         parameters = sum(row.parameters or 0 for row in plan.rows)
         return Row(name, memory=BASE + 4 * parameters, disk=(4 if config.weights == "float32" else 2) * parameters, seconds=1.0)
-    if name == "encoder":  # of no layers: statistics alone
+    if name == "encoder":  # without layers: only statistics are fitted
         return Row(name, own.fit_batches * own.batch_size * own.seconds / 3600, memory=BASE)
     fits = here and BASE + 4 * sum(loop.parameters() for loop in loops("encoder", shop)[-1:]) < plan.free["memory"]
     conformer = Conformer(own.network) if fits else None
@@ -239,13 +239,13 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
             began = time.monotonic()
             units = KMeans.fit(few, config.units.units, epochs=1)
             starts, look = time.monotonic() - began, _seconds(lambda: units.assign(few))
-            # The starts are chosen from three batches; moving a centroid takes about twice as long as finding the nearest.
+            # Initial centroids are chosen from three batches; updating centroids takes about twice as long as assignment.
             fit = starts * min(frames, 12_288) / len(few) + 3 * look * config.units.epochs * frames / len(few)
             row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit
         if row.memory > plan.free["memory"]:
             most = int(config.units.batches * (plan.free["memory"] - BASE) / (row.memory - BASE))
             needed, free = _bytes(row.memory), _bytes(plan.free["memory"])
-            plan.refused.append(f"units: needs about {needed} of memory and {free} are free; units.batches={most} would fit")
+            plan.refused.append(f"units: needs about {needed} of memory but {free} are free; units.batches={most} would fit")
         return row
     heard = corpus.at(config.tokens.speeds)
     codes = round(heard * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
@@ -260,7 +260,7 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
 
 @torch.no_grad()
 def _seconds(do: Callable[[], object]) -> float:
-    """That something takes the second time."""
+    """How long `do` takes when called a second time."""
     do()
     began = time.monotonic()
     do()

@@ -1,6 +1,6 @@
-"""The recipe of a model as data: which recordings, which networks, how each is trained, what each must reach.
+"""A model's recipe as data: which recordings and networks to use, how to train each network, and what each must reach.
 
-Every table of a recipe's file is a class here; what the steps do with them is in audiolm.training.steps.
+Every table of a recipe file is a class here; audiolm.training.steps acts on them.
 """
 
 from dataclasses import replace
@@ -29,29 +29,29 @@ StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano", "parallel
 
 
 class PrepareConfig(Config):
-    """Which recordings, and their split where a manifest gives none (shares of the speakers)."""
+    """Which recordings to use, and how to split them where no manifest does (as shares of the speakers)."""
 
     valid: float = Field(default=0.05, ge=0, lt=1)
     test: float = Field(default=0.05, ge=0, lt=1)
-    minimum: float = Field(default=0.5, gt=0)  # seconds; shorter recordings are left out
+    minimum: float = Field(default=0.5, gt=0)  # seconds; shorter recordings are skipped
 
 
 class TokensConfig(Config):
-    """What the stages are trained on: every recording, and the training ones also at other speeds (1.1: faster and higher)."""
+    """What the stages train on: every recording, plus the training ones at other speeds (1.1: faster, higher-pitched)."""
 
     speeds: tuple[float, ...] = (1.0,)
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         if 1.0 not in self.speeds or len(set(self.speeds)) < len(self.speeds) or not all(0.5 <= s <= 2 for s in self.speeds):
-            raise ValueError(f"speeds={list(self.speeds)}: different ones from 0.5 to 2, 1 among them")
+            raise ValueError(f"speeds={list(self.speeds)}: give distinct values from 0.5 to 2, including 1")
         return self
 
 
 class StageConfig(LMTrainConfig):
-    """A stage's language model: its training, and where the stage differs from the paper's (None: it does not)."""
+    """How to train a stage's language model, and where the stage departs from the paper (None: nowhere)."""
 
-    levels: int | None = Field(default=None, ge=1)  # predicted levels: coarse 4; piano, acoustic and parallel all
+    levels: int | None = Field(default=None, ge=1)  # predicted levels; None: see stage_of
     dedup: bool = False
     crop: float | None = Field(default=None, gt=0)  # seconds
     overlap: float | None = Field(default=None, ge=0)  # seconds
@@ -59,30 +59,30 @@ class StageConfig(LMTrainConfig):
 
 
 class RecipeConfig(Config):
-    """The whole chain. `data` is a folder of audio or a manifest.csv, `out` the folder for everything that is made."""
+    """The whole chain. `data` is a folder of audio or a manifest.csv; everything is written to `out`."""
 
     data: str = Field(min_length=1)
     out: str = Field(min_length=1)
-    base: str | None = None  # a model to go on from: packaged, a bundle's folder, or a hub id
+    base: str | None = None  # model to start from: a packaged name, a bundle folder or a hub id
     name: str = "mine"
     licence: str = "not stated"
-    seed: Seed = 0  # of whatever has no seed of its own below
-    threads: int | None = Field(default=None, ge=1)  # processor threads; None: one per core
+    seed: Seed = 0  # for every table below that sets no seed of its own
+    threads: int | None = Field(default=None, ge=1)  # CPU threads; None: one per core
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
-    shard: bool = False  # under torchrun: the encoder and the stages are spread over the processes (FSDP2), not copied
-    keep: int = Field(default=2, ge=1)  # checkpoints of each training, besides the best
+    shard: bool = False  # under torchrun: shard encoder and stages (FSDP2), not replicate them
+    keep: int = Field(default=2, ge=1)  # checkpoints per training run, besides the best
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
-    listen_every: int = Field(default=1000, ge=0)  # steps between samples to listen to; 0: none
-    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8: but not codebooks and centroids
-    decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's own, where it has stages for both
-    codebooks: int | None = Field(default=None, ge=1)  # levels of what the bundle makes if nothing is said; None: all
+    listen_every: int = Field(default=1000, ge=0)  # steps between audio samples; 0: none
+    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8 leaves codebooks and centroids as they are
+    decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's default, where it has stages for both
+    codebooks: int | None = Field(default=None, ge=1)  # levels the bundle generates by default; None: all
     prepare: PrepareConfig = PrepareConfig()
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
-    encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes, each may build on the one before
+    encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes; each may build on the previous one
     units: UnitsConfig = UnitsConfig.model_validate({})
     tokens: TokensConfig = TokensConfig()
-    measured: int = Field(default=60, ge=1)  # valid recordings that a layer is chosen by, where units.layer is not given
+    measured: int = Field(default=60, ge=1)  # valid recordings used to choose a layer if units.layer is not given
     stages: tuple[StageName, ...] = ("semantic", "coarse", "fine")
     semantic: StageConfig = StageConfig()
     coarse: StageConfig = StageConfig()
@@ -108,22 +108,22 @@ class RecipeConfig(Config):
     @field_validator("data")
     @classmethod
     def _without_slash(cls, data: str) -> str:
-        """A shell completes "corpus" to "corpus/"; what is recorded of a run must not tell them apart."""
+        """Shells complete "corpus" to "corpus/"; the two must not look like different data in a run's records."""
         return data.rstrip("/") or "/"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         rate, hop = self.codec.network.sample_rate, self.codec.network.hop
         if rate != 16_000 or 640 % hop:
-            raise ValueError(f"codec.network: {rate} Hz and hop {hop}; the encoder's frames are 640 samples of 16000 Hz")
+            raise ValueError(f"codec.network: {rate} Hz, hop {hop}; use 16000 Hz and a hop that divides the encoder's 640")
         if not self.encoder or len(set(self.stages)) < len(self.stages):
-            raise ValueError("at least one pass of the encoder, and each stage once")
-        # What does not fit is found now, not after the hours before it.
+            raise ValueError("give at least one [[encoder]] pass, and name each stage once")
+        # Check here that everything fits together, rather than hours into training.
         if self.decoder == "parallel" and "parallel" not in self.stages:
-            raise ValueError("decoder=parallel: the stages are without parallel; list it among them, or leave decoder out")
+            raise ValueError("decoder=parallel: stages does not list parallel; add it, or leave decoder out")
         for name in ("semantic", "fine"):
             if stage_config(self, name).levels is not None:
-                raise ValueError(f"{name}.levels: how many there are follows from the other stages; leave it out")
+                raise ValueError(f"{name}.levels: determined by the other stages; leave it out")
         if self.codebooks and self.codebooks > self.codec.network.num_codebooks:
             raise ValueError(f"codebooks={self.codebooks}: the codec has {self.codec.network.num_codebooks}")
         earlier = None
@@ -133,17 +133,17 @@ class RecipeConfig(Config):
         frames = self.units.batches * self.encoder[-1].batch_size * frame_count(round(16_000 * self.encoder[-1].seconds))
         if frames < self.units.units:
             raise ValueError(
-                f"units.batches={self.units.batches}: {frames} frames cannot make {self.units.units} units; give more"
+                f"units.batches={self.units.batches}: {frames} frames are too few for {self.units.units} units; give more"
             )
         layer, layers = self.units.layer, self.encoder[-1].network.layers
         if layer is None and not layers:
-            raise ValueError("units.layer: there are none to choose from in an encoder without layers; give units.layer=0")
+            raise ValueError("units.layer: an encoder without layers leaves none to choose from; give units.layer=0")
         if layer is not None and layer > layers:
             raise ValueError(f"units.layer={layer}: the encoder has {layers} layers")
         for name in self.stages:
             stage, sampling = stage_of(self, name), stage_config(self, name).sampling
             if sampling is not None and sampling.passes is not None and not stage.parallel:
-                raise ValueError(f"{name}.sampling.passes: only a parallel stage makes passes; leave it out")
+                raise ValueError(f"{name}.sampling.passes: only parallel stages have passes; leave it out")
         return self
 
 
@@ -152,12 +152,12 @@ def _seeded(table: Any, seed: int) -> Any:
 
 
 def stage_of(config: RecipeConfig, name: StageName) -> Stage:
-    """A stage as the recipe has it."""
+    """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all."""
     own, codec = stage_config(config, name), config.codec.network
     semantic = TokenSpec("semantic", config.units.units, 1, 25.0)
     acoustic = TokenSpec("acoustic", codec.codebook_size, codec.num_codebooks, codec.sample_rate / codec.hop)
     coarse = config.coarse.levels or min(4, codec.num_codebooks)
-    # Where there is a fine stage it goes on from the acoustic baseline too.
+    # A fine stage, where there is one, continues from the acoustic baseline as well.
     baseline = coarse if "fine" in config.stages else codec.num_codebooks
     stage = {
         "semantic": lambda: stages.semantic(semantic),
@@ -174,10 +174,10 @@ def stage_of(config: RecipeConfig, name: StageName) -> Stage:
 
 
 def stage_config(config: RecipeConfig, name: StageName) -> StageConfig:
-    """The recipe's table of a stage."""
+    """The recipe's table for a stage."""
     return getattr(config, name)
 
 
 def trained_with(config: RecipeConfig, name: StageName) -> dict[str, Any]:
-    """A stage's table without what matters to generation only."""
+    """A stage's table without what only affects generation."""
     return {key: value for key, value in stage_config(config, name).plain().items() if key != "sampling"}

@@ -1,12 +1,12 @@
-"""A run folder: configuration, versions, metrics, checkpoints. A run killed at any moment goes on as if it never was.
+"""A run folder: configuration, versions, metrics, checkpoints. A run killed at any moment resumes as if uninterrupted.
 
-    RUN/config.json       every option, defaults too
-    RUN/versions.json     of whatever a result depends on, the git revision and the data's hash among them, from which step on
+    RUN/config.json       every option, defaults included
+    RUN/versions.json     everything a result depends on, git revision and data hash included, and from which step on
     RUN/metrics.jsonl     a line per report; events.out.tfevents.* or wandb/ repeat it for TensorBoard or Weights & Biases
-    RUN/samples/          sounds of a fixed set of prompts, with their pictures, by step
+    RUN/samples/          audio samples from a fixed set of prompts, with spectrograms, by step
     RUN/step-00000123/    a checkpoint (audiolm.training.checkpoint)
 
-A loop looks like this; `step` counts finished updates, so that a checkpoint's name says what it holds:
+A loop looks like this; `step` counts finished updates, so a checkpoint's name says how many it holds:
 
     with Run(folder, config) as run:
         start = run.resume(state)
@@ -53,19 +53,19 @@ __all__ = ["Diverged", "Run", "Stopped", "learning_rate", "progress", "random_un
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop (SIGTERM, Ctrl-C), has saved, and the same command goes on. Uncaught: one line, exit 1."""
+    """The run was asked to stop (SIGTERM, Ctrl-C) and has saved; the same command resumes it. Uncaught: one line, exit 1."""
 
 
 class Diverged(RuntimeError):
-    """A loss is not a number any more."""
+    """A loss has become NaN or infinite."""
 
 
 class Run:
-    """A folder that a training loop writes into. Under torchrun only rank 0 writes; every rank calls the same and reads.
+    """The folder a training loop writes to. Under torchrun every rank makes the same calls and reads; only rank 0 writes.
 
-    `keep` checkpoints are kept, and the one of the best score besides. `listen_every` steps samples are due (0: never).
-    `data`: the hash of what is trained on, for the record. As a context manager it listens to SIGTERM and Ctrl-C.
-    Raises InputError where the folder holds a run of another configuration.
+    The last `keep` checkpoints are kept, plus the best-scoring one. Samples are due every `listen_every` steps (0: never).
+    `data`: hash of the training data, for the record. As a context manager it handles SIGTERM and Ctrl-C.
+    Raises InputError if the folder holds a run with another configuration.
     """
 
     def __init__(
@@ -90,12 +90,12 @@ class Run:
             recorded = completed(recorded, config)
         changed = difference(recorded, self.config) if recorded is not None and self.steps() else None
         if changed:
-            raise InputError(f"{self.folder}: begun with another configuration ({changed}); set it back, or delete the folder")
+            raise InputError(f"{self.folder}: started with another configuration ({changed}); restore it, or delete the folder")
         if self.main:
             write_json(self.folder / "config.json", self.config)
 
-    # Signals: the first asks for a stop at the next step boundary, the second does what it always did. Under torchrun, which
-    # passes on what the terminal or the scheduler has sent already, every signal comes twice and only asks.
+    # Signals: the first asks to stop at the next step boundary, the second has its default effect. Under torchrun, which
+    # forwards what the terminal or scheduler has already sent, every signal arrives twice, so each only asks.
 
     def __enter__(self) -> Self:
         self._install_handlers()
@@ -105,7 +105,7 @@ class Run:
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 self._handlers[number] = signal.signal(number, self._on_signal)
-            except ValueError:  # not the main thread: then nobody sends it here either
+            except ValueError:  # not the main thread, which receives no signals either
                 break
 
     def __exit__(self, *_: object) -> None:
@@ -125,7 +125,7 @@ class Run:
 
     @contextmanager
     def unguarded(self) -> Iterator[None]:
-        """For what comes before the first step: a signal ends it as it ends any program, since there is nothing to save."""
+        """For work before the first step: a signal ends the program as usual, since there is nothing to save yet."""
         guarded = bool(self._handlers)
         self._restore_handlers()
         yield
@@ -134,17 +134,17 @@ class Run:
 
     @property
     def should_stop(self) -> bool:
-        """Whether a signal has asked for the end. Under torchrun every rank must ask at the same step: all get one answer."""
+        """Whether a signal asked to stop. Under torchrun every rank must query this at the same step; all get one answer."""
         return bool(_highest(int(self._signal is not None)))
 
     # Metrics
 
     def log(self, step: int, **metrics: float | Tensor) -> None:
-        """Append one line {"step": ..., name: value, ...} to metrics.jsonl, and tell the tracker."""
+        """Append a line {"step": ..., name: value, ...} to metrics.jsonl, and forward it to the tracker."""
         if not self.main:
             return
         values = {name: _number(value) for name, value in metrics.items()}
-        # JSON has no NaN; null keeps the file readable by everything.
+        # JSON has no NaN; null keeps the file readable everywhere.
         line = json.dumps({"step": step} | {name: value if math.isfinite(value) else None for name, value in values.items()})
         try:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -152,14 +152,14 @@ class Run:
             if tracker := self._open_tracker(step):
                 tracker.figures(step, values)
         except OSError as error:
-            raise InputError(f"{self.folder}: cannot be written ({error}); free space and give the same command") from error
+            raise InputError(f"{self.folder}: cannot be written ({error}); free disk space and rerun the same command") from error
 
     def listening(self, step: int) -> bool:
-        """Whether samples are due."""
+        """Whether audio samples are due at this step."""
         return self.listen_every > 0 and step % self.listen_every == 0
 
     def listen(self, step: int, sounds: Mapping[str, Waveform]) -> None:
-        """Keep sounds to be listened to: samples/step-.../NAME.flac, and a picture beside each where matplotlib is installed."""
+        """Write audio samples to samples/step-.../NAME.flac, with a spectrogram beside each if matplotlib is installed."""
         if not self.main or not sounds:
             return
         folder = self.folder / "samples" / f"step-{step:08d}"
@@ -179,7 +179,7 @@ class Run:
                 tracker.picture(step, name, drawn)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, less those that a crash has cut or filled with NULs."""
+        """The lines of metrics.jsonl, except any that a crash truncated or filled with NULs."""
         path, found = self.folder / "metrics.jsonl", []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             with suppress(ValueError):
@@ -187,11 +187,11 @@ class Run:
         return found
 
     def check(self, step: int, **losses: float | Tensor) -> None:
-        """Raise Diverged, naming the step and the last good checkpoint, where a loss is NaN or infinite."""
+        """Raise Diverged, naming the step and the last good checkpoint, if a loss is NaN or infinite."""
         for name, value in losses.items():
             if not math.isfinite(_number(value)):
                 steps = self.steps()
-                good = f"the last good checkpoint is {self._path(steps[-1])}" if steps else "no checkpoint was written yet"
+                good = f"the last good checkpoint is {self._path(steps[-1])}" if steps else "no checkpoint had been written yet"
                 raise Diverged(f"{self.folder}: {name} is {_number(value)} at step {step}; {good}; lower the learning rate")
 
     def _open_tracker(self, step: int) -> Tracker | None:
@@ -203,21 +203,21 @@ class Run:
     # Checkpoints
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints in the folder, oldest first."""
+        """Steps of the complete checkpoints in the folder, oldest first."""
         matches = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.folder.iterdir())
         return sorted(step for match in matches if match and is_whole(self._path(step := int(match[1]))))
 
     @property
     def best(self) -> int | None:
-        """Step of the kept checkpoint with the lowest score, the earliest of equals; None where none was scored."""
+        """Step of the kept checkpoint with the lowest score, the earliest if tied; None if none was scored."""
         scores = {step: read_json(self._path(step) / "files.json")["score"] for step in self.steps()}
         return min((step for step in scores if scores[step] is not None), key=lambda step: (scores[step], step), default=None)
 
     def save(self, step: int, state: State, score: float | Tensor | None = None) -> None:
-        """Write the checkpoint of `step` (finished updates), beside first, then renamed; drop what `keep` no longer keeps.
+        """Write the checkpoint of `step` (finished updates) under a temporary name, rename it, and prune those beyond `keep`.
 
         state: name -> module (safetensors), anything with a state_dict (an optimiser), or a plain value.
-        score: lower is better; the best checkpoint outlives `keep`. InputError where the disk is full.
+        score: lower is better; the best checkpoint is never pruned. InputError if the disk is full.
         """
         about = {"step": step, "score": None if score is None else _number(score)}
         checkpoint.write(self._path(step), state, about, random_state(), keep=self.main)
@@ -227,25 +227,25 @@ class Run:
     def checkpoint(
         self, step: int, state: State, every: int, total: int, score: float | Tensor | None = None, **checked: float | Tensor
     ) -> None:
-        """Call at the end of each step: saves when it is due or has a score, at the last step, and when asked to stop.
+        """Call at the end of each step: saves when due, when given a score, at the last step, and when asked to stop.
 
-        Raises Stopped after the latter, and Diverged, with nothing saved, where what is `checked` is not a number.
+        Raises Stopped in the last case, and Diverged, saving nothing, if a value in `checked` is NaN or infinite.
         """
         stop = self.should_stop
         if stop or score is not None or step % every == 0 or step == total:
             self.check(step, **checked)
             self.save(step, state, score)
         if stop and step < total:
-            _highest(0)  # nobody leaves before the checkpoint is whole: torchrun ends all as soon as one has ended
-            raise Stopped(f"{self.folder}: stopped and saved at step {step}; the same command goes on from there")
+            _highest(0)  # wait until the checkpoint is complete: torchrun kills all processes once one exits
+            raise Stopped(f"{self.folder}: stopped and saved at step {step}; rerun the same command to resume")
 
     def resume(self, state: State) -> int:
-        """Load the newest whole checkpoint into `state` and return its step; 0, and nothing touched, where there is none.
+        """Load the newest complete checkpoint into `state` and return its step; 0, with `state` untouched, if there is none.
 
-        Half-written leftovers are removed; metrics are cut back to the step, so that no line is written twice.
+        Half-written leftovers are removed, and metrics after the step are dropped so that no line is written twice.
         """
         steps = self.steps()
-        step = _highest(steps[-1] if steps and self.main else 0)  # as the first process sees the folder, and so do all
+        step = _highest(steps[-1] if steps and self.main else 0)  # all processes take rank 0's view of the folder
         if self.main:
             damaged = [path for path in self.folder.glob("step-*") if not is_whole(path)]
             for leftover in [*self.folder.glob(".step-*"), *damaged]:
@@ -259,12 +259,12 @@ class Run:
         return step
 
     def load(self, step: int, state: State) -> None:
-        """Load one checkpoint into `state`: modules and optimisers in place, plain values replaced; random states too."""
+        """Load one checkpoint: modules and optimisers in place, plain values replaced in `state`, random states restored."""
         path = self._path(step)
         if not is_whole(path):
-            raise InputError(f"{path}: no whole checkpoint there; the folder holds {self.steps() or 'none'}")
+            raise InputError(f"{path}: no complete checkpoint there; the folder holds steps {self.steps() or 'none'}")
         random = checkpoint.read(path, state)
-        if self.main:  # another rank's own state is not stored: the loops draw by the step and the rank
+        if self.main:  # other ranks' states are not stored: loops seed their draws by step and rank
             set_random_state(random)
 
     def _path(self, step: int) -> Path:
@@ -274,7 +274,7 @@ class Run:
         steps = self.steps()
         for step in set(steps[: -self.keep]) - {self.best}:
             gone = self.folder / f".{self._path(step).name}.old"
-            os.rename(self._path(step), gone)  # first out of sight, so that a crash never leaves half of one
+            os.rename(self._path(step), gone)  # renamed first, so that a crash never leaves half a checkpoint
             shutil.rmtree(gone, ignore_errors=True)
 
     def _record_versions(self, step: int) -> None:
@@ -288,14 +288,14 @@ class Run:
 
     @contextmanager
     def progress(self, total: int, start: int = 0, label: str | None = None) -> Iterator[Callable[..., None]]:
-        """Yield show(step, **values): a bar with the time left on a terminal, a line every 30 s elsewhere; on stderr."""
+        """Yield show(step, **values): a progress bar with the time left on a terminal, else a line every 30 s; on stderr."""
         with progress(total, start, label or self.folder.name, quiet=not self.main) as show:
             yield show
 
 
 @contextmanager
 def progress(total: int, start: int = 0, label: str = "", quiet: bool = False) -> Iterator[Callable[..., None]]:
-    """As Run.progress, for work that has no run folder."""
+    """Like Run.progress, for work without a run folder."""
     if not quiet and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -313,8 +313,8 @@ def progress(total: int, start: int = 0, label: str = "", quiet: bool = False) -
         if quiet or (now - last < 30 and step < total):
             return
         last = now
-        left = (now - began) / max(1, step - start) * max(0, total - step)  # a budget of minutes ends a step late
-        times = f"{_clock(now - began)} gone, {_clock(left)} left"
+        left = (now - began) / max(1, step - start) * max(0, total - step)  # never below 0: a budget of minutes ends one step late
+        times = f"{_clock(now - began)} elapsed, {_clock(left)} left"
         print(f"{label} {step}/{total} {_shown(values)} {times}", file=sys.stderr, flush=True)
 
     yield show
@@ -341,7 +341,7 @@ def learning_rate(step: int, peak: float, total: int, warmup: int = 0, floor: fl
 
 
 def versions() -> dict[str, str]:
-    """Versions a result depends on. No paths, no host: a run folder can be given away."""
+    """Versions a result depends on. No paths or host names, so that a run folder can be shared."""
     try:
         package = importlib.metadata.version("audiolm")
     except importlib.metadata.PackageNotFoundError:
@@ -363,7 +363,7 @@ def _git_revision() -> dict[str, str]:
 
 
 def _highest(number: int) -> int:
-    """The highest of all processes' numbers: one answer for all, and all have come this far."""
+    """The maximum over all processes; also a barrier."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return number
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

@@ -1,11 +1,11 @@
-"""From a folder of audio to a model of one's own: the chain of steps, each done once.
+"""From a folder of audio to a model of your own: a chain of steps, each done once.
 
     prepare -> codec ------------------------.-> tokens -> semantic, coarse, fine, ... -> bundle
           `--> encoder -> units (k-means) --'
 
-What is done stays done, and what was made with something else is refused (audiolm.training.chain). Killed at any moment, the same
-call goes on: training steps by their run folder, the others by their stores. With a `base` the codec, the encoder and the units
-are taken, not trained, and its stages are where the recipe's begin (audiolm.training.further).
+Finished steps are never repeated, and results made from other inputs or options are refused (audiolm.training.chain). Killed at
+any moment, the same call resumes: training steps from their run folders, the others from their stores. With a `base`, the codec,
+encoder and units are taken from it instead of trained, and the stages start from its weights (audiolm.training.further).
 """
 
 import sys
@@ -54,11 +54,11 @@ except ImportError as missing:
 
 
 def steps(config: RecipeConfig) -> list[Step]:
-    """The chain of a recipe, in order."""
+    """A recipe's steps, in order."""
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
     of_base = weights(config.base) if config.base else {}
 
-    # The precision is a machine's own affair, as its device is; older records have it all the same.
+    # Precision, like the device, belongs to the machine, not the record; older records contain it nonetheless.
     def record_of(part: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
         return lambda record: completed({key: each for key, each in record.items() if key != "precision"}, part)
 
@@ -75,7 +75,7 @@ def steps(config: RecipeConfig) -> list[Step]:
         encoder = {str(number): each.plain() for number, each in enumerate(config.encoder)}
         units = config.units.plain() | {"measured": config.measured}
         if config.weights == "int8":
-            units |= {"weights": "int8"}  # which the tokens are made with
+            units |= {"weights": "int8"}  # the tokens are made with these weights
         chain += [
             Step("codec", ("prepare",), config.codec.plain(), do_codec, True, record_of(config.codec)),
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
@@ -104,12 +104,12 @@ def steps(config: RecipeConfig) -> list[Step]:
 
 
 def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = False, ignore_gates: bool = False) -> Path:
-    """Do every step that is not done yet, or `only` one whose inputs are done; returns the bundle's folder.
+    """Run every unfinished step, or just the step `only`, whose inputs must be done; returns the bundle's folder.
 
-    force: a step that was made with something else is deleted and done again; the one in `only` in any case.
-    ignore_gates: go on where a result is not good enough, and record that.
-    InputError where a step was made with something else, an input is not done, or there is no such step; GateFailed
-    where what a step made is below a threshold of config.gates.
+    force: delete and redo a step made from other inputs or options; the step in `only` is redone in any case.
+    ignore_gates: continue past results that are not good enough, and record that.
+    InputError if a step was made from other inputs or options, an input is not done, or there is no such step; GateFailed
+    if a result is below a threshold of config.gates.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -122,22 +122,22 @@ def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = Fals
 
 
 def _say_what_is_new(config: RecipeConfig) -> None:
-    """Recordings that came or went since they were prepared are no mistake, as training may go on for weeks; but not unsaid."""
+    """Recordings added or removed since `prepare` are no error, as training may take weeks, but the user is told."""
     done = Path(config.out) / "prepare"
     if not (done / "done.json").is_file() or is_remote(place(config.data)):
         return
     try:
         now, prepared = listed(config.data), {entry.name for entry in AudioStore(done).entries}
-    except InputError:  # recordings, or what was prepared of them, are gone; whatever step needs them will say so
+    except InputError:  # the recordings or the store are gone; whichever step needs them will say so
         return
     added, gone = len(now - prepared - {each["name"] for each in read_json(done / "skipped.json") or []}), len(prepared - now)
     if added or gone:
-        found = f"{config.data}: {added} recordings are new and {gone} gone since they were prepared"
-        print(f"{found}; to take them as they are now: --only prepare --force", file=sys.stderr, flush=True)
+        found = f"{config.data}: {added} recordings added and {gone} removed since it was prepared"
+        print(f"{found}; to use the current ones: --only prepare --force", file=sys.stderr, flush=True)
 
 
 class Workshop:
-    """What the steps share: the recipe, its folder, the accelerator, and the results of the steps that are done."""
+    """What the steps share: the recipe, its folder, the accelerator, and the results of finished steps."""
 
     def __init__(self, config: RecipeConfig) -> None:
         self.config, self.out = config, Path(config.out)
@@ -145,10 +145,10 @@ class Workshop:
         self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
         device = self.fabric.device
         if "bf16" in config.precision and device.type == "cpu" and "bf16" not in kernels.available(device):
-            missing = f"precision={config.precision}: this processor has no bfloat16 and takes many times as long for it"
-            print(f"{missing}; precision=auto takes what it has", file=sys.stderr, flush=True)
+            missing = f"precision={config.precision}: this processor has no bfloat16 and emulates it, many times slower"
+            print(f"{missing}; precision=auto picks what it supports", file=sys.stderr, flush=True)
         self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
-        self.carried = self.base.stages if self.base else {}  # where training of a stage begins, and what stays as it is
+        self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
 
     # Results
 
@@ -156,30 +156,30 @@ class Workshop:
         return AudioStore(self.out / "prepare")
 
     def crops(self, config: CodecTrainConfig | EncoderConfig) -> tuple[AudioCrops, AudioCrops | None]:
-        """Training crops, and those of the valid recordings if there are any."""
+        """Crops for training and for validation; None for the latter if there are no valid recordings."""
         store = self.audio()
         make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
         return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
 
     def train_crops(self) -> AudioCrops:
-        """Those that the encoder is trained on."""
+        """The training crops of the encoder's last pass."""
         return self.crops(self.config.encoder[-1])[0]
 
     def token_crops(self, name: StageName, split: str) -> TokenCrops:
-        """A stage's batches; "valid" are training ones where there are no valid recordings."""
+        """A stage's batches; "valid" falls back to training ones if there are no valid recordings."""
         config, store = stage_config(self.config, name), TokenStore(self.out / "tokens")
         chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
         return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
 
     def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
-        """The run folder of a training on what the step `source` made."""
+        """The run folder of a training that reads the result of step `source`."""
         own, done = self.config, read_json(self.out / source / "done.json")
         return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
 
     def save(self, part: nn.Module, step: str) -> str:
-        """Keep a network as a bundle will, so that what is trained next hears exactly what will be shipped."""
+        """Save a network as the bundle will, so that whatever trains on it sees exactly what is shipped; returns its hash."""
         if self.fabric.global_rank:
-            return ""  # the first process's result is the step's; no waiting here: not every step is everybody's
+            return ""  # only the first process's result counts; no barrier here, as not every process runs every step
         path = self.out / step / f"{step}.safetensors"
         kept = torch.int8 if step == "units" and self.config.weights == "int8" else torch.bfloat16
         save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
@@ -203,11 +203,11 @@ class Workshop:
         return semantic.eval().to(self.fabric.device)
 
     def vectors(self) -> Vectors:
-        """What the codes stand for."""
+        """The vectors the codes stand for."""
         return {"semantic": [self.semantic().units.centroids], "acoustic": self.codec().quantizer.vectors()}
 
     def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
-        """A stage, its language model and how that was trained."""
+        """A stage, its trained language model, and the configuration it was trained with."""
         stage, config = stage_of(self.config, name), stage_config(self.config, name)
         network = bundle.language_model(stage, config.network)
         bundle.unpack(network, self.out / name / f"{name}.safetensors")
@@ -222,7 +222,7 @@ def do_prepare(shop: Workshop) -> str:
     skipped: Skipped = []
     recordings = scan(shop.config.data, config.valid, config.test, shop.config.seed, config.minimum, skipped)
     if not any(recording.split == "train" for recording in recordings):
-        raise InputError(f"{shop.config.data}: no recording is in the train split; correct the split column")
+        raise InputError(f"{shop.config.data}: no recording is in the train split; fix the split column")
     rate = shop.config.codec.network.sample_rate
     with progress(len(recordings), label="prepare") as show:
         store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
@@ -261,9 +261,9 @@ def do_units(shop: Workshop) -> str:
 def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torch.Tensor]], float]:
     store = shop.audio()
     numbers = store.split("valid")
-    numbers = numbers[:: max(1, len(numbers) // shop.config.measured)]  # of all speakers
+    numbers = numbers[:: max(1, len(numbers) // shop.config.measured)]  # spread over all speakers
     if not numbers:
-        raise InputError(f"{store.folder}: no valid recordings to choose a layer by; give units.layer=NUMBER, or more speakers")
+        raise InputError(f"{store.folder}: no valid recordings to choose a layer with; set units.layer=NUMBER, or add speakers")
     recordings = [(store.read(number)[None, None], store.entries[number].columns.get("transcript")) for number in numbers]
     phones = label_recordings(recordings)
     device = shop.fabric.device
@@ -321,13 +321,13 @@ def do_bundle(shop: Workshop) -> str:
 
 
 def _mean_run(store: TokenStore) -> float:
-    """How many frames a semantic token lasts on average: without repeats nothing else tells a generated token's length."""
+    """A semantic token's mean length in frames: with repeats removed, nothing else says how long one lasts."""
     numbers = store.split("train")[:1000]
     codes = [store.read(number, "semantic") for number in numbers]
     return sum(each.shape[1] for each in codes) / max(1, sum(each[0].unique_consecutive().numel() for each in codes))
 
 
-# --- The same, of a base --------------------------------------------------------------------------------------------------
+# --- The same, taken from a base -----------------------------------------------------------------------------------------
 
 
 def take_codec(shop: Workshop) -> str:
