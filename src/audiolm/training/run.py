@@ -313,7 +313,7 @@ def progress(total: int, start: int = 0, label: str = "", quiet: bool = False) -
         if quiet or (now - last < 30 and step < total):
             return
         last = now
-        left = (now - began) / max(1, step - start) * max(0, total - step)  # never below 0: a budget of minutes ends one step late
+        left = (now - began) / max(1, step - start) * max(0, total - step)  # not below 0: a budget of minutes ends a step late
         times = f"{_clock(now - began)} elapsed, {_clock(left)} left"
         print(f"{label} {step}/{total} {_shown(values)} {times}", file=sys.stderr, flush=True)
 
