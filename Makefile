@@ -19,7 +19,7 @@ demo: .venv/demo.stamp  ## continue the voice of examples/ into out.wav, and dra
 
 # One thread for each of the processes: torch's own threads would fight over the cores.
 test: export OMP_NUM_THREADS = 1
-test: .venv/dev.stamp  ## all tests
+test: .venv/dev.stamp  ## all tests but the slow ones
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 lint: .venv/dev.stamp  ## style and format

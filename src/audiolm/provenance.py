@@ -1,6 +1,6 @@
 """The watermark: everything that is generated says so, and by which model, in a way that the ear does not notice.
 
-Time and frequency are cut into tiles: slots of 16 ms, 32 bands from 150 Hz to 6.2 kHz. Each tile is made louder or softer by
+Time and frequency are cut into tiles: slots of 16 ms, 32 bands from 141 Hz to 6.1 kHz. Each tile is made louder or softer by
 `STRENGTH` dB as a keyed pattern says, which repeats every 64 slots. Half of the tiles are the pilot, always the same; the other
 half is one of 65 536 codewords, the payload. The detector takes log energies of tiles, subtracts what their neighbours predict,
 weights them by how far they stand above the noise, and correlates what is left with the pattern at every offset. Because the
