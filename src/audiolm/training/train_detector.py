@@ -6,8 +6,8 @@
     OUT/detector.safetensors, detector.json, detector.md       what goes into a bundle, its figures, and its part of the card
 
 Positives are continuations by either decoder (the prompt is cut off), revoiced, unconditional and acoustic-only sounds;
-negatives are real clips through the codec, and a few untouched ones, as users bring them. Recordings of train, valid and test are apart, and
-speakers as far as the corpus keeps them apart. Killed at any moment, the same command goes on.
+negatives are real clips through the codec, and a few untouched ones, as users bring them. Recordings of train, valid and
+test are apart, and speakers as far as the corpus keeps them apart. Killed at any moment, the same command goes on.
 """
 
 import json
