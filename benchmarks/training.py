@@ -1,6 +1,6 @@
 """What a training step costs: each of our loops at two sizes, beside audiolm-pytorch 2.4.0 on the same shapes, in the same run.
 
-    python benchmarks/training.py --peer PEER/bin/python --write training.md       # under 8 minutes on two quiet cores
+    python benchmarks/training.py --peer PEER/bin/python                           # under 8 minutes on two quiet cores
     python benchmarks/training.py --sizes tiny --steps 2                           # a minute, without the peer: does it run?
 
 The peer lives in an environment of its own and never in ours:
@@ -27,7 +27,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -297,7 +296,6 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=SIZES)
     parser.add_argument("--steps", type=int, default=3, help="timed steps of each row")
     parser.add_argument("--only", help="rows whose name contains this")
-    parser.add_argument("--write", type=Path, help="a markdown file for the table")
     parser.add_argument("--row", nargs=2, metavar=("WHO", "LOOP"), help="measure this row in this process; prints JSON")
     options = parser.parse_args()
     if options.row:
@@ -316,8 +314,6 @@ def main() -> None:
                 print(f"{who}, {row}, {size}: {found['seconds']:.2f} s", file=sys.stderr, flush=True)
     text = table(results)
     print(text + f"\n{time.monotonic() - began:.0f} s in all, one thread, torch {torch.__version__}")
-    if options.write:
-        options.write.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ def log_mel(audio: Tensor, filters: Tensor, window: int = 400) -> Tensor:
     padded = nnf.pad(audio[:, 0].float(), ((fft - 160) // 2, (fft - 160) // 2 + tail))
     hann = torch.hann_window(window, device=audio.device)
     spectrum = torch.stft(padded, fft, 160, window, hann, center=False, return_complex=True)
-    return (spectrum.abs().square().transpose(1, 2) @ filters + 1e-5).log()
+    power = spectrum.real.square() + spectrum.imag.square()  # `abs()` takes a root: four times the work of the transform
+    return (power.transpose(1, 2) @ filters + 1e-5).log()
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
