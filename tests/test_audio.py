@@ -208,8 +208,9 @@ def bad_files(folder: Path) -> dict[str, str]:
     soundfile.write(folder / "unscaled.wav", np.full((100, 1), 20000, np.float32), 16000, "FLOAT")
     soundfile.write(folder / "crowd.wav", np.zeros((100, 50), np.float32), 16000)
     (folder / "folder.wav").mkdir()
-    chirp(2.0, 16000).write(folder / "cut.flac")
-    os.truncate(folder / "cut.flac", (folder / "cut.flac").stat().st_size // 2)
+    for name in ("cut.flac", "cut.mp3"):
+        chirp(2.0, 16000).write(folder / name)
+        os.truncate(folder / name, (folder / name).stat().st_size // 2)
     return {
         "missing.wav": "no such file",
         "text.wav": "convert it to",
@@ -223,6 +224,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "crowd.wav": "50 channels; mix it down",
         "folder.wav": "a folder",
         "cut.flac": "damaged after",
+        "cut.mp3": r"damaged or cut off; only .* of 2\.00 s can be read",
     }
 
 

@@ -29,6 +29,7 @@ from audiolm.files import whole_file
 
 MAX_CHANNELS = 32
 CHUNK = 1 << 18  # samples per channel decoded at a time
+ALLOWED_LOSS = 0.5  # s that a file may lack of its header's length; mp3 headers may count the encoder's padding
 LOUDEST = 64.0  # +36 dB: beyond it a float file holds unscaled integers rather than a hot recording
 BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
 BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".webm", ".wma"})
@@ -328,6 +329,7 @@ def _open_sndfile(path: Path) -> soundfile.SoundFile:
 
 def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
     with _open_sndfile(path) as file:
+        taken, stated = 0, file.frames if file.frames < 1 << 48 else 0
         while True:  # never all at once: a streamed file's header may claim 2^63 frames
             try:
                 chunk = file.read(CHUNK, dtype="float32", always_2d=True)
@@ -336,8 +338,12 @@ def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
                     f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; copy or record it again"
                 ) from error
             if not len(chunk):
-                return
+                break
+            taken += len(chunk)
             yield chunk
+        if stated - taken > ALLOWED_LOSS * file.samplerate:
+            lengths = f"{taken / file.samplerate:.2f} s of {stated / file.samplerate:.2f} s"
+            raise InputError(f"{path}: damaged or cut off; only {lengths} can be read; copy or record it again")
 
 
 def _suffix(head: bytes) -> str:
