@@ -190,7 +190,10 @@ def test_wrong_kinds_of_bodies(client: TestClient, flac: bytes) -> None:
     assert broken.status_code == 400
     assert client.post("/v1/detect", data={"audio": "words"}).json()["detail"].startswith("audio: a text")
     unwanted = client.post("/v1/generate", files={"audio": flac})
-    assert (unwanted.status_code, unwanted.json()["detail"]) == (422, "audio: no recording of that name is wanted; leave it out")
+    assert (unwanted.status_code, unwanted.json()["detail"]) == (
+        422,
+        "audio: no recording of that name expected; leave it out",
+    )
     twice = [client.post("/v1/generate?seed=1", data={"seed": "2"}), client.post("/v1/generate?seed=1&seed=2")]
     twice.append(client.post("/v1/detect", files=[("audio", flac), ("audio", flac)]))
     for answer in twice:

@@ -39,7 +39,7 @@ def unit_figures(bench: Bench) -> Figures:
 
 
 def layer_figures(bench: Bench) -> Figures:
-    """Fig. 3: for every layer of the encoder, ABX and PNMI of units fitted on it; for the layer in use, also other unit counts."""
+    """Fig. 3: for every layer of the encoder, ABX and PNMI of units fitted on it; for the layer in use, other unit counts too."""
     tokenizer, phones, sounds = bench.model.semantic, _phones(bench), bench.sounds
     if not isinstance(tokenizer.encoder, Conformer):
         raise Missing("Fig. 3 needs the features of every layer, which only audiolm's own encoder gives")
