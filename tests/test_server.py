@@ -143,7 +143,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
     ("path", "body", "status", "words"),
     [
         ("continue?secnds=1", b"flac", 422, "unknown key 'secnds'; did you mean 'seconds'?"),
-        ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server makes at once; ask for 5 s"),
+        ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server generates at once; ask for 5 s"),
         ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than or equal to 0.1"),
         *(
             (f"continue?{name}={value}", b"flac", 422, name)
@@ -159,7 +159,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         ("continue?decoder=parallel&stream=1", b"flac", 422, "this model has no parallel stage"),
         ("generate?decoder=magic", b"", 422, "decoder: input should be 'autoregressive' or 'parallel'"),
         ("reconstruct?codebooks=7", b"flac", 422, "codebooks=7: give 1 to 6 for this codec"),
-        ("continue", b"", 422, "audio: no recording came"),
+        ("continue", b"", 422, "audio: no recording was sent"),
         ("continue", b"not a sound", 422, "audio: not a sound file that can be read"),
         ("tokenize", b"RIFF\0\0\0\0WAVE", 422, "audio: not a sound file that can be read"),
         ("detect", b"long", 413, "audio: more than 6 s; send a shorter recording"),

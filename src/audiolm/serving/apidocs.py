@@ -89,7 +89,7 @@ PROBLEMS = {
     413: "Larger or longer than this server accepts",
     415: "Neither a form nor a recording",
     422: "A parameter or recording is invalid; the detail says what to do about it",
-    429: "Too many requests, or the queue is full; Retry-After says when to try again",
+    429: "Too many requests, or the server is busy; Retry-After says when to try again",
     503: "Not done in time, or the server is stopping",
 }
 _PROBLEM = {
