@@ -150,7 +150,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
             for name in ("seconds", "prompt_seconds", "temperature", "top_p")
             for value in ("nan", "inf", "-inf", "1e999")
         ),
-        ("continue?temperature=1,2", b"flac", 422, "temperature: one number for all stages, or semantic,coarse,fine as"),
+        ("continue?temperature=1,2", b"flac", 422, "temperature: one number for all stages, or three for semantic,coarse,fine"),
         ("continue?seed=-1", b"flac", 422, "seed"),
         ("continue?samples=4", b"flac", 422, "samples=4: at most 3"),
         ("continue?stream=1&samples=2", b"flac", 422, "stream=true: one WAV"),

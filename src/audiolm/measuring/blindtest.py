@@ -1,8 +1,8 @@
 """Real or generated? The paper's listening test (AudioLM section IV-G): its raters reached 51.2 %, p = 0.23, which is chance.
 
-All clips have the same length and went through the codec, so that its artefacts give no hint. Half are real; the others are 3 s
-of a real prompt and the model's continuation. The page lets raters save their answers as a file. The correct answers are in a
-separate file, so that the page's source does not give them away.
+All clips have the same length and went through the codec, so that its artefacts give no hint. Half (rounded up) are real; the
+others are 3 s of a real prompt and the model's continuation. The page lets raters save their answers as a file. The correct
+answers are in a separate file, so that the page's source does not give them away.
 
     listening.html        the test: one file, no network
     listening-key.json    the correct answers; keep them from the raters

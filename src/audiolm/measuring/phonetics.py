@@ -38,7 +38,7 @@ class Phone:
 
 
 class PhoneAligner:
-    """Holds the recogniser's models, which take a second to load. `aligned` and `decoded` count the recordings labelled so."""
+    """Holds the recogniser's models, which take a second to load. `aligned`, `decoded`: recordings labelled each way."""
 
     def __init__(self) -> None:
         try:

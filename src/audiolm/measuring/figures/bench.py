@@ -106,7 +106,7 @@ def read_clip(recording: Recording, sample_rate: int) -> Waveform:
 
 
 def readable(recordings: Sequence[Recording], sample_rate: int) -> list[Waveform]:
-    """`read_clip` of all recordings that can be read; damaged ones, which were only to be learnt from, are skipped."""
+    """`read_clip` of all recordings that can be read; damaged ones are skipped."""
     sounds = []
     for recording in recordings:
         with suppress(InputError):
