@@ -117,7 +117,7 @@ def test_item_files(tmp_path: Path) -> None:
     path = tmp_path / "dev.item"
     path.write_text("#file onset offset #phone prev-phone next-phone speaker\n1-2-3 0.1 0.4 AE B T 1\nelse 0 1 AE B T 2\n")
     assert read_items(path, ["x", "1-2-3"]) == [Item(1, 0.1, 0.4, "AE", "B", "T", "1")]
-    with pytest.raises(InputError, match="names none of these"):
+    with pytest.raises(InputError, match="lists none of these"):
         read_items(path, ["y"])
     path.write_text("header\n1-2-3 0.1 oh AE B T 1\n")
     with pytest.raises(InputError, match="line 2"):

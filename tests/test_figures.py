@@ -432,7 +432,7 @@ def test_all_tables_are_written() -> None:
         "| **1** | 0.200 | - | 0.300 | - |",
         "| 16 | 0.250 | 0.200 |",
         "| coarse | its own, shuffled | 7.000 | 0.001 (-0.010 to 0.010) |",
-        "- The coarse stage does not listen to its semantic tokens",
+        "- The coarse stage shows no significant use of its semantic tokens",
         "| whole clips | the recording | 0.280 | - | - |",
         "| after a prompt of 3 s | continuation: its units, in the prompt's voice | 0.950 | 0.900 | 1.200 |",
         "| **continuation** | 50.0 | - | 92.6 |",

@@ -143,14 +143,14 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
     ("path", "body", "status", "words"),
     [
         ("continue?secnds=1", b"flac", 422, "unknown key 'secnds'; did you mean 'seconds'?"),
-        ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server makes at once; ask for 5 s"),
+        ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server generates at once; ask for 5 s"),
         ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than or equal to 0.1"),
         *(
             (f"continue?{name}={value}", b"flac", 422, name)
             for name in ("seconds", "prompt_seconds", "temperature", "top_p")
             for value in ("nan", "inf", "-inf", "1e999")
         ),
-        ("continue?temperature=1,2", b"flac", 422, "temperature: one number for all stages, or semantic,coarse,fine as"),
+        ("continue?temperature=1,2", b"flac", 422, "temperature: one number for all stages, or three for semantic,coarse,fine"),
         ("continue?seed=-1", b"flac", 422, "seed"),
         ("continue?samples=4", b"flac", 422, "samples=4: at most 3"),
         ("continue?stream=1&samples=2", b"flac", 422, "stream=true: one WAV"),
@@ -159,7 +159,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         ("continue?decoder=parallel&stream=1", b"flac", 422, "this model has no parallel stage"),
         ("generate?decoder=magic", b"", 422, "decoder: input should be 'autoregressive' or 'parallel'"),
         ("reconstruct?codebooks=7", b"flac", 422, "codebooks=7: give 1 to 6 for this codec"),
-        ("continue", b"", 422, "audio: no recording came"),
+        ("continue", b"", 422, "audio: no recording was sent"),
         ("continue", b"not a sound", 422, "audio: not a sound file that can be read"),
         ("tokenize", b"RIFF\0\0\0\0WAVE", 422, "audio: not a sound file that can be read"),
         ("detect", b"long", 413, "audio: more than 6 s; send a shorter recording"),
@@ -190,7 +190,10 @@ def test_wrong_kinds_of_bodies(client: TestClient, flac: bytes) -> None:
     assert broken.status_code == 400
     assert client.post("/v1/detect", data={"audio": "words"}).json()["detail"].startswith("audio: a text")
     unwanted = client.post("/v1/generate", files={"audio": flac})
-    assert (unwanted.status_code, unwanted.json()["detail"]) == (422, "audio: no recording of that name is wanted; leave it out")
+    assert (unwanted.status_code, unwanted.json()["detail"]) == (
+        422,
+        "audio: no recording of that name expected; leave it out",
+    )
     twice = [client.post("/v1/generate?seed=1", data={"seed": "2"}), client.post("/v1/generate?seed=1&seed=2")]
     twice.append(client.post("/v1/detect", files=[("audio", flac), ("audio", flac)]))
     for answer in twice:

@@ -233,11 +233,11 @@ def test_mistakes_of_who_starts_it(tmp_path: Path, capsys: pytest.CaptureFixture
         port = str(taken.getsockname()[1])
         for arguments, words in {
             ("secnds=3",): "secnds=3: unknown key 'secnds'; did you mean 'seconds'?",
-            ("queue=2",): "queue=2: samples=8 of one request would never find room; give as many",
+            ("queue=2",): "queue=2: too small for one request of samples=8; give at least as many",
             ("queue=0",): "queue=0: queue: input should be greater than or equal to 1",
             ("--api-key-file", str(tmp_path / "none")): "cannot be read; name a text file of keys",
             ("--port", "70000"): "--port 70000: give a number from 0 to 65535",
-            ("--port", port): "cannot be listened on (address already in use); choose others",
+            ("--port", port): "cannot listen there (address already in use); choose another",
             ("--model", "nowhere"): "nowhere: no such model",
             ("--device", "cuda:99"): "--device cuda:99: not available on this machine",
             ("--threads", "0"): "--threads 0: give 1 to 1024",

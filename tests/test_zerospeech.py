@@ -57,7 +57,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lost.wav: missing"):
         read_pairs(tmp_path, "lexical")
     (place / "gold.csv").write_text("id,file\n1,a\n")
-    with pytest.raises(InputError, match="no list of pairs"):
+    with pytest.raises(InputError, match="not a list of pairs"):
         read_pairs(tmp_path, "lexical")
 
 

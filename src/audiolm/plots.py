@@ -1,4 +1,4 @@
-"""Pictures of sound: the waveform over its spectrogram. Needs matplotlib, the extra `plot`, and only when it draws."""
+"""Plots of waveforms with spectrograms, and of codes. Needs matplotlib (the extra `plot`), imported only when drawing."""
 
 import io
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = 2000  # of the picture, whatever the length of the sound
+COLUMNS = 2000  # of the picture at most, for any length of sound
 ROWS = 192
 TOP_HERTZ = 8000
 RANGE_DECIBELS = 70
@@ -20,11 +20,11 @@ WAVE, PROMPT_LINE, PROMPT_TEXT = "#3b528b", "#9a9a9a", "#5a5a5a"
 def picture(
     samples: Tensor, sample_rate: int, prompt_seconds: float | None = None, title: str | None = None, kind: str = "png"
 ) -> bytes:
-    """Draw `samples` (T,) over a mel-scaled spectrogram, 0 to 8 kHz, with a grey line where the prompt ends.
+    """Draw `samples` (T,) above a mel-scaled spectrogram, 0 to 8 kHz, with a grey line where the prompt ends.
 
-    `kind`: png, svg, pdf or jpg. ImportError where matplotlib is missing.
+    `kind`: png, svg, pdf or jpg. ImportError if matplotlib is missing.
     """
-    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+    from matplotlib.figure import Figure  # not pyplot, which opens windows and keeps global state
 
     length = len(samples) / sample_rate
     figure = Figure(figsize=(10, 4.8), dpi=120, layout="constrained")
@@ -44,16 +44,16 @@ def picture(
 
 
 def codes_picture(codes: Tensor, seconds: float) -> bytes:
-    """Draw codes (Q, F) as a png: a row for each level, the first one on top, and a colour for each code.
+    """Draw codes (Q, F) as a PNG: one row per level, the first on top, and one colour per code.
 
-    ImportError where matplotlib is missing.
+    ImportError if matplotlib is missing.
     """
     from matplotlib.figure import Figure
 
     levels = len(codes)
     figure = Figure(figsize=(10, 0.7 + 0.12 * max(2, levels)), dpi=72, layout="constrained")
     axes = figure.subplots()
-    # Neighbouring numbers mean nothing to each other: the golden ratio gives them distant colours.
+    # Neighbouring codes are not related: steps of the golden ratio give them distant colours.
     colours = (codes.double() * 0.618034 + torch.arange(levels)[:, None] * 0.13) % 1
     axes.imshow(
         colours.numpy(), aspect="auto", interpolation="none", cmap="twilight", vmin=0, vmax=1, extent=(0, seconds, levels, 0)
@@ -67,7 +67,7 @@ def codes_picture(codes: Tensor, seconds: float) -> bytes:
 
 
 def _draw_wave(axes: "Axes", samples: Tensor, length: float) -> float:
-    """The extremes of each column; returns the height of the axes, which leaves room for the labels."""
+    """Draw the extremes of each column. Returns the height of the axes, which leaves room for the labels."""
     step = -(-len(samples) // COLUMNS)
     columns = torch.nn.functional.pad(samples[None], (0, -len(samples) % step), mode="replicate").reshape(-1, step)
     seconds = np.linspace(0, length, len(columns))
@@ -83,7 +83,7 @@ def _draw_spectrogram(axes: "Axes", samples: Tensor, sample_rate: int, length: f
     hop = max(1, window // 8, -(-len(samples) // COLUMNS))
     spectrum = torch.stft(samples, window, hop, window=torch.hann_window(window), pad_mode="constant", return_complex=True)
     top = min(TOP_HERTZ, sample_rate / 2)
-    # Rows evenly spaced in mel; each takes its power from between the two nearest bins.
+    # Rows are evenly spaced in mel; each interpolates the power of the two nearest bins.
     hertz = 700 * (10 ** (np.linspace(0, _mel(top), ROWS) / 2595) - 1)
     bins = torch.from_numpy(hertz / sample_rate * window).clamp(max=len(spectrum) - 1)
     low = bins.long().clamp(max=len(spectrum) - 2)

@@ -1,4 +1,4 @@
-"""Acoustic codes as the sound that is handed out: decoded as they come, joined to the prompt without a step, and marked."""
+"""Turns acoustic codes into the final sound: decodes them as they arrive, joins them to the prompt and adds the watermark."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,10 +12,10 @@ from audiolm.provenance import Marker
 def new_sound(
     codec: Codec, codes: Iterable[Tensor], samples: int, old: int = 0, last: Tensor | None = None, payload: int | None = None
 ) -> Iterator[Tensor]:
-    """What is new, `samples` in all, (1, n) at a time, of acoustic codes (Q, n) that come from the prompt's first frame on.
+    """The new sound in blocks (1, n), `samples` in all, from blocks of acoustic codes (Q, n) that start with the prompt's.
 
-    old: how many samples of the prompt the codes say first. last: the prompt's last sample (1, 1) where the new sound is heard
-    right after it. payload: of the watermark; None leaves it out.
+    old: samples at the start that belong to the prompt and are dropped. last: the prompt's last sample (1, 1) if the new sound
+    directly follows it. payload: of the watermark; None leaves it out.
     """
     sounds = _unmarked(codec, codes, samples, old, last)
     if payload is None:
@@ -30,7 +30,7 @@ def new_sound(
 
 
 def _unmarked(codec: Codec, codes: Iterable[Tensor], samples: int, old: int, last: Tensor | None) -> Iterator[Tensor]:
-    # The recording and the codec's rendering of it differ by a step at the seam: fade that out over 5 ms.
+    # The prompt and the decoded sound differ by a step where they meet; fade it out over 5 ms.
     fade, step, made = torch.linspace(1, 0, min(codec.sample_rate // 200, samples)), torch.zeros(1, 1), 0
     for sound in _decoded(codec, codes):
         if last is not None and 0 < old <= sound.shape[1]:

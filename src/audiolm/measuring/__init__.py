@@ -1,1 +1,1 @@
-"""The paper's evidence: pure measures, the runner over them, and what people read, hear and judge."""
+"""Evaluation as in the paper: the measures, the runner that applies them, the report with its page, and the listening test."""

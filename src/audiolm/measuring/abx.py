@@ -1,11 +1,11 @@
-"""Phonetic ABX (Schatz et al. 2013; AudioLM Table I): is X nearer to A, the same phone, than to B, another one?
+"""Phonetic ABX (Schatz et al. 2013; AudioLM Table I): is X nearer to A, which has the same phone, than to B, which has another?
 
-A, B and X are triphones of one context, which A and B share with X but for their middle phone. Within speakers all three are
-of one; across speakers X is of another. Distances, limits and averages are those of Libri-Light's and ZeroSpeech's scripts:
-angles between frames, aligned by dynamic time warping, over the path's length; errors averaged over contexts, then over
-speakers, then over pairs of phones. 0 is perfect, 0.5 is chance.
+A, B and X are triphones in the same context: they differ in the middle phone only. "Within" takes all three from one speaker,
+"across" takes X from another. Distances, limits and averages follow the scripts of Libri-Light and ZeroSpeech: angles between
+frames, aligned by dynamic time warping and divided by the path length; errors averaged over contexts, then over speakers, then
+over pairs of phones. 0 is perfect, 0.5 is chance.
 
-I items, T triplets, R recordings; features are (F, D), one row a frame.
+T triplets, R recordings; features are (F, D), one row per frame.
 """
 
 import math
@@ -25,13 +25,13 @@ from audiolm.errors import InputError
 from audiolm.measuring.phonetics import PHONES, Phone
 
 Mode = Literal["within", "across"]
-GROUP, OTHERS = 10, 5  # items of one phone, context and speaker, and speakers of X, at most (the scripts' limits)
-MOST = 300_000  # triplets; of more, those of as many cells (speaker, context, two phones) at random
-BATCH = 4096  # pairs of items that are aligned at once
+GROUP, OTHERS = 10, 5  # at most: items per phone, context and speaker; speakers to take X from (the limits of those scripts)
+MOST = 300_000  # triplets; cells (speaker, context, two phones) are drawn at random until there are this many
+BATCH = 4096  # pairs of items aligned at once
 
 
 class Item(NamedTuple):
-    """A triphone: where it stands, in seconds, and what it is."""
+    """A triphone: its place (times in seconds), its phone with context, and its speaker."""
 
     recording: int
     start: float
@@ -44,20 +44,20 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Triplets:
-    """Items A, B, X (T, 3) with the recordings they are of, and the cell of each, which is one of a speaker and two phones."""
+    """Triplets of items A, B, X. A cell is a speaker, a context, two phones and, across speakers, X's speaker."""
 
     items: Tensor  # (T, 3)
-    recordings: Tensor  # (T, 3)
+    recordings: Tensor  # (T, 3), recording of each item
     cell: Tensor  # (T), index into group
-    group: Tensor  # (cells), index into pair: speaker and pair of phones
-    pair: Tensor  # (groups): pair of phones
+    group: Tensor  # (cells), index into pair: each cell's speaker and pair of phones
+    pair: Tensor  # (groups), number of each group's pair of phones
 
     def __len__(self) -> int:
         return len(self.items)
 
 
 def triphones(phones: Sequence[Phone], recording: int, speaker: str) -> list[Item]:
-    """Items of a recording whose phones are known; silence and noises break words apart."""
+    """The items of a recording, from its phones; none spans silence or noise."""
     spoken = [phone.name in PHONES and phone.name != "SIL" for phone in phones]
     return [
         Item(recording, phones[i - 1].start, phones[i + 1].end, phones[i].name, phones[i - 1].name, phones[i + 1].name, speaker)
@@ -67,9 +67,9 @@ def triphones(phones: Sequence[Phone], recording: int, speaker: str) -> list[Ite
 
 
 def read_items(path: str | Path, recordings: Sequence[str]) -> list[Item]:
-    """Items of a ZeroSpeech or Libri-Light .item file (file onset offset phone before after speaker), of these recordings.
+    """Items of a ZeroSpeech or Libri-Light .item file (file onset offset phone before after speaker) for these recordings.
 
-    recordings: names without suffix; items of others are left out. InputError where a line is something else, or none is left.
+    recordings: names without suffix; items of others are ignored. InputError if a line is malformed, or if no item is left.
     """
     number = {name: index for index, name in enumerate(recordings)}
     items = []
@@ -87,12 +87,12 @@ def read_items(path: str | Path, recordings: Sequence[str]) -> list[Item]:
                 f"{path}, line {place}: not 'file onset offset phone before after speaker'; give a ZeroSpeech .item file"
             ) from error
     if not items:
-        raise InputError(f"{path}: names none of these recordings; give the recordings that it is of")
+        raise InputError(f"{path}: lists none of these recordings; give the recordings that it belongs to")
     return items
 
 
 def triplets(items: Sequence[Item], mode: Mode, seed: int = 0) -> Triplets:
-    """All triplets of the items, within the limits above; the same seed gives the same ones."""
+    """All triplets of the items, within the limits above. The same seed gives the same triplets."""
     random = Random(seed)
     where: dict[tuple[str, str], dict[str, dict[str, list[int]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for number, item in enumerate(items):  # context -> speaker -> phone -> items
@@ -131,9 +131,9 @@ def triplets(items: Sequence[Item], mode: Mode, seed: int = 0) -> Triplets:
 
 
 def confusions(features: Sequence[Tensor], frame_rate: float, items: Sequence[Item], chosen: Triplets) -> Tensor:
-    """For each triplet 1 where X is nearer to B, 0.5 where it is as near, else 0: (T); NaN where an item has no frame.
+    """For each triplet 1 if X is nearer to B, 0.5 if equally near to A and B, else 0: (T). NaN if an item has no frame.
 
-    features: (F, D) of each recording at `frame_rate` Hz; an item has the frames whose middle lies in it.
+    features: (F, D) of each recording at `frame_rate` Hz. The frames of an item are those whose middle lies within it.
     """
     parts = []
     for item in items:
@@ -146,7 +146,7 @@ def confusions(features: Sequence[Tensor], frame_rate: float, items: Sequence[It
     ends = torch.stack([unique // count, unique % count])
     distance = torch.full((len(unique),), math.nan)
     sizes = torch.tensor([len(part) for part in parts])
-    alike = (sizes[ends[0]] * 1000 + sizes[ends[1]]).argsort()  # of like lengths, so that little is padding
+    alike = (sizes[ends[0]] * 1000 + sizes[ends[1]]).argsort()  # sorted by length, for little padding
     for index in alike[there[ends].all(0)[alike]].split(BATCH):
         left, right = ([parts[number] for number in side] for side in ends[:, index].tolist())
         distance[index] = _aligned(left, right)
@@ -162,7 +162,7 @@ def _aligned(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 
 def warp(costs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Cost over length of the cheapest path from corner to corner of each matrix (N, L, M), of which rows x columns are used."""
+    """Cost of the cheapest corner-to-corner path divided by its length, (N), for the rows x columns used of each (N, L, M)."""
     height, width = costs.shape[1:]
     never = torch.full(costs.shape[:1], math.inf, dtype=costs.dtype)
     total = [[never] * (width + 1) for _ in range(height + 1)]
@@ -170,7 +170,7 @@ def warp(costs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     total[0][0] = torch.zeros_like(never)
     for i in range(height):
         for j in range(width):
-            # In the order that decides between equals: along both, along the columns, along the rows.
+            # This order breaks ties: diagonal, along the columns, along the rows.
             before = torch.stack([total[i][j], total[i + 1][j], total[i][j + 1]])
             least, way = before.min(0)
             taken = torch.stack([steps[i][j], steps[i + 1][j], steps[i][j + 1]]).gather(0, way[None])[0]
@@ -181,7 +181,7 @@ def warp(costs: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def abx_error(chosen: Triplets, wrong: Tensor) -> Callable[[Tensor], Tensor]:
-    """The error rate as a statistic for `audiolm.measuring.metrics.bootstrap`: indices of recordings (draws, R) -> (draws, 1)."""
+    """The error rate as a statistic for `metrics.bootstrap`: indices of recordings (draws, R) -> (draws, 1)."""
     known = ~wrong.isnan()
     wrong, cell, recordings = wrong[known].double(), chosen.cell[known], chosen.recordings[known]
     pairs = int(chosen.pair.max()) + 1 if len(chosen.pair) else 0

@@ -1,11 +1,11 @@
-"""Real or generated? The paper's listening test (AudioLM section IV-G): raters reached 51.2 %, p = 0.23, which is chance.
+"""Real or generated? The paper's listening test (AudioLM section IV-G): its raters reached 51.2 %, p = 0.23, which is chance.
 
-All clips are equally long and went through the codec, so that it gives no hint; half are real, half are 3 s of a real prompt
-and what the model makes of it. The page asks, and gives a file of ratings to keep; which clips are which stands in another
-file, so that looking at the page's source helps nobody.
+All clips have the same length and went through the codec, so that its artefacts give no hint. Half (rounded up) are real; the
+others are 3 s of a real prompt and the model's continuation. The page lets raters save their answers as a file. The correct
+answers are in a separate file, so that the page's source does not give them away.
 
     listening.html        the test: one file, no network
-    listening-key.json    the truth; keep it from the raters
+    listening-key.json    the correct answers; keep them from the raters
     audiolm ratings RATINGS... --key listening-key.json
 """
 
@@ -28,14 +28,14 @@ from audiolm.measuring.page import PROMPT, asset, document, sound_source
 from audiolm.model import AudioLM
 
 ANSWERS = ("real", "generated")
-SEAM = 0.005  # seconds over which a prompt and what follows are joined
+SEAM = 0.005  # seconds of crossfade between a prompt and its continuation
 KEY = "listening-key.json"
 
 Progress = Callable[[str, int, int], None]
 
 
 class Outcome(NamedTuple):
-    """Of ratings: how many, how many right, and how often pure chance is as good or better (one-sided, as the paper's)."""
+    """Number of ratings, number of correct ones, and the one-sided p-value against guessing, as in the paper."""
 
     ratings: int
     right: int
@@ -54,15 +54,15 @@ def write_test(
     seed: int = 0,
     tell: Progress = lambda what, done, total: None,
 ) -> None:
-    """Write a test of as many clips as there are sounds (mono, at the model's rate), each 3 s and `seconds` long or as long as
-    the shortest sound is. InputError where there are fewer than two, or one lasts less than 4 s.
+    """Write a test with one clip per sound (mono, at the model's rate), each 3 s plus `seconds` long, or as long as the shortest
+    sound if that is less. InputError if there are fewer than two sounds, or one is shorter than 4 s.
     """
     length = min((sound.seconds for sound in sounds), default=0.0)
     if len(sounds) < 2 or length < PROMPT + 1:
-        raise InputError(f"a listening test needs two recordings or more, of {PROMPT + 1:g} s or more; give others")
+        raise InputError(f"a listening test needs at least two recordings of {PROMPT + 1:g} s or more; give more or longer ones")
     length = min(length, PROMPT + seconds)
     order = torch.randperm(len(sounds), generator=Generator().manual_seed(seed)).tolist()
-    levels = model.chosen()["codebooks"]  # as many as what is generated, or the codec would tell
+    levels = model.chosen()["codebooks"]  # as many as the generated sound has, or codec quality would give it away
     through_codec = [model.reconstruct(sound.trim(length), levels) for sound in sounds]
     chosen = sorted(order[: len(sounds) // 2])
     requests = [Request(sounds[n].trim(PROMPT), length - PROMPT, seed=seed + n) for n in chosen]
@@ -74,7 +74,7 @@ def write_test(
         tell("listening", min(8 * (done + 1), len(chosen)), len(chosen))
     names = [_name(seed, number, sound) for number, (_, sound) in enumerate(clips)]
     test = hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:8]
-    places = sorted(range(len(names)), key=names.__getitem__)  # by hash: neither order nor name tells anything
+    places = sorted(range(len(names)), key=names.__getitem__)  # by hash, so that neither order nor name gives a hint
     items = [{"id": names[n], "sound": sound_source(clips[n][1])} for n in places]
     key = {"test": test, "model": model.about.get("name"), "seconds": length, "clips": {names[n]: clips[n][0] for n in places}}
     for name, text in (("listening.html", page(test, items, length)), (KEY, json.dumps(key, indent=1) + "\n")):
@@ -87,7 +87,7 @@ def _name(seed: int, number: int, sound: Waveform) -> str:
 
 
 def _joined(prompt: Waveform, new: Waveform) -> Waveform:
-    """A prompt as the codec renders it and what the model made of the recording, without a step where they meet."""
+    """Join a prompt that went through the codec and its continuation without a step between them."""
     fade = torch.linspace(1, 0, round(SEAM * new.sample_rate))
     samples = new.samples.clone()
     samples[:, : len(fade)] += (prompt.samples[:, -1:] - samples[:, :1]) * fade
@@ -95,16 +95,16 @@ def _joined(prompt: Waveform, new: Waveform) -> Waveform:
 
 
 def page(test: str, items: Sequence[Mapping[str, str]], seconds: float) -> str:
-    """The HTML of a test."""
+    """The test as HTML."""
     data = json.dumps({"test": test, "prompt": PROMPT, "clips": list(items)}).replace("<", "\\u003c")
     body = f"""<main class=test>
 <h1>Real or generated?</h1>
 <section id=start>
 <p>You will hear {len(items)} recordings of {seconds:.0f} seconds. <strong>The first {PROMPT:g} seconds of each are a real
-voice</strong>, to get used to it. In some the same recording goes on; in the others a model invents the rest. All of them went
-through the same compression, so its artefacts tell you nothing.</p>
-<p>Use headphones. Answer each once; there is no way back. You may listen as often as you like. At the end you save a file:
-please send it to whoever gave you this page.</p>
+voice</strong>, so that you can get used to it. In some, the same recording continues; in the others, a model generates the rest.
+All of them were compressed in the same way, so compression artefacts tell you nothing.</p>
+<p>Please use headphones. You may listen as often as you like, but an answer cannot be changed. At the end, save your answers as
+a file and send it to whoever gave you this page.</p>
 <p><label>Your initials or any name <input id=rater maxlength=40 autocomplete=off></label></p>
 <p><button id=begin>Begin</button> <span class=quiet id=resumed></span></p>
 </section>
@@ -116,10 +116,10 @@ please send it to whoever gave you this page.</p>
 <button class=choice id=real disabled>Real <kbd>R</kbd></button>
 <button class=choice id=generated disabled>Generated <kbd>G</kbd></button>
 </div>
-<p class=quiet>Answers open a second after the {PROMPT:g} seconds that are real. <kbd>P</kbd> plays and pauses.</p>
+<p class=quiet>You can answer from one second after the {PROMPT:g} real seconds. <kbd>P</kbd> plays and pauses.</p>
 </section>
 <section id=finish hidden>
-<p>Thank you. Nothing has left this computer yet:</p>
+<p>Thank you. Your answers are still only on this computer. Please save them:</p>
 <p><a class=button id=save>Save the ratings</a></p>
 <p class=quiet>{html.escape(f"Test {test}")}</p>
 </section>
@@ -132,16 +132,16 @@ please send it to whoever gave you this page.</p>
 
 
 def outcome(right: int, ratings: int) -> Outcome:
-    """Exact binomial test against guessing. InputError where there is no rating."""
+    """Exact binomial test against guessing. InputError if there is no rating."""
     if not 0 <= right <= ratings or not ratings:
-        raise InputError(f"ratings: {right} right of {ratings}; there must be one at least")
+        raise InputError(f"ratings: {right} right of {ratings}; there must be at least one rating")
     as_good = sum(math.comb(ratings, count) for count in range(right, ratings + 1))
     return Outcome(ratings, right, as_good / 2**ratings)
 
 
 def count_ratings(files: Sequence[Path], key: Path) -> dict[str, Outcome]:
-    """What each rater reached, and "all" together. InputError where a file is not of this test or holds no answer, or a rater is
-    there twice.
+    """The outcome for each rater, and for "all" together. InputError if a file belongs to another test or has no answers, or if
+    a rater occurs twice.
     """
     truth = _json(key, "clips")
     right: dict[str, list[bool]] = {}
@@ -149,13 +149,15 @@ def count_ratings(files: Sequence[Path], key: Path) -> dict[str, Outcome]:
         rated = _json(file, "ratings")
         name = str(rated.get("rater") or file.stem)
         if rated.get("test") != truth.get("test"):
-            raise InputError(f"{file}: ratings of test {rated.get('test')}, the key is of {truth.get('test')}; give its own key")
+            raise InputError(
+                f"{file}: ratings of test {rated.get('test')}, but the key is of {truth.get('test')}; give its own key"
+            )
         if name in right or name == "all":
-            raise InputError(f"{file}: a second file by {name!r}; leave one out, or change its rater")
+            raise InputError(f"{file}: a second file by {name!r}; leave one out, or change the rater's name in it")
         try:
             right[name] = [truth["clips"][clip] == answer for clip, answer in rated["ratings"].items() if answer in ANSWERS]
         except KeyError as error:
-            raise InputError(f"{file}: rates a clip {error} that the key does not know; copy it again") from error
+            raise InputError(f"{file}: rates a clip {error} that is not in the key; copy it again") from error
         if not right[name]:
             raise InputError(f"{file}: {name!r} answered nothing; leave it out")
     found = {name: outcome(sum(each), len(each)) for name, each in right.items()}
@@ -170,5 +172,5 @@ def _json(path: Path, wanted: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); copy it again") from error
     if not isinstance(found, dict) or not isinstance(found.get(wanted), dict):
-        raise InputError(f"{path}: holds no {wanted}; give what the listening test saved, and its {KEY} as --key")
+        raise InputError(f"{path}: contains no {wanted}; give the files saved by the listening test, and its {KEY} as --key")
     return found

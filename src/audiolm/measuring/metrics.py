@@ -1,6 +1,6 @@
-"""Pure measures: of two sounds, of codes, of sequences of units; and the bootstrap that says how sure they are.
+"""Measures of pairs of sounds, of codes and of unit sequences, and the bootstrap for their confidence intervals.
 
-R is a count of recordings. Nothing here knows a model or a file.
+R is a number of recordings. Nothing here depends on a model or a file.
 """
 
 import math
@@ -20,7 +20,7 @@ MEL = {32: 5, 64: 10, 128: 20, 256: 40, 512: 80, 1024: 160, 2048: 320}  # window
 
 
 class Measure(NamedTuple):
-    """A figure, the 95 % confidence interval around it, and of how many recordings it is."""
+    """A figure, its 95 % confidence interval, and the number of recordings behind it."""
 
     value: float
     low: float
@@ -29,20 +29,18 @@ class Measure(NamedTuple):
 
 
 def needed(package: str) -> Any:
-    """A module of the `eval` extra. InputError where it is not installed."""
+    """Import a module of the `eval` extra. InputError if it is not installed."""
     try:
         return import_module(package)
     except ImportError as error:
-        raise InputError(
-            f"evaluation needs the package {package}; install what it needs by pip install 'audiolm[eval]'"
-        ) from error
+        raise InputError(f"evaluation needs the package {package}; install it with pip install 'audiolm[eval]'") from error
 
 
 def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 1000, seed: int = 0) -> list[Measure]:
-    """Measures of a statistic: indices of recordings (draws, R) -> figures (draws, M). Recordings are drawn with replacement.
+    """M measures by bootstrap. statistic: indices of recordings, drawn with replacement, (draws, R) -> figures (draws, M).
 
-    The interval holds the middle 95 % of what the draws give, moved by how far their mean lies from the figure itself: entropies
-    of few frames are too low, and those of a draw, which has fewer different ones, lower still. One recording has none: NaN.
+    The interval is the middle 95 % of the draws, shifted so that their mean lies on the figure itself: entropies estimated from
+    few frames are too low, and those of a draw, which has fewer distinct frames, lower still. NaN for a single recording.
     """
     value = statistic(torch.arange(clips)[None])[0].double()
     if clips < 2:
@@ -53,7 +51,7 @@ def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 10
 
 
 def mean(values: Sequence[float] | Tensor) -> Measure:
-    """The mean over recordings (R); those that could not be measured are NaN and do not count."""
+    """The mean over recordings (R), ignoring NaN (not measurable)."""
     each = torch.as_tensor(values, dtype=torch.float64)
     each = each[~each.isnan()]
     if not len(each):
@@ -62,18 +60,18 @@ def mean(values: Sequence[float] | Tensor) -> Measure:
 
 
 def ratio(totals: Tensor, counts: Tensor) -> Measure:
-    """Sum of totals (R) over sum of counts (R): long recordings count more."""
+    """Sum of totals (R) divided by the sum of counts (R), so that long recordings weigh more."""
     totals, counts = totals.double(), counts.double()
     return bootstrap(lambda index: (totals[index].sum(1) / counts[index].sum(1))[:, None], len(totals))[0]
 
 
-# Of two sounds: a reference and what became of it, both (T) at `rate` Hz. Silence in place of a sound is the worst there is, not
-# what cannot be measured: that, NaN, is a matter of the reference alone.
+# Of two sounds: a reference and a degraded version of it, both (T) at `rate` Hz. Silence instead of sound gets the worst score;
+# only an unsuitable reference gives NaN.
 
 
 def si_sdr(reference: Tensor, sound: Tensor) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), from -100, as of silence, to 100. NaN where the
-    reference is silent.
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019), from -100 (silence) to 100. NaN if the reference
+    is silent.
     """
     reference, sound = (x.double() - x.double().mean() for x in (reference, sound))
     if not bool(reference.any()):
@@ -88,12 +86,12 @@ def si_sdr(reference: Tensor, sound: Tensor) -> float:
 def mel_distance(reference: Tensor, sound: Tensor, rate: int) -> float:
     """Mean absolute difference of log10 mel magnitudes, averaged over DAC's seven windows, 32 samples (5 bands) to 2048 (320).
 
-    Hops of a quarter window, magnitudes of a full-scale sine of order one, floored at 1e-5; 0.1 is 2 dB.
+    The hop is a quarter window. Magnitudes, of order 1 for a full-scale sine, are floored at 1e-5. A distance of 0.1 is 2 dB.
     """
     total = 0.0
     for window, bands in MEL.items():
         filters = mel_filters(rate, window, bands)
-        scale = 2 / math.sqrt(window)  # `stft` scales by sqrt(window), a sine has window / 4 in its bin
+        scale = 2 / math.sqrt(window)  # `stft` divides by sqrt(window); a full-scale sine has window / 4 in its bin
         ours, theirs = (
             (filters @ stft(x[None, None], window, window // 4).abs() * scale).clamp_min(1e-5).log10() for x in (sound, reference)
         )
@@ -102,7 +100,7 @@ def mel_distance(reference: Tensor, sound: Tensor, rate: int) -> float:
 
 
 def pesq_wb(reference: Tensor, sound: Tensor) -> float:
-    """Wide-band PESQ (ITU-T P.862.2) at 16 kHz, from 1, as of silence, to 4.64. NaN where the reference has no speech."""
+    """Wide-band PESQ (ITU-T P.862.2) at 16 kHz, from 1 (silence) to 4.64. NaN if the reference has no speech."""
     pesq = needed("pesq")
     if not bool(reference.any()):
         return math.nan
@@ -110,15 +108,15 @@ def pesq_wb(reference: Tensor, sound: Tensor) -> float:
         return math.nan if math.isnan(pesq_wb(reference, reference)) else 1.0
     try:
         return float(pesq.pesq(16_000, reference.numpy(), sound.numpy(), "wb"))
-    except (pesq.PesqError, ValueError):  # no utterance, or less than a quarter of a second
+    except (pesq.PesqError, ValueError):  # no utterance found, or less than a quarter of a second
         return math.nan
 
 
 def stoi(reference: Tensor, sound: Tensor, rate: int) -> float:
-    """Short-time objective intelligibility (Taal et al. 2011), 0 to 1. NaN where less than 0.4 s of the reference is speech."""
+    """Short-time objective intelligibility (Taal et al. 2011), 0 to 1. NaN if less than 0.4 s of the reference is speech."""
     pystoi = needed("pystoi")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)  # that it warns of, and then answers 1e-5
+        warnings.simplefilter("error", RuntimeWarning)  # pystoi only warns of too little speech, and returns 1e-5
         try:
             return float(pystoi.stoi(reference.numpy(), sound.numpy(), rate))
         except RuntimeWarning:
@@ -126,16 +124,16 @@ def stoi(reference: Tensor, sound: Tensor, rate: int) -> float:
 
 
 class Visqol(NamedTuple):
-    """ViSQOL's similarity of two spectrograms (1: the same) and the two opinion scores, 1 to 5, that it was mapped to."""
+    """ViSQOL's similarity of two spectrograms (1: identical) and its two mappings to opinion scores from 1 to 5."""
 
-    similarity: float  # mean NSIM of the gammatone spectrograms' patches
-    fit: float  # by an exponential fit: ViSQOL to 3.2, hence most likely the paper's; 5 for the sound itself
-    lattice: float  # by the network that ViSQOL has used since; about 3.9 for the examples of this repository themselves
+    similarity: float  # mean NSIM over patches of the gammatone spectrograms
+    fit: float  # exponential fit: ViSQOL up to 3.2, so most likely the paper's; 5 for identical sounds
+    lattice: float  # lattice network of later versions; below 5 even for identical sounds (3.9 and 4.6 for those in examples/)
 
 
 def visqol(reference: Tensor, sound: Tensor) -> Visqol:
-    """ViSQOL of speech at 16 kHz (Chinen et al. 2020), by visqol-python. 0, 1 and 1 of silence; NaN where the reference has no
-    speech to compare.
+    """ViSQOL in speech mode at 16 kHz (Chinen et al. 2020), by visqol-python. Silence gets 0, 1 and 1. NaN if the reference has
+    no speech to compare.
     """
     api, fit = _visqol()
     if not bool(reference.any()):
@@ -145,7 +143,7 @@ def visqol(reference: Tensor, sound: Tensor) -> Visqol:
         return same if math.isnan(same.similarity) else Visqol(0.0, 1.0, 1.0)
     try:
         found = api.measure_from_arrays(reference.double().numpy(), sound.double().numpy(), 16_000)
-    except (ValueError, IndexError, RuntimeError):  # shorter than one patch of its spectrogram
+    except (ValueError, IndexError, RuntimeError):  # shorter than one spectrogram patch
         return Visqol(math.nan, math.nan, math.nan)
     return Visqol(found.vnsim, fit.predict_quality(found.fvnsim, found.fvnsim10, found.fstdnsim, found.fvdegenergy), found.moslqo)
 
@@ -153,7 +151,7 @@ def visqol(reference: Tensor, sound: Tensor) -> Visqol:
 @lru_cache(maxsize=1)
 def _visqol() -> tuple[Any, Any]:
     api = needed("visqol").VisqolApi()
-    needed("ai_edge_litert")  # without it another mapping would stand in, silently
+    needed("ai_edge_litert")  # without it visqol would silently use another mapping
     api.create(mode="speech", use_lattice_model=True)
     return api, needed("visqol.quality_mapper").SpeechSimilarityToQualityMapper()
 
@@ -162,16 +160,16 @@ def _visqol() -> tuple[Any, Any]:
 
 
 def frechet(ours: Tensor, theirs: Tensor) -> float:
-    """Fréchet distance of the normal distributions fitted to embeddings (N, D) and (M, D): 0 for equal ones.
+    """Fréchet distance between the normal distributions fitted to embeddings (N, D) and (M, D): 0 if they are equal.
 
-    Squared distance of the means, and the trace of C1 + C2 - 2 (C1 C2)^(1/2) (Dowson and Landau 1982; Kilgour et al. 2019 for
-    sound). Sets not much larger than D are far apart by their size alone: compare with a set of real sounds as large.
+    The squared distance of the means plus the trace of C1 + C2 - 2 (C1 C2)^(1/2) (Dowson and Landau 1982; Kilgour et al. 2019
+    for audio). Sets not much larger than D are far apart by their size alone: compare with real sounds in a set of equal size.
     """
     ours, theirs = ours.double(), theirs.double()
     if min(len(ours), len(theirs)) < 2:
         return math.nan
     one, two = (x.T.cov(correction=1).view(x.shape[1], -1) for x in (ours, theirs))
-    # The root's trace is the nuclear norm of the product of both roots; exact where covariances are singular, as they often are.
+    # The trace of the root is the nuclear norm of the product of both roots: exact for singular covariances, which are common.
     cross = torch.linalg.svdvals(_root(one) @ _root(two)).sum()
     return float(((ours.mean(0) - theirs.mean(0)).square().sum() + one.trace() + two.trace() - 2 * cross).clamp_min(0))
 
@@ -185,18 +183,18 @@ def _root(matrix: Tensor) -> Tensor:
 
 
 def entropy(counts: Tensor) -> Tensor:
-    """Bits of the frequencies that counts (..., N) make: (...)."""
+    """Entropy in bits of the distributions given by counts (..., N): (...)."""
     share = counts.double() / counts.sum(-1, keepdim=True)
     return -torch.special.xlogy(share, share).sum(-1) / math.log(2)
 
 
 def histogram(codes: Tensor, size: int) -> Tensor:
-    """How often each of `size` codes occurs in each level of codes (Q, F): (Q, size)."""
+    """Count how often each of `size` codes occurs in each level of codes (Q, F): (Q, size)."""
     return torch.stack([level.bincount(minlength=size) for level in codes])
 
 
 def shuffled(units: Tensor, random: torch.Generator, runs: bool = False) -> Tensor:
-    """Units (Q, F) in random order. runs: of whole runs, so that a stage which is given no repeats is given no more tokens."""
+    """Units (Q, F) in random order. runs: keep runs of equal units whole, so that a stage with dedup gets no more tokens."""
     if not runs:
         return units[:, torch.randperm(units.shape[1], generator=random)]
     kinds, lengths = units.unique_consecutive(return_counts=True, dim=1)
@@ -205,7 +203,7 @@ def shuffled(units: Tensor, random: torch.Generator, runs: bool = False) -> Tens
 
 
 def unit_errors(asked: Tensor, said: Tensor) -> tuple[int, int]:
-    """Edits that turn the units asked for (F) into those said (F), repeats removed from both, and how many were asked for."""
+    """Edit distance between the units asked for (F) and those said (F), without repeats, and the number of units asked for."""
     theirs, ours = (" ".join(map(str, units.unique_consecutive().tolist())) for units in (asked, said))
     found = needed("jiwer").process_words(theirs, ours)
     return found.substitutions + found.deletions + found.insertions, len(theirs.split())

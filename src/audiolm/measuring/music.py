@@ -1,6 +1,6 @@
-"""Pure measures of music: which tones sound, in which key, how clearly and how often struck.
+"""Measures of music: tones, key, entropy over semitones, and onsets.
 
-S: the semitones of a piano, A0 to C8. Sounds are (T) at 16 kHz.
+S: the 88 semitones of a piano, A0 to C8. Sounds are (T) at 16 kHz.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,16 @@ from audiolm.training.adversarial import stft
 
 RATE = 16_000
 LOWEST, SEMITONES = 21, 88  # MIDI number of A0, and how many
-WINDOW = 8192  # half a second: 2 Hz a bin, which tells semitones apart from A2 on
-STRIKE = 1024  # window and, a quarter of it, hop of onsets
-SILENCE = 1e-6  # of a window's energy against the loudest one's
+WINDOW = 8192  # half a second: bins of 2 Hz, which separate semitones from A2 upwards
+STRIKE = 1024  # window for onsets; the hop is a quarter of it
+SILENCE = 1e-6  # windows with less than this share of the loudest window's energy are silent
 
 
 def semitones(sound: Tensor, hop: int = WINDOW // 4) -> Tensor:
-    """Energy of each semitone (S, frames), half a second every eighth of one; of bins within half a semitone of it."""
+    """Energy of each semitone (S, frames) in windows of half a second, by default every eighth of a second.
+
+    Each bin counts for the nearest semitone.
+    """
     power = stft(_long_enough(sound)[None, None], WINDOW, hop).abs().square()[0]
     hertz = torch.arange(len(power)) * RATE / WINDOW
     number = (12 * torch.log2(hertz.clamp_min(1) / 440) + 69).round().long() - LOWEST
@@ -28,13 +31,13 @@ def semitones(sound: Tensor, hop: int = WINDOW // 4) -> Tensor:
 
 
 def tone_likeness(reference: Tensor, sound: Tensor) -> float:
-    """Mean cosine between the energies of the semitones of two sounds, window by window where the first is not silent."""
+    """Mean cosine between the semitone energies of two sounds, over the windows in which the reference is not silent."""
     ours, theirs = semitones(sound), semitones(reference)
     return float(F.cosine_similarity(ours, theirs, 0)[_heard(theirs)].mean())
 
 
 def key(sound: Tensor) -> Tensor:
-    """Shares of the twelve tones (12), each window weighing the same; NaN of silence."""
+    """Energy shares of the twelve pitch classes (12), averaged over windows with equal weight. NaN for silence."""
     energies = semitones(sound)
     energies = energies[:, _heard(energies)]
     tones = energies.new_zeros(12, energies.shape[1]).index_add_(0, torch.arange(SEMITONES) % 12, energies)
@@ -42,17 +45,17 @@ def key(sound: Tensor) -> Tensor:
 
 
 def chroma(sound: Tensor, frames: int, rate: float) -> Tensor:
-    """Roots of the shares of the twelve tones (frames, 12), so many times a second; what is silent has none."""
+    """Square roots of the energy shares of the twelve pitch classes (frames, 12), `rate` frames per second; 0 in silence."""
     energies = semitones(F.pad(sound, (0, WINDOW)), round(RATE / rate))[:, :frames]
     tones = energies.new_zeros(12, energies.shape[1]).index_add_(0, torch.arange(SEMITONES) % 12, energies)
     return (tones / tones.sum(0).clamp_min(1e-12)).sqrt().T
 
 
 def told(units: Sequence[Tensor], chromas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """How much of the chroma (F, 12) of each recording its units (F) tell, and how much there is to tell: (R), (R).
+    """The variance of each recording's chroma (F, 12) that its units (F) explain, and all of it, as sums: (R), (R).
 
-    A unit's chroma is the mean of its frames in the other recordings, so that units which only know a recording tell nothing;
-    below 0 they mislead. What there is to tell is the variance about the mean of the others.
+    A unit predicts the mean chroma of its frames in the other recordings, so units that merely identify a recording explain
+    nothing, and misleading ones explain less than 0. The variance is about the mean of the other recordings.
     """
     size = 1 + max(int(each.max()) for each in units)
     both = list(zip(units, chromas, strict=True))
@@ -68,14 +71,17 @@ def told(units: Sequence[Tensor], chromas: Sequence[Tensor]) -> tuple[Tensor, Te
 
 
 def key_likeness(reference: Tensor, sound: Tensor) -> float:
-    """Cosine of the keys of two sounds: 1 of the same, near 0.5 of unrelated music, 0 of silence; NaN if the first is silent."""
+    """Cosine between the keys of two sounds: 1 if equal, about 0.5 for unrelated music, 0 if only `sound` is silent.
+
+    NaN if the reference is silent.
+    """
     return float(F.cosine_similarity(key(reference), key(sound).nan_to_num(0), 0))
 
 
 def tone_entropy(sound: Tensor) -> float:
-    """Over how many semitones a window's energy is spread, in nats: 0 of one tone, log S = 4.5 of all alike.
+    """Entropy of a window's energy over the semitones, in nats: 0 for a single tone, log S = 4.5 for equal energy in all.
 
-    NaN of silence, which is neither a tone nor a wash, so that no number would be its worst: likeness and level tell of it.
+    NaN for silence, for which neither extreme would be the worst score; key likeness and level show it.
     """
     energies = semitones(sound)
     shares = energies[:, _heard(energies)]
@@ -84,7 +90,7 @@ def tone_entropy(sound: Tensor) -> float:
 
 
 def onsets(sound: Tensor) -> float:
-    """Onsets a second: peaks of the growth of compressed magnitudes that stand a deviation above its mean."""
+    """Onsets per second: peaks of the growth of compressed magnitudes, one standard deviation above its mean or higher."""
     loud = stft(_long_enough(sound)[None, None], STRIKE, STRIKE // 4).abs()[0] ** 0.3
     growth = loud.diff(dim=1).clamp_min(0).sum(0)
     middle = growth[1:-1]
@@ -93,7 +99,7 @@ def onsets(sound: Tensor) -> float:
 
 
 def _heard(energies: Tensor) -> Tensor:
-    """Windows (frames) in which something sounds; all where nothing does."""
+    """Which windows (frames) are not silent; all of them if the whole sound is silent."""
     total = energies.sum(0)
     return total >= SILENCE * total.max()
 

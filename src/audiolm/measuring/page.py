@@ -1,7 +1,7 @@
-"""The page of a report: what the model makes, to be heard and seen, in the manner of the paper's example page.
+"""The HTML page of a report: examples of generated sound with spectrograms, similar to the paper's example page.
 
-One HTML file with everything in it: sounds as MP3, which every browser plays, spectrograms as small PNGs, no network. Every
-generated sound on it is marked as such (audiolm.provenance).
+One self-contained file: sounds as MP3, which every browser plays, spectrograms as small PNGs, no network. All generated sound
+on it carries the watermark (audiolm.provenance).
 """
 
 import base64
@@ -27,10 +27,10 @@ from audiolm.training.adversarial import mel_filters
 from audiolm.training.data import Recording, by_speaker
 from audiolm.training.storage import fetched
 
-PROMPT = 3.0  # seconds, the paper's
-PROMPTS = 3  # recordings that are shown
+PROMPT = 3.0  # seconds, as in the paper
+PROMPTS = 3  # recordings shown
 RATE, WINDOW, HOP, BANDS, SHADES, DECIBELS = 16_000, 512, 320, 72, 40, 70  # of the spectrograms
-# Magma, from black to pale yellow, at even steps.
+# The magma colour map, from black to pale yellow, in equal steps.
 COLOURS = "000004 1c1044 4f127b 812581 b5367a e55064 fb8761 fec287 fcfdbf"
 
 CREDITS = ("title", "composer", "creator", "source", "licence", "license", "attribution")  # columns of a manifest
@@ -40,7 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One sound on the page; a grey line stands where its prompt ends."""
+    """One sound on the page; a grey line marks the end of its prompt."""
 
     title: str
     sound: Waveform
@@ -49,7 +49,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what it shows, and rows of examples that belong together."""
+    """A heading, an explanation, and rows of related examples."""
 
     title: str
     text: str
@@ -59,7 +59,7 @@ class Section:
 def sections(
     model: AudioLM, sounds: Sequence[Waveform], seconds: float, seed: int, tell: Progress = lambda what, done, total: None
 ) -> list[Section]:
-    """Examples of all that the model can do, from real sounds longer than 3 s, mono at its rate; the same seed, the same page."""
+    """Examples of all that the model can do, from real sounds longer than 3 s, mono at its rate. Reproducible by the seed."""
     sounds = [sound.trim(PROMPT + seconds) for sound in sounds[:PROMPTS]]
     found: list[Section] = []
     prompts = [sound.trim(PROMPT) for sound in sounds]
@@ -90,8 +90,8 @@ def _continued(model: AudioLM, sounds: Sequence[Waveform], prompts: Sequence[Wav
         for n, sound in enumerate(sounds)
     ]
     text = (
-        "The model hears the first 3 s, up to the grey line, of a recording, and goes on by itself: "
-        "semantic tokens say what comes, acoustic tokens in which voice."
+        "The model hears the first 3 s of a recording, up to the grey line, and continues it: the semantic tokens determine "
+        "what comes next, the acoustic tokens in which voice."
     )
     return Section("Continuation", text, tuple(rows))
 
@@ -104,22 +104,22 @@ def _revoiced(model: AudioLM, sounds: Sequence[Waveform], seed: int) -> Section:
         (Example("The recording", sound), *(Example(f"Its semantic tokens, voice {k + 1}", made[2 * n + k]) for k in range(2)))
         for n, sound in enumerate(sounds)
     ]
-    text = "The semantic tokens of a recording alone, heard again in voices, or rooms, drawn at random."
+    text = "Only the semantic tokens of a recording are given; voice and room are drawn at random."
     return Section("Acoustic generation", text, tuple(rows))
 
 
 def _unconditional(model: AudioLM, seconds: float, seed: int) -> Section:
     made = model.generate_batch([Request(seconds=seconds, seed=seed + each) for each in range(3)])
     row = tuple(Example(f"Seed {seed + number}", sound) for number, sound in enumerate(made))
-    return Section("Unconditional", "From nothing: what comes, and in which voice, is drawn.", (row,))
+    return Section("Unconditional", "Without a prompt: both content and voice are drawn at random.", (row,))
 
 
 def _acoustic_only(model: AudioLM, sounds: Sequence[Waveform], prompts: Sequence[Waveform], seconds: float, seed: int) -> Section:
     made = model.generate_batch([Request(prompt, seconds, seed=seed) for prompt in prompts], chain="acoustic")
     row = tuple(Example(f"Prompt {number}", sound, PROMPT) for number, sound in enumerate(made, 1))
     text = (
-        "The paper's baseline: the same prompts continued by acoustic tokens with no semantic ones before them. It should "
-        "keep the voice and babble."
+        "The paper's baseline: the same prompts, continued with acoustic tokens only, without semantic tokens. It should "
+        "keep the voice but babble."
     )
     return Section("Acoustic tokens alone", text, (row,))
 
@@ -132,16 +132,18 @@ def _codec(model: AudioLM, sounds: Sequence[Waveform]) -> Section:
         rate = [f"{level} levels, {spec.bitrate * level / spec.num_codebooks / 1000:g} kbit/s" for level in levels]
         made = [Example(name, model.reconstruct(sound, level)) for name, level in zip(rate, levels, strict=True)]
         rows.append((Example("The recording", sound), *made))
-    text = "The codec by itself bounds how good anything generated can sound: the first levels carry most, the others the detail."
+    text = (
+        "The codec alone limits how good generated sound can be. The first levels carry most of the sound, the others the detail."
+    )
     return Section("Codec", text, tuple(rows))
 
 
 def real_sounds(
     model: AudioLM, recordings: Sequence[Recording], count: int, seconds: float, seed: int
 ) -> list[tuple[Recording, Waveform]]:
-    """At most `count` recordings of as many speakers as can be, their first 3 s and `seconds`, mono at the model's rate.
+    """The first 3 s plus `seconds` of up to `count` recordings, from as many speakers as possible, mono at the model's rate.
 
-    Those that last so long come first; those under 4 s, and those that cannot be read, are not taken.
+    Recordings of at least that length come first; those shorter than 4 s or unreadable are skipped.
     """
     order = by_speaker([each for each in recordings if each.seconds >= PROMPT + 1], seed)
     order.sort(key=lambda each: each.seconds < PROMPT + seconds)
@@ -167,9 +169,9 @@ def write_page(
     seed: int = 0,
     tell: Progress = lambda what, done, total: None,
 ) -> None:
-    """Generate the examples and write the page; without a recording of 4 s it has tables alone.
+    """Generate the examples and write the page; if no recording has 4 s, it has only the tables.
 
-    tables: the report in Markdown, as audiolm.measuring.report makes it.
+    tables: the report in Markdown, from audiolm.measuring.report.
     """
     found = real_sounds(model, recordings, PROMPTS, seconds, seed)
     parts = sections(model, [sound for _, sound in found], seconds, seed, tell) if found else []
@@ -179,15 +181,15 @@ def write_page(
 
 
 def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str, heard: Sequence[Recording] = ()) -> str:
-    """The HTML of a report; heard: the recordings in it, for what their manifest says of whose they are."""
+    """A report as HTML. heard: the recordings in it, credited as their manifest states."""
     name = html.escape(str(report.get("model", "AudioLM")))
     links = "".join(f'<a href="#{_anchor(part.title)}">{html.escape(part.title)}</a>' for part in parts)
-    unheard = " it was not trained on" if report.get("split") == "test" else ""
+    unheard = " that it was not trained on" if report.get("split") == "test" else ""
     groups = f"{report.get('recordings.speakers', 'some')} {report.get('recordings.by', 'speakers')}"
     facts = f"seed {report.get('seed', 0)} · {html.escape(str(report.get('versions', '')))}"
-    body = f"""<h1>AudioLM &ldquo;{name}&rdquo;: to hear and to see</h1>
-<p>An <a href="https://arxiv.org/abs/2209.03143">AudioLM</a>, heard and measured on recordings of
-{groups}{unheard}. Everything generated here carries an inaudible mark that
+    body = f"""<h1>AudioLM &ldquo;{name}&rdquo;: examples and figures</h1>
+<p>An <a href="https://arxiv.org/abs/2209.03143">AudioLM</a>, with examples and measurements on recordings of
+{groups}{unheard}. All generated sound here carries an inaudible watermark that
 <code>audiolm detect</code> finds.</p>
 <p class=quiet>Made by <code>{html.escape(str(report.get("command", "")))}</code><br>{facts} ·
 all figures: <a href="report.json">report.json</a></p>
@@ -198,7 +200,7 @@ all figures: <a href="report.json">report.json</a></p>
 
 
 def document(title: str, body: str, script: str) -> str:
-    """A whole page with its style and script inside it; `body` and `script` as they are."""
+    """A complete page with inline style and script. `body` and `script` are inserted unescaped."""
     return f"""<!doctype html>
 <html lang=en>
 <meta charset=utf-8>
@@ -215,7 +217,7 @@ def document(title: str, body: str, script: str) -> str:
 
 
 def rendered(markdown: str) -> str:
-    """Markdown as HTML; wide tables scroll by themselves."""
+    """Markdown as HTML, in which wide tables scroll on their own."""
     text = needed("markdown_it").MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     return text.replace("<table>", '<div class=table tabindex=0 role=region aria-label="table"><table>').replace(
         "</table>", "</table></div>"
@@ -223,7 +225,7 @@ def rendered(markdown: str) -> str:
 
 
 def asset(name: str) -> str:
-    """A style or script that lies beside this file."""
+    """The text of a stylesheet or script next to this file."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
@@ -232,7 +234,7 @@ def _credits(heard: Sequence[Recording]) -> str:
     for each in heard:
         told = [each.columns[name].strip() for name in CREDITS if each.columns.get(name, "").strip()]
         lines.append(f"<li>{html.escape(', '.join([f'{each.name} (speaker {each.speaker})', *told]))}</li>")
-    text = "Whose they are, as far as their manifest says. Sounds made of one stay under its licence."
+    text = "Credits, as far as the manifest states them. Sound derived from a recording remains under its licence."
     return f"<section id=recordings><h2>Recordings</h2><p>{text}</p><ol>{''.join(lines)}</ol></section>"
 
 
@@ -254,7 +256,7 @@ def _figure(example: Example, longest: float) -> str:
 
 
 def sound_source(sound: Waveform) -> str:
-    """A sound as the address of itself."""
+    """A sound as a data: URL."""
     return _data("audio/mpeg", sound.mono().resample(RATE).to_bytes(".mp3"))
 
 
@@ -270,7 +272,7 @@ def _anchor(title: str) -> str:
 
 
 def spectrogram(sound: Waveform) -> bytes:
-    """A PNG of 72 mel bands to 8 kHz, low ones at the bottom, a column every 20 ms, over 70 dB."""
+    """A PNG of 72 mel bands up to 8 kHz, lowest at the bottom, one column per 20 ms, with a range of 70 dB."""
     samples = sound.mono().resample(RATE).samples[0].detach().cpu()
     spectrum = torch.stft(samples, WINDOW, HOP, window=torch.hann_window(WINDOW), pad_mode="constant", return_complex=True)
     level = 10 * (mel_filters(RATE, WINDOW, BANDS) @ spectrum.abs().square() + 1e-10).log10()
@@ -286,7 +288,7 @@ def _palette(size: int) -> bytes:
 
 
 def _png(pixels: Tensor, palette: bytes) -> bytes:
-    """(rows, columns) of numbers of colours as a PNG file."""
+    """Palette indices (rows, columns) as a PNG file."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

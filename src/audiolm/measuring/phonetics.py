@@ -1,10 +1,10 @@
-"""How phonetic are the units? Phone labels of recordings, and what units tell about them (AudioLM §III-B, Fig. 3; HuBERT §IV).
+"""Phone labels of recordings, and how much units tell about them (AudioLM §III-B, Fig. 3; HuBERT §IV).
 
-Phones are found by pocketsphinx, whose acoustic model and dictionary come in its wheel (the `eval` extra): a transcript is
-aligned to the sound, word by word and then phone by phone, a word outside the dictionary (a name) spelled letter by letter;
-where there is no transcript, or it does not fit the sound, a free phone decoding stands in. Labels are of the 39 phones of the
-CMU dictionary and silence, one per 25 Hz frame, that of the frame's middle. They are the recogniser's opinion: errors of some
-ten milliseconds and some wrong phones, the same for every kind of unit that is compared.
+Phones come from pocketsphinx, whose acoustic model and dictionary are in its wheel (the `eval` extra). A transcript is aligned
+to the sound, word by word and then phone by phone; words that are not in the dictionary, such as names, are spelled letter by
+letter. Without a transcript, or if it does not fit the sound, free phone decoding is used instead. There is one label per 25 Hz
+frame, taken at its middle: one of the 39 phones of the CMU dictionary, or silence. Labels are the recogniser's estimates, tens
+of milliseconds off and sometimes wrong, but they are the same for all kinds of units compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ from audiolm.measuring.recognition import normalised
 
 _NAMES = "SIL AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 PHONES = tuple(_NAMES.split())
-# A rough pronunciation for the names that no dictionary has: what each letter mostly stands for in English.
+# A rough pronunciation for words that are not in the dictionary: the usual sound of each letter in English.
 _SOUNDS = "AE B K D EH F G HH IH JH K L M N AA P K R S T AH V W S Y Z"
 LETTERS = dict(zip("abcdefghijklmnopqrstuvwxyz", _SOUNDS.split(), strict=True))
 
-SHUFFLES = 3  # whose mean says what units tell by chance; of 9,500 frames each is within .002 of any other
+SHUFFLES = 3  # averaged to estimate the chance level; for 9,500 frames any two differ by less than .002
 
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone and where it stands, in seconds."""
+    """A phone with its start and end in seconds."""
 
     name: str
     start: float
@@ -38,49 +38,49 @@ class Phone:
 
 
 class PhoneAligner:
-    """Holds the recogniser's models, which take a second to load. `aligned` and `decoded` count which way labels were found."""
+    """Holds the recogniser's models, which take a second to load. `aligned`, `decoded`: recordings labelled each way."""
 
     def __init__(self) -> None:
         try:
             from pocketsphinx import Decoder, get_model_path
         except ImportError as error:
-            raise InputError("phone labels need pocketsphinx; install it by pip install 'audiolm[eval]'") from error
-        # The best path through the lattice has words too short for their phones, on which the second pass fails.
+            raise InputError("phone labels need pocketsphinx; install it with pip install 'audiolm[eval]'") from error
+        # With bestpath, some words are too short for their phones, and the second pass fails.
         self._align: Any = Decoder(lm=None, bestpath=False, loglevel="FATAL")
         phones = get_model_path("en-us/en-us-phone.lm.bin")
         self._decode: Any = Decoder(lm=None, allphone=phones, lw=2.0, beam=1e-20, pbeam=1e-20, loglevel="FATAL")
         self.aligned = self.decoded = 0
 
     def __call__(self, audio: Tensor, transcript: str | None = None) -> list[Phone]:
-        """Phones of mono audio (..., T) at 16 kHz, silence included, one after the other."""
+        """The sequence of phones in mono audio (..., T) at 16 kHz, including silence."""
         sound = (audio.flatten().clamp(-1, 1) * 32767).to(torch.int16).numpy().tobytes()
         words = normalised(transcript or "").split()
         for decoder in (self._align, self._decode):
-            decoder.reinit_feat()  # each recording is heard as if it were the first
+            decoder.reinit_feat()  # so that a result does not depend on earlier recordings
         if words:
             self._learn(words)
             try:
                 self._align.set_align_text(" ".join(words))
                 _run(self._align, sound)
-                self._align.set_alignment()  # the second pass, within the words that the first one found
+                self._align.set_alignment()  # second pass: phones within the words found by the first
                 _run(self._align, sound)
                 found = [Phone(p.name, p.start / 100, (p.start + p.duration) / 100) for p in self._align.get_alignment().phones()]
                 self.aligned += 1
                 return found
-            except RuntimeError:  # the text does not fit the sound
+            except RuntimeError:  # the transcript does not fit the sound
                 pass
         _run(self._decode, sound)
         self.decoded += 1
         return [Phone(s.word, s.start_frame / 100, (s.end_frame + 1) / 100) for s in self._decode.seg() or ()]
 
     def words(self, audio: Tensor, transcript: str) -> list[Phone]:
-        """The words of a transcript (in `name`) and where they stand; none where it does not fit the sound."""
+        """The words of a transcript (as `name`) with their times; empty if it does not fit the sound."""
         before = self.aligned
         self(audio, transcript)
         if self.aligned == before:
             return []
         found = self._align.get_alignment().words()
-        # A second pronunciation is called "the(2)"; silence and noises are <sil> and the like.
+        # Alternative pronunciations are named like "the(2)", silence and noise like <sil>.
         names = [(word.name.partition("(")[0], word) for word in found]
         return [
             Phone(name, word.start / 100, (word.start + word.duration) / 100)
@@ -103,7 +103,7 @@ def _run(decoder: Any, sound: bytes) -> None:
 
 
 def frame_phones(phones: Sequence[Phone], samples: int) -> Tensor:
-    """Index into PHONES of each 25 Hz frame's middle: (F) int64. Noises, and time that no phone claims, are silence."""
+    """Index into PHONES at the middle of each 25 Hz frame: (F) int64. Noise, and time without a phone, is silence."""
     labels = torch.zeros(frame_count(samples), dtype=torch.int64)
     middles = (torch.arange(len(labels)) + 0.5) * (FRAME / SAMPLE_RATE)
     for phone in phones:
@@ -113,15 +113,15 @@ def frame_phones(phones: Sequence[Phone], samples: int) -> Tensor:
 
 
 def unit_phone_measures(units: Tensor, phones: Tensor) -> dict[str, float]:
-    """What units (N) tell about phones (N), frame by frame.
+    """How much units (N) tell about phones (N), frame by frame.
 
-    pnmi            I(units; phones) / H(phones), as HuBERT reports it: the share of the phones' uncertainty that goes
-    pnmi_corrected  the same adjusted for chance, (pnmi - e) / (1 - e), where e is what the same units tell in any other order:
-                    0 where they know nothing, however many they are, 1 where they know all; units between, split at
-                    random, still move a little, either way (by -.015 where 256 become 512, of 9,500 frames of speech)
-    phone_purity    how often the most frequent phone of a unit is right
-    unit_purity     how often the most frequent unit of a phone is right; falls as units get more
-    units_used      units that occur
+    pnmi            I(units; phones) / H(phones), as in HuBERT: the share of the phones' entropy that the units explain
+    pnmi_corrected  adjusted for chance, (pnmi - e) / (1 - e), where e is the PNMI of the same units in shuffled order: 0 for
+                    units that tell nothing, whatever their number, 1 for units that tell everything. In between, splitting
+                    units at random still shifts it a little, up or down (by -.015 from 256 to 512 on 9,500 frames of speech)
+    phone_purity    how often a frame's phone is the most frequent one of its unit
+    unit_purity     how often a frame's unit is the most frequent one of its phone; falls with the number of units
+    units_used      number of different units that occur
     """
     if len(units) != len(phones) or not len(units):
         raise ValueError(f"{len(units)} units for {len(phones)} phones")
@@ -139,13 +139,13 @@ def unit_phone_measures(units: Tensor, phones: Tensor) -> dict[str, float]:
 
 
 def _joint(units: Tensor, phones: Tensor) -> Tensor:
-    """How often each unit stands beside each phone: (units, phones)."""
+    """Joint counts of units and phones: (units, phones)."""
     width = len(PHONES)
     return (units * width + phones).bincount(minlength=(int(units.max()) + 1) * width).view(-1, width).double()
 
 
 def _told(joint: Tensor) -> float:
-    """The share of the phones' entropy that the units tell."""
+    """The share of the phones' entropy that the units explain."""
     of_phones = _entropy(joint.sum(0))
     return (_entropy(joint.sum(1)) + of_phones - _entropy(joint)) / max(of_phones, 1e-12)
 
@@ -158,9 +158,9 @@ def _entropy(counts: Tensor) -> float:
 def measure_units(
     encode: Callable[[Tensor], Tensor], recordings: Sequence[tuple[Tensor, str | None]], phones: Sequence[Tensor] | None = None
 ) -> dict[str, float]:
-    """Measures of `encode`, audio (1, 1, T) -> units (F), over (audio (1, 1, T) at 16 kHz, transcript) pairs.
+    """`unit_phone_measures` of `encode`, audio (1, 1, T) -> units (F), on (audio (1, 1, T) at 16 kHz, transcript) pairs.
 
-    phones: the labels, where `label_recordings` has made them already (a measure of many layers needs them once).
+    phones: labels already made by `label_recordings`, to reuse them over several calls.
     """
     labels = label_recordings(recordings) if phones is None else phones
     return unit_phone_measures(torch.cat([encode(audio) for audio, _ in recordings]), torch.cat(list(labels)))
@@ -173,7 +173,7 @@ def label_recordings(recordings: Sequence[tuple[Tensor, str | None]], aligner: P
 
 
 def mfcc_units(batches: Sequence[Tensor], units: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """The baseline: k-means of MFCC with slopes (39 per frame, 25 Hz), fitted on audio batches (B, 1, T); audio -> units (F)."""
+    """The baseline, audio -> units (F): k-means of MFCC with deltas (39 per frame, 25 Hz), fitted on batches (B, 1, T)."""
     filters = mel_filters(80)
     frames = torch.cat([mfcc(log_mel(audio, filters)).flatten(0, 1) for audio in batches])
     kmeans = KMeans.fit(frames, units, seed=seed)

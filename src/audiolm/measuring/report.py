@@ -1,7 +1,7 @@
-"""A report of audiolm.measuring.evaluation as tables for a model card, with published figures beside ours.
+"""Turns a report of audiolm.measuring.evaluation into tables for a model card, with published figures next to ours.
 
-Published figures come from AudioLM (Borsos et al. 2022, arXiv 2209.03143 v2), SoundStorm (2305.09636) and the results that
-Codec-SUPERB publishes (speech split). They are of larger models, other recordings and, where said, other measures.
+Published figures come from AudioLM (Borsos et al. 2022, arXiv 2209.03143 v2), SoundStorm (2305.09636) and the published results
+of Codec-SUPERB (speech split). They are for larger models, other recordings and, where stated, other measures.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from audiolm.measuring.tables import figure, section, table
 from audiolm.measuring.tables_of_paper import distance, layers, missing, oracle, pairs, phonetic, speakers, words
 
-# kbit/s, PESQ-WB, STOI as Codec-SUPERB measured them.
+# kbit/s, PESQ-WB and STOI, as measured by Codec-SUPERB.
 CODECS = (
     ("DAC 16 kHz", 6, 3.88, 0.961),
     ("EnCodec 24 kHz", 6, 2.64, 0.910),
@@ -22,31 +22,31 @@ CODECS = (
 VISQOL = ((6, "3.9"), (2, "3.3"))  # AudioLM Table I
 VISQOLS = ("ViSQOL, fit (5)", "ViSQOL, lattice")
 WAYS = {
-    "real": "what the speaker said",
-    "codec": "the same through the codec",
-    "resaid": "its units, said by the acoustic stages",
-    "revoiced": "its units without a prompt, in another voice",
+    "real": "the original recording",
+    "codec": "the original through the codec",
+    "resaid": "the original's units, by the acoustic stages",
+    "revoiced": "the original's units without a prompt, in another voice",
     "full": "**continuation, the whole chain**",
-    "parallel": "**the same by the parallel stage**",
-    "acoustic": "acoustic tokens alone (the paper's baseline)",
-    "shuffled": "its units in random order, said likewise",
+    "parallel": "**continuation by the parallel stage**",
+    "acoustic": "acoustic tokens only (the paper's baseline)",
+    "shuffled": "the original's units in random order, by the acoustic stages",
     "same_speaker": "the same speaker, another recording",
     "other_speakers": "other speakers",
 }
 PLAYED = {
-    "real": "what was played",
-    "codec": "the same through the codec",
-    "resaid": "its units, played by the piano stage",
+    "real": "the original recording",
+    "codec": "the original through the codec",
+    "resaid": "the original's units, by the piano stage",
     "full": "**continuation, the whole chain**",
-    "parallel": "**the same by the parallel stage**",
-    "acoustic": "acoustic tokens alone (the paper's baseline)",
-    "shuffled": "its units in random order, played likewise",
+    "parallel": "**continuation by the parallel stage**",
+    "acoustic": "acoustic tokens only (the paper's baseline)",
+    "shuffled": "the original's units in random order, by the piano stage",
 }
-CLAIMS = {"similarity": "likeness of the voice", "unit_errors": "unit errors", "bits": "bits a unit"}
+CLAIMS = {"similarity": "speaker similarity", "unit_errors": "unit errors", "bits": "bits per unit"}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """Tables of whatever the report holds; every figure with its 95 % interval."""
+    """The tables for all parts in the report, with 95 % intervals."""
     parts = [
         *(_head(report), _codec(report), _codebooks(report), _units(report), phonetic(report), layers(report)),
         *(_stages(report), oracle(report), _continuation(report), distance(report)),
@@ -62,10 +62,10 @@ def _head(report: Mapping[str, Any]) -> str:
     text = (
         f"{made_by}Measured on {report['recordings.clips']} recordings of {report['recordings.speakers']} {by}, "
         f"{report['recordings.seconds'] / 60:.1f} minutes (at most the first 30 s of each){split}; seed {report['seed']}. "
-        "In brackets: 95 % intervals by bootstrap over recordings, which takes recordings of one speaker for independent."
+        "In brackets: 95 % intervals by bootstrap over recordings, which treats recordings of one speaker as independent."
     )
     if report.get("recordings.of", 0) > report["recordings.clips"]:
-        text += f" Of {report['recordings.of']} recordings, as many of each speaker as of any other as far as there are."
+        text += f" They were chosen from {report['recordings.of']} recordings, as evenly over {by} as possible."
     if report["recordings.left_out"]:
         text += f" {len(report['recordings.left_out'])} recordings could not be read and were left out."
     return text
@@ -89,8 +89,8 @@ def _codec(report: Mapping[str, Any]) -> str:
     spare, visqol = [""] * len(heard), ""
     if clips := report.get("visqol.real.fit.clips"):
         visqol = (
-            f" ViSQOL: of {clips} recordings, by the exponential fit of its first versions, most likely "
-            "the paper's, and by the lattice network of version 3.3; the latter's best depends on the recording."
+            f" ViSQOL: of {clips} recordings, with the exponential fit of its first versions, which is most likely what "
+            "the paper used, and with the lattice network of version 3.3, whose highest score depends on the recording."
         )
     if heard:
         rows.append(["the recording itself", *[""] * 5, *(figure(report, f"visqol.real.{name}", 2) for name, _ in heard)])
@@ -102,8 +102,8 @@ def _codec(report: Mapping[str, Any]) -> str:
         "Codec",
         table(["", "kbit/s", "PESQ-WB (4.64)", "STOI (1)", "mel distance (0)", "SI-SDR, dB", *VISQOLS[: len(heard)]], rows),
         "Mel distance: mean absolute difference of log10 mel magnitudes, over seven windows of 32 to 2048 samples (5 to "
-        "320 bands). SI-SDR compares waves: a decoder that invents phases is far below 0, however it sounds. Published: "
-        f"Codec-SUPERB, other recordings.{visqol}",
+        "320 bands). SI-SDR compares waveforms: a decoder that does not reproduce the phase is far below 0, however good it "
+        f"sounds. Published: Codec-SUPERB, on other recordings.{visqol}",
     )
 
 
@@ -113,7 +113,7 @@ def _codebooks(report: Mapping[str, Any]) -> str:
         return ""
     kinds = (
         ("bit/s, nominal", "bitrate", 1, 0),
-        ("bit/s, of its entropy", "entropy_bitrate", 1, 0),
+        ("bit/s, by entropy", "entropy_bitrate", 1, 0),
         ("codes used, %", "used", 100, 0),
         ("perplexity", "perplexity", 1, 0),
         ("energy left, %", "residual_energy", 100, 1),
@@ -123,7 +123,8 @@ def _codebooks(report: Mapping[str, Any]) -> str:
         found = [report[f"codebook.{level}.{kind}"] for level in levels]
         rows.append([title, *("-" if each is None else f"{times * each:.{digits}f}" for each in found)])
     note = (
-        "Energy left: of the encoder's output, around its mean, after the level. Use and perplexity: on these recordings alone."
+        "Energy left: the share of the energy of the encoder's output, around its mean, that remains after a level. "
+        "Codes used, entropy and perplexity: on these recordings only."
     )
     return section("Codebooks, level by level", table(["level", *map(str, levels)], rows), note)
 
@@ -141,12 +142,12 @@ def _units(report: Mapping[str, Any]) -> str:
         [title, *(figure(report, f"{kind}.{key}", 3) for key in keys), f"{report[f'{kind}.units_used']:.0f}"]
         for kind, title in kinds
     ]
-    fitted = f"{report['mfcc.fitted_on']:.0f} {'training' if report['mfcc.fitted_elsewhere'] else 'of these very'} recordings"
+    fitted = f"{report['mfcc.fitted_on']:.0f} {'training' if report['mfcc.fitted_elsewhere'] else 'of the measured'} recordings"
     return section(
         "Semantic units and phones",
-        table(["", "PNMI", "the same, corrected for chance", "phone purity", "unit purity", "units in use"], rows),
-        "PNMI: the share of the phones' entropy that the units tell, frame by frame (25 Hz); phones as pocketsphinx finds them, "
-        f"from the transcript where there is one. The baseline was fitted on {fitted}.",
+        table(["", "PNMI", "PNMI corrected for chance", "phone purity", "unit purity", "units in use"], rows),
+        "PNMI: the share of the phones' entropy that the units explain, frame by frame (25 Hz). Phones are from pocketsphinx, "
+        f"aligned to the transcript if there is one. The MFCC baseline was fitted on {fitted}.",
     )
 
 
@@ -170,9 +171,9 @@ def _stages(report: Mapping[str, Any]) -> str:
     return section(
         "Bits per token",
         table(["stage", "model", "unigram", "saved, %"], rows),
-        "Teacher-forced in each stage's training crops. The unigram's frequencies are those of the very tokens measured, which "
-        "favours it as much as can be. A parallel stage foretells a level at once, from the given codes and all levels below it. "
-        "The paper reports no such figures.",
+        "Teacher-forced, in crops as long as each stage's training crops. The unigram model uses the frequencies of the measured "
+        "tokens themselves, which favours it as much as possible. A parallel stage predicts a whole level at once, from the "
+        "given codes and all lower levels. The paper reports no such figures.",
     )
 
 
@@ -181,25 +182,25 @@ def _continuation(report: Mapping[str, Any]) -> str:
     if clips is None:
         return ""
     if not clips:
-        return section("Continuation", "No recording lasts the 4 s that a prompt and a continuation need.")
+        return section("Continuation", "No recording has the 4 s that a prompt and a continuation need.")
     measures = (("similarity", 3), ("unit_errors", 3), ("bits", 2), ("changes", 1))
     ways = [way for way in WAYS if any(f"continuation.{way}.{name}" in report for name, _ in measures)]
     rows = [[WAYS[way], *(figure(report, f"continuation.{way}.{name}", digits) for name, digits in measures)] for way in ways]
     note = (
         f"{clips:.0f} recordings of {report['continuation.speakers']:.0f} {report.get('recordings.by', 'speakers')}: "
         "the first 3 s are the prompt, followed by "
-        f"{report['continuation.mean_seconds']:.1f} s on average; only what follows is measured. Voice: cosine of its speaker "
-        "embedding and the prompt's (GE2E, resemblyzer's weights). Unit errors: edits a unit between the units asked for and "
-        "those that the tokenizer hears in the result, repeats removed. Bits: of the heard units under this model's own semantic "
-        "stage, given the prompt's; fewer are more speech-like, but silence and drones are cheap too, so see how often units "
-        "change, and the whole chain is sampled from that very stage, which favours it. A classifier "
-        "finds the prompt's speaker in 92.6 % of AudioLM's continuations (Table III); SoundStorm's Table 1 gives them a voice "
-        "similarity of 0.46 to 0.48 by another embedding."
+        f"{report['continuation.mean_seconds']:.1f} s on average; only what follows the prompt is measured. Speaker similarity: "
+        "cosine between the speaker embeddings of the continuation and of the prompt (GE2E, resemblyzer's weights). Unit errors: "
+        "edits per unit between the units asked for and those that the tokenizer finds in the result, without repeats. Bits per "
+        "unit: of the units found, under this model's own semantic stage, given the prompt's units. Fewer bits are more "
+        "speech-like, but silence and drones need few too: see the changes per second. The whole chain is sampled from that "
+        "very stage, which favours it. A classifier finds the prompt's speaker in 92.6 % of AudioLM's continuations (Table III); "
+        "SoundStorm's Table 1 gives them a speaker similarity of 0.46 to 0.48, by another embedding."
     )
     if missing := report.get("continuation.voice.missing"):
         note += f" Not measured: {missing}."
     claims = [_claim(report, name) for name in report if name.startswith("claim.") and name.count(".") == 2]
-    compared = table(["", "voice", "unit errors", "bits a unit", "changes a second"], rows)
+    compared = table(["", "speaker similarity", "unit errors", "bits per unit", "unit changes per second"], rows)
     return section("Continuation", compared, note, "\n".join(claims))
 
 
@@ -210,7 +211,7 @@ def _claim(report: Mapping[str, Any], name: str) -> str:
         verdict = "too few recordings to tell"
     else:
         verdict = "better" if low > 0 else "worse" if high < 0 else "no difference shown"
-    return f"- {CLAIMS[measure]}, whole chain against {WAYS[way]}: {verdict}, by {figure(report, name, 3)} recording by recording"
+    return f"- {CLAIMS[measure]}, whole chain against {WAYS[way]}: {verdict}; paired difference {figure(report, name, 3)}"
 
 
 def _music(report: Mapping[str, Any]) -> str:
@@ -218,21 +219,21 @@ def _music(report: Mapping[str, Any]) -> str:
     if not levels:
         return ""
     kept = [["tones kept", *(figure(report, f"music.codec.{level}.tones", 3) for level in levels)]]
-    kinds = {"these units": "music.units.chroma", "MFCC k-means, as many": "music.mfcc.chroma"}
+    kinds = {"these units": "music.units.chroma", "MFCC k-means, as many units": "music.mfcc.chroma"}
     chroma = [[name, figure(report, key, 3)] for name, key in kinds.items() if key in report]
     measures = (("key", 3), ("other_key", 3), ("entropy", 2), ("onsets", 1), ("level", 1))
     ways = [way for way in PLAYED if f"music.{way}.key" in report]
     rows = [[PLAYED[way], *(figure(report, f"music.{way}.{name}", digits) for name, digits in measures)] for way in ways]
-    head = ["", "key: the prompt's", "another prompt's", "entropy of the tones", "onsets a second", "level, dB"]
+    head = ["", "key: the prompt's", "key: another prompt's", "entropy over semitones", "onsets per second", "level, dB"]
     return section(
         "Music",
         table(["levels", *map(str, levels)], kept),
-        table(["", "chroma that the units tell"], chroma) if chroma else "",
+        table(["", "chroma explained by the units"], chroma) if chroma else "",
         table(head, rows) if rows else "",
-        "Tones kept: mean cosine of the energies of the semitones of the recording and of the codec's sound, half a second at a "
-        "time. Chroma: share of the variance of the twelve tones' shares that a frame's unit explains by its mean over the other "
-        "recordings; 0 says nothing, 1 all. Key: cosine of the shares of the twelve tones in what follows and in the prompt. "
-        "Entropy, in nats: over how many semitones the energy of half a second is spread. Level: against the prompt. The paper "
-        "had raters compare continuations of 20 s (83.3 % for the whole chain against acoustic tokens alone) and reports no "
-        "such figures.",
+        "Tones kept: mean cosine between the semitone energies of the recording and of the codec's output, in windows of half a "
+        "second. Chroma: the share of its variance that a frame's unit explains by its mean over the other recordings; 0 is "
+        "nothing, 1 is all. Key: cosine between the energy shares of the twelve pitch classes in the continuation and in the "
+        "prompt. Entropy, in nats: how far the energy of half a second is spread over the semitones. Level: relative to the "
+        "prompt. The paper had raters compare continuations of 20 s (83.3 % in favour of the whole chain over acoustic tokens "
+        "only) and reports no such figures.",
     )

@@ -1,6 +1,6 @@
-"""How well a stage's language model foretells given codes: cross entropies, level by level. Q levels, N codes in a codebook.
+"""How well a stage's language model predicts given codes: cross entropy per level. Q levels, N codes in a codebook.
 
-The ends of recordings are not scored: they are rare, and no unigram model could place them.
+EOS is not scored: it is rare, and a unigram model cannot predict its position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from audiolm.sampling import cut
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel
 
-BATCH = 8  # crops side by side
+BATCH = 8  # crops
 
 
 class Score(NamedTuple):
     """Sums over the codes of a recording."""
 
-    nats: Tensor  # (Q), of the model
+    nats: Tensor  # (Q), cross entropy
     counts: Tensor  # (Q), codes scored
-    frequencies: Tensor  # (Q, N), how often each was there
+    frequencies: Tensor  # (Q, N), occurrences of each code
 
 
 def crop_nats(network: LanguageModel, stage: Stage, codes: Mapping[str, Tensor]) -> Score:
-    """Of one recording, crop by crop; codes (Q, F) by the names of their specifications."""
+    """Score one recording, crop by crop. codes: (Q, F) by the names of their specifications."""
     given = [stream.take(codes[stream.spec.name]) for stream in stage.given]
     predicted = stage.predict.take(codes[stage.predict.spec.name])
     grid = max(1, stage.predict.frames(stage.grid))
@@ -41,10 +41,10 @@ def crop_nats(network: LanguageModel, stage: Stage, codes: Mapping[str, Tensor])
 
 @torch.inference_mode()
 def nats_of(network: LanguageModel, stage: Stage, items: Sequence[tuple[Sequence[Tensor], Tensor]], heard: int = 0) -> Score:
-    """Of items side by side: codes (levels, F) of the given streams, and the predicted ones, whose first `heard` do not count."""
+    """Score a batch of items: codes (levels, F) of the given streams, and the predicted ones. Skips the first `heard` frames."""
     device = network.heads.device
     lines = [stage.pack(*item) for item in items]
-    codes = [stage.unpack(line)[1] for line in lines]  # without the repeats that dedup removes
+    codes = [stage.unpack(line)[1] for line in lines]  # without repeats if the stage removes them
     targets = pad_sequence([each.T for each in codes], batch_first=True, padding_value=IGNORED)
     targets[:, :heard] = IGNORED
     starts = torch.tensor([len(line) - each.numel() - 1 for line, each in zip(lines, codes, strict=True)])
@@ -56,10 +56,10 @@ def nats_of(network: LanguageModel, stage: Stage, items: Sequence[tuple[Sequence
 
 @torch.inference_mode()
 def masked_nats(network: LanguageModel, stage: Stage, items: Sequence[tuple[Sequence[Tensor], Tensor]]) -> Score:
-    """As `nats_of`, of a parallel stage: each level is foretold at once, from the given codes and all levels below it.
+    """As `nats_of`, for a parallel stage: each level is predicted in one pass from the given codes and all lower levels.
 
-    Nothing of a level is known while it is foretold, so these are more bits than decoding it in passes needs, and none of them
-    comes from codes before: they are not to be held against those of a stage that writes one code after another.
+    No code of a level is known while it is predicted, neither earlier ones nor those of earlier passes. So these are more bits
+    than decoding in several passes needs, and they do not compare with those of an autoregressive stage.
     """
     levels, device = stage.predict.levels, network.heads.device
     lines = [stage.stack(*item) for item in items]

@@ -1,11 +1,11 @@
-"""Figures of a report as Markdown: cells, tables, sections."""
+"""Formats a report's figures as Markdown: cells, tables, sections."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def figure(report: Mapping[str, Any], name: str, digits: int) -> str:
-    """A figure and its 95 % interval; a dash for what could not be measured."""
+    """A figure with its 95 % interval; a dash if it could not be measured."""
     if report.get(name) is None:
         return "-"
     low, high = report.get(f"{name}.low"), report.get(f"{name}.high")
@@ -14,10 +14,10 @@ def figure(report: Mapping[str, Any], name: str, digits: int) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A heading, and those parts that hold something."""
+    """A heading and the parts that are not empty."""
     return "\n\n".join([f"### {title}", *(part for part in parts if part)])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells under a head."""
+    """Rows of cells below a header row."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

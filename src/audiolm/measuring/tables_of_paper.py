@@ -1,4 +1,4 @@
-"""A report's tables beside the paper's (AudioLM, arXiv 2209.03143 v2): I, II, III, IV, Fig. 3, and what stands beside none."""
+"""The tables of a report that follow the paper's (AudioLM, arXiv 2209.03143 v2: I to IV, Fig. 3), and some that it lacks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +9,7 @@ Report = Mapping[str, Any]
 
 ABX = {
     "units": "semantic tokens",
-    "features": "what they are learnt from",
+    "features": "the features that they are clusters of",
     "mfcc": "MFCC",
 }
 PUBLISHED_ABX = (
@@ -22,9 +22,9 @@ SAID = {
     "real": "the recording",
     "codec": "the codec alone",
     "revoiced": "acoustic generation: its units in another voice",
-    "revoiced_parallel": "the same by the parallel stage",
+    "revoiced_parallel": "acoustic generation by the parallel stage",
     "resaid": "continuation: its units, in the prompt's voice",
-    "resaid_parallel": "the same by the parallel stage",
+    "resaid_parallel": "continuation by the parallel stage",
 }
 PUBLISHED_WORDS = (
     ("the recording (Table II)", "0.025", "0.008"),
@@ -33,13 +33,13 @@ PUBLISHED_WORDS = (
     ("AudioLM, its units after a prompt (SoundStorm's Table 1)", "0.038", "0.015"),
 )
 VOICES = {
-    "real": ("what the speaker said", ""),
-    "codec": ("the same through the codec", "100.0"),
+    "real": ("the original recording", ""),
+    "codec": ("the original through the codec", "100.0"),
     "resaid": ("its units, in the prompt's voice", ""),
     "revoiced": ("acoustic generation: its units without a prompt", "3.2"),
     "full": ("**continuation**", "92.6"),
     "parallel": ("**continuation by the parallel stage**", ""),
-    "acoustic": ("acoustic tokens alone", ""),
+    "acoustic": ("acoustic tokens only", ""),
     "shuffled": ("its units in random order", ""),
 }
 PAIRS = {"lexical": ("sWUGGY", "71.5 (83.7 of known words)"), "syntactic": ("sBLIMP", "64.7")}
@@ -58,14 +58,15 @@ def phonetic(report: Report) -> str:
         ]
         for kind in kinds
     ]
-    rows += [[f"{name}, the paper's", *values] for name, *values in PUBLISHED_ABX]
+    rows += [[f"{name} (the paper)", *values] for name, *values in PUBLISHED_ABX]
     source = "an item file" if report["abx.from_items"] else "the recogniser's phones"
     counts = " and ".join(f"{report.get(f'abx.{mode}_triplets', 0):.0f} {mode}" for mode in ("within", "across"))
     return section(
         "ABX: errors between triphones that differ in the middle phone",
         table(["", "within speakers", "across speakers"], rows),
-        f"0 is perfect, 0.5 chance. Triphones of {source}; {counts} speakers. A frame is the vector that its token stands for. "
-        "Libri-Light's script in its distances, limits and averages; the paper's are of LibriSpeech dev-clean.",
+        f"0 is perfect, 0.5 is chance. Triphones from {source}; triplets: {counts} speakers. Each token is represented by the "
+        "vector that it stands for. Distances, limits and averages as in Libri-Light's script; the paper's figures are for "
+        "LibriSpeech dev-clean.",
     )
 
 
@@ -76,27 +77,27 @@ def layers(report: Report) -> str:
     )
     if not numbers:
         return ""
-    head = ["layer", "ABX within", "ABX across", "PNMI of its units", "the same, corrected"]
+    head = ["layer", "ABX within", "ABX across", "PNMI of its units", "PNMI, corrected"]
     rows = []
     for number in numbers:
         keys = ("within", "across", "pnmi", "pnmi_corrected")
         name = f"**{number}**" if number == report["layers.own"] else str(number)
         rows.append([name, *(figure(report, f"layer.{number}.{key}", 3) for key in keys)])
     more = [[str(size), *(figure(report, f"size.{size}.{key}", 3) for key in ("pnmi", "pnmi_corrected"))] for size in sizes]
-    origin = "training" if report["layers.elsewhere"] else "of these very"
+    origin = "training" if report["layers.elsewhere"] else "of the measured"
     return section(
         "Layers of the encoder, and numbers of units (Fig. 3)",
         table(head, rows),
-        table(["units", "PNMI", "the same, corrected"], more),
-        f"Bold: the layer in use. Units learnt anew from {report['layers.fitted_on']:.0f} {origin} recordings, so that they are "
-        "somewhat worse than the model's own. PNMI as it stands grows with the number of units by chance alone: compare the "
-        "corrected one, 0 for units that tell no more than when shuffled. The paper: ABX within 10.0, 5.9, 5.7, 6.2 % "
+        table(["units", "PNMI", "PNMI, corrected"], more),
+        f"Bold: the layer in use. The units were refitted on {report['layers.fitted_on']:.0f} {origin} recordings, so they are "
+        "somewhat worse than the model's own. Uncorrected PNMI grows with the number of units by chance alone: compare the "
+        "corrected one, which is 0 for units that tell no more than when shuffled. The paper: ABX within 10.0, 5.9, 5.7, 6.2 % "
         "at layers 6 to 9 of w2v-BERT XL.",
     )
 
 
 def oracle(report: Report) -> str:
-    """Do the stages listen to their semantic tokens?"""
+    """Do the acoustic stages make use of their semantic tokens?"""
     names = [name.split(".")[1] for name in report if name.startswith("oracle.") and name.endswith(".true")]
     rows = []
     for stage in names:
@@ -110,16 +111,16 @@ def oracle(report: Report) -> str:
     for stage in names:
         low, high = report.get(f"oracle.{stage}.shuffled_gain.low"), report.get(f"oracle.{stage}.shuffled_gain.high")
         if low is not None and high is not None:
-            said = (
-                "listens to its semantic tokens" if low > 0 else "does not listen to its semantic tokens, as far as can be shown"
-            )
+            said = "uses its semantic tokens" if low > 0 else "shows no significant use of its semantic tokens"
             verdicts.append(
-                f"- The {stage} stage {said}: the true ones save {figure(report, f'oracle.{stage}.shuffled_gain', 3)} bits."
+                f"- The {stage} stage {said}: the true ones save {figure(report, f'oracle.{stage}.shuffled_gain', 3)} bits per "
+                "token against shuffled ones."
             )
     return section(
-        "Does it listen? Bits per acoustic token, given semantic tokens",
-        table(["stage", "semantic tokens", "bits", "saved by the true ones"], rows),
-        "Teacher-forced, the same codes in every row. A stage that saves nothing ignores what it is to say.",
+        "Use of semantic tokens: bits per acoustic token",
+        table(["stage", "semantic tokens given", "bits per token", "saved by its own"], rows),
+        "Teacher-forced, with the same acoustic tokens in every row of a stage. A stage for which its own semantic tokens save "
+        "nothing ignores them.",
         "\n".join(verdicts),
     )
 
@@ -137,10 +138,10 @@ def words(report: Report) -> str:
     return section(
         "Words (Table II)",
         table(["", "", "WER", "CER", "PESQ"], rows),
-        f"{report['words.whole.clips']:.0f} clips of 4 to 10 s, {report['words.after.clips']:.0f} of them with words after 3 s; "
-        "heard by pocketsphinx, a far weaker recogniser than the paper's: what counts is the distance from the "
-        "recording's row. PESQ: of what says the recording's units at their times, against it. A free continuation has words of "
-        "its own, hence no error rate.",
+        f"{report['words.whole.clips']:.0f} clips of 4 to 10 s, {report['words.after.clips']:.0f} of them with words after 3 s. "
+        "The recogniser is pocketsphinx, far weaker than the paper's: what counts is the difference from the row of the "
+        "recording. PESQ is against the recording, for versions that say the same units at the same time. A free continuation "
+        "has words of its own, hence no error rate.",
     )
 
 
@@ -155,13 +156,14 @@ def speakers(report: Report) -> str:
         title, published = VOICES[way]
         cells = [_percent(report, f"speakers.{way}.{key}") for key in ("accuracy", *["unheard_accuracy"] * unheard)]
         rows.append([title, *cells, published])
-    head = ["", "accuracy, %", *["of speakers unheard by the model"] * unheard, "the paper's, of 291"]
+    head = ["", "accuracy, %", *["for speakers new to the model"] * unheard, "the paper, 291 speakers"]
     return section(
-        "Whose voice (Table III)",
+        "Speaker classification (Table III)",
         table(head, rows),
-        f"The paper's classifier, a quarter as wide, trained here on {report['speakers.speakers']:.0f} speakers "
-        f"({report['speakers.unheard_speakers']:.0f} of them unheard by the model), as they are and through the codec; chance "
-        f"{100 * report['speakers.chance']:.1f} %. {report['speakers.clips']:.0f} held-out recordings, what follows 3 s of each.",
+        f"The paper's classifier, a quarter as wide, trained here on original and codec-decoded recordings of "
+        f"{report['speakers.speakers']:.0f} speakers ({report['speakers.unheard_speakers']:.0f} of them new to the model); "
+        f"chance is {100 * report['speakers.chance']:.1f} %. {report['speakers.clips']:.0f} held-out recordings, without the "
+        "first 3 s, which are the prompt.",
     )
 
 
@@ -175,11 +177,11 @@ def pairs(report: Report) -> str:
     if not rows:
         return ""
     return section(
-        "Which is the word, which the sentence (Table IV)",
-        table(["", "pairs", "a token, %", "known words alone", "of the whole", "the paper's"], rows),
-        "How often the semantic stage finds the real word, or the grammatical sentence, likelier than its twin; chance is 50. "
-        "The paper's are of ZeroSpeech 2021's dev sets; a set made by scripts/spoken_pairs.py is easier or harder, not the same. "
-        "Intervals over words and sentences.",
+        "sWUGGY and sBLIMP (Table IV)",
+        table(["", "pairs", "accuracy per token, %", "known words only", "accuracy by the total, %", "the paper"], rows),
+        "How often the semantic stage gives the real word, or the grammatical sentence, a higher log-likelihood, per token or in "
+        "total, than its counterpart; chance is 50. The paper's figures are for the dev sets of ZeroSpeech 2021; sets made by "
+        "scripts/spoken_pairs.py do not compare with them. Intervals are over words and sentences.",
     )
 
 
@@ -191,14 +193,14 @@ def distance(report: Report) -> str:
     return section(
         "Fréchet distance from real speech",
         table(["", "distance"], rows),
-        f"Over the GE2E speaker encoder's embeddings of 1.6 s (256 numbers), {report['distance.parts']:.0f} of each way, "
-        f"{report['distance.reference_parts']:.0f} of real speech: so few that they are far apart by their number alone; compare "
-        "with the first row. It is of voices and rooms, not of words, and no figure of another embedding compares with it.",
+        f"Over GE2E speaker embeddings (256) of 1.6 s each: {report['distance.parts']:.0f} per row and "
+        f"{report['distance.reference_parts']:.0f} of real speech. Such small sets are far apart by their size alone, so compare "
+        "with the first row. It measures voices and rooms, not words, and does not compare with figures for other embeddings.",
     )
 
 
 def missing(report: Report) -> str:
-    """What could not be measured, and what it wants."""
+    """What could not be measured, and what it needs."""
     rows = [f"- {name.removeprefix('missing.')}: {report[name]}" for name in report if name.startswith("missing.")]
     return section("Not measured", "\n".join(rows)) if rows else ""
 

@@ -1,1 +1,1 @@
-"""The model over HTTP: the API, what guards and batches it, and the page."""
+"""The model over HTTP: the API, its limits and batching, and the web page."""

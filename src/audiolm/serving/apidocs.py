@@ -1,4 +1,4 @@
-"""What may be asked of the HTTP API: its parameters, the OpenAPI document that says so, and a page to read it offline."""
+"""The parameters of the HTTP API, their OpenAPI description, and the /docs page, which works offline."""
 
 from collections.abc import Mapping
 from html import escape
@@ -17,76 +17,79 @@ NUMBER = r"([0-9]{1,3}|[0-9]{0,3}\.[0-9]{1,9})"
 
 
 class Nothing(Config):
-    """No parameter at all."""
+    """No parameters."""
 
 
 class Sound(Config):
-    """How an answer that is a sound is written."""
+    """Parameters of all endpoints that answer with sound."""
 
-    format: Literal["wav", "flac", "ogg", "opus"] = Field(default="wav", description="Of the answer.")
+    format: Literal["wav", "flac", "ogg", "opus"] = Field(default="wav", description="File format of the answer.")
 
 
 class Making(Sound):
-    """How a sound is made."""
+    """Parameters of all endpoints that generate."""
 
     seed: int = Field(default=0, ge=0, lt=2**32, description="The same seed gives the same sound.")
     samples: int = Field(
-        default=1, ge=1, description="How many, of seeds `seed`, `seed` + 1, ...; more than one come as a zip file."
+        default=1, ge=1, description="Number of sounds, with the seeds `seed`, `seed` + 1, ...; several come as a zip file."
     )
     temperature: str | None = Field(
         default=None,
         pattern=rf"^{NUMBER}(,{NUMBER},{NUMBER})?$",
-        description="One number for all stages, or semantic,coarse,fine as 0.6,0.8,0.6. 0 takes the likeliest code.",
+        description="One number for all stages, or three for semantic,coarse,fine, as 0.6,0.8,0.6. 0 takes the likeliest code.",
     )
-    top_k: int | None = Field(default=None, ge=1, lt=2**31, description="Draw from the k likeliest codes only.")
+    top_k: int | None = Field(default=None, ge=1, lt=2**31, description="Sample from the k likeliest codes only.")
     top_p: float | None = Field(
-        default=None, gt=0, le=1, description="Draw from the likeliest codes that together have this probability."
+        default=None,
+        gt=0,
+        le=1,
+        description="Sample only from the likeliest codes whose probabilities add up to this (nucleus sampling).",
     )
     decoder: Literal["autoregressive", "parallel"] | None = Field(
-        default=None, description="How words become sound, where the model can do both; its own choice if nothing is said."
+        default=None, description="How semantic tokens become acoustic ones, if the model can do both. Default: the model's own."
     )
     codebooks: int | None = Field(
         default=None,
         ge=1,
-        description="Levels of the sound; the model's own choice if nothing is said. Few need no fine stage: faster.",
+        description="Number of acoustic levels. Default: the model's own. Few levels are faster, as they need no fine stage.",
     )
-    stream: bool = Field(default=False, description="Send a WAV while it is made; for one sample.")
+    stream: bool = Field(default=False, description="Send a WAV while it is being generated; for a single sample.")
 
 
 class Generate(Making):
-    """New sound from nothing."""
+    """New sound without a prompt."""
 
-    seconds: float = Field(default=7.0, ge=SHORTEST, description="How much new sound.")
+    seconds: float = Field(default=7.0, ge=SHORTEST, description="Seconds of new sound.")
 
 
 class Continue(Generate):
     """New sound after a recording."""
 
     prompt_seconds: float | None = Field(
-        default=None, ge=SHORTEST, description="Use only the first so many seconds of the recording."
+        default=None, ge=SHORTEST, description="Use only this many seconds from the start of the recording."
     )
     only_new: bool = Field(default=False, description="Leave the recording out of the answer.")
 
 
 class Revoice(Making):
-    """The same words again; as long as the recording."""
+    """The content of a recording in another voice, with the same length."""
 
 
 class Reconstruct(Sound):
     """The codec alone."""
 
-    codebooks: int | None = Field(default=None, ge=1, description="Levels to keep; all if nothing is said.")
+    codebooks: int | None = Field(default=None, ge=1, description="Number of levels to keep. Default: all.")
 
 
 PROBLEMS = {
-    400: "The request is no HTTP form, or broke off",
-    401: "No API key",
-    403: "Another site's page asked",
-    408: "The request came in too slowly",
-    413: "More than this server takes",
-    415: "Not a form, nor a recording",
-    422: "Something is wrong with a parameter or a recording; the detail says what to do about it",
-    429: "Too many requests, or no place left; Retry-After says when to come again",
+    400: "Malformed or incomplete request, or unknown host name",
+    401: "No valid API key",
+    403: "Request from a page of another site",
+    408: "The request arrived too slowly",
+    413: "Larger or longer than this server accepts",
+    415: "Neither a form nor a recording",
+    422: "A parameter or recording is invalid; the detail says what to do about it",
+    429: "Too many requests, or the server is busy; Retry-After says when to try again",
     503: "Not done in time, or the server is stopping",
 }
 _PROBLEM = {
@@ -136,18 +139,18 @@ METRICS: dict[int | str, Any] = {200: {"description": "Figures", "content": {"te
 _HEADERS = {
     "X-AudioLM-Model": {"description": "The model's name", "schema": {"type": "string"}},
     "X-AudioLM-Seed": {"description": "The (first) seed", "schema": {"type": "string"}},
-    "X-AudioLM-Prompt-Seconds": {"description": "Where the recording ends and what is new begins", "schema": {"type": "string"}},
+    "X-AudioLM-Prompt-Seconds": {"description": "Where the new sound begins, in seconds", "schema": {"type": "string"}},
 }
 
 
 def decoders(model: AudioLM) -> list[str]:
-    """The ways from words to sound that a model has, its own choice first."""
+    """The decoders from semantic to acoustic tokens that a model has."""
     own = {"autoregressive": ("coarse", "piano"), "parallel": ("parallel",)}
     return [name for name, stages in own.items() if any(stage in model.stages for stage in stages)]
 
 
 def errors(*statuses: int) -> dict[int | str, Any]:
-    """The answers of these statuses."""
+    """OpenAPI descriptions of the answers with these statuses."""
     problem = {"application/problem+json": {"schema": _PROBLEM}}
     return {status: {"description": PROBLEMS[status], "content": problem} for status in statuses}
 
@@ -155,7 +158,7 @@ def errors(*statuses: int) -> dict[int | str, Any]:
 def operation(
     kind: type[Config], recordings: tuple[str, ...], limits: Limits, model: AudioLM, answer: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What FastAPI should say of an operation: its parameters, its body, and its answers: JSON of a schema, or a sound."""
+    """Arguments for a FastAPI route: its parameters, its body, and its answers, which are JSON (schema `answer`) or sound."""
     known = _parameters(kind, limits, model)
     parameters = [
         {"name": name, "in": "query", "description": schema["description"], "schema": _without(schema, "description")}
@@ -187,13 +190,13 @@ def operation(
 
 
 def page(document: Mapping[str, Any]) -> str:
-    """The OpenAPI document for people: one page without a script."""
+    """The OpenAPI document as one HTML page without scripts."""
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8><title>AudioLM: HTTP API</title>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         "<link rel=icon href=icon.svg><link rel=stylesheet href=style.css></head><body><main>",
         "<h1>AudioLM: HTTP API</h1><p>For machines: <a href=openapi.json>openapi.json</a>. ",
-        "Parameters stand in the address or in the form; a recording may also be the body itself, with its audio/* type. ",
+        "Parameters go in the URL or in the form. A recording is a file of the form, or the request body with its audio/* type. ",
         "Errors are application/problem+json: <code>detail</code> says what to do.</p>",
         "<pre>curl -F audio=@prompt.wav 'http://127.0.0.1:8000/v1/continue?seconds=5' -o out.wav</pre>",
     ]
@@ -203,9 +206,7 @@ def page(document: Mapping[str, Any]) -> str:
             rows = [(one["name"], one["schema"], one["description"]) for one in each.get("parameters", [])]
             form = each.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
             files = [name for name, schema in form.get("properties", {}).items() if schema.get("format") == "binary"]
-            rows = [
-                (name, {"type": "recording"}, "" if name in form["required"] else "May be left out.") for name in files
-            ] + rows
+            rows = [(name, {"type": "recording"}, "" if name in form["required"] else "Optional.") for name in files] + rows
             if rows:
                 parts.append("<table><thead><tr><th>parameter<th>values<th>default<th>meaning</thead><tbody>")
                 for name, schema, text in rows:
@@ -216,7 +217,7 @@ def page(document: Mapping[str, Any]) -> str:
 
 
 def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str, dict[str, Any]]:
-    """JSON schemas by name, with this server's and this model's bounds."""
+    """JSON schemas by parameter name, with the limits of this server and model."""
     bounds = {
         "seconds": {"maximum": limits.seconds, "default": min(7.0, limits.seconds)},
         "samples": {"maximum": limits.samples},
@@ -225,7 +226,7 @@ def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str,
     }
     found = {}
     for name, schema in kind.model_json_schema().get("properties", {}).items():
-        some = next((each for each in schema.get("anyOf", []) if each.get("type") != "null"), {})  # left out means None
+        some = next((each for each in schema.get("anyOf", []) if each.get("type") != "null"), {})  # None means left out
         plain = _without(schema, "anyOf", "title") | some | bounds.get(name, {})
         found[name] = plain if plain.get("default", "") is not None else _without(plain, "default")
     return found

@@ -1,8 +1,8 @@
-"""One thread runs the model, for everybody: what waits together is generated together.
+"""One thread runs the model for all clients: requests that wait at the same time are generated as one batch.
 
-A batch tells its progress after every frame. There streams and short calls have their turn, as much time as the batch had since
-their last one, so that none of them waits for the batch's end; and there a batch is given up when nobody waits for it any more.
-Each answer is what the request alone would get (contract 3), so nobody notices their neighbours but by the time it takes.
+A batch reports its progress after every frame. At these points streams and short calls take turns, with as much time as the
+batch had since their last turn, so that none of them waits for the end of the batch; and a batch whose clients have all left is
+abandoned. Each answer is what the request would get alone (contract 3): other clients affect only how long it takes.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from audiolm.model import AudioLM
 
 T = TypeVar("T")
 AHEAD = 2  # pieces that a stream may be ahead of its listener
-GATHER = 0.03  # seconds that an idle worker waits for others who come with the first request
+GATHER = 0.03  # seconds that the worker waits for more requests before it starts a batch that is not full
 
 _END = object()
 
 
 @dataclass(frozen=True)
 class Way:
-    """How to generate, as in `audiolm.asking.How`; sampling: as pairs. Requests of one way can share a batch."""
+    """How to generate: a hashable `audiolm.asking.How`, with sampling as pairs. Requests with equal ways can share a batch."""
 
     only_new: bool = False
     chain: Chain = "full"
@@ -51,15 +51,15 @@ class Way:
 
 
 class Busy(Exception):
-    """No place is left. `retry_after`: seconds until there should be one; None where there will be none: the server stops."""
+    """No room in the queue, or no stream free. `retry_after`: seconds until there should be; None if the worker is stopping."""
 
     def __init__(self, retry_after: int | None) -> None:
-        super().__init__("no place left")
+        super().__init__("the server is busy")
         self.retry_after = retry_after
 
 
 class _GivenUp(Exception):
-    """Nobody waits for this batch any more."""
+    """No client waits for this batch any more."""
 
 
 @dataclass(eq=False)
@@ -70,17 +70,17 @@ class _Job:
 
     @property
     def seconds(self) -> float:
-        """Of new sound."""
+        """Seconds of new sound."""
         semantic = self.request.semantic
         return (self.request.seconds or 0.0) if semantic is None else semantic.seconds
 
     def fits(self, other: "_Job") -> bool:
-        """Worth one batch: a long request should not keep a short one waiting for more than twice its time."""
+        """Whether the two may share a batch. Lengths differ by a factor of two at most, so that short ones need not wait long."""
         return self.way == other.way and self.seconds <= 2 * other.seconds and other.seconds <= 2 * self.seconds
 
 
 class Stream(Generic[T], AsyncIterator[T]):
-    """What the worker makes piece by piece for one listener, at most `AHEAD` pieces before they are asked for."""
+    """Pieces made by the worker for one listener, at most `AHEAD` of them before they are asked for."""
 
     def __init__(self, worker: "Worker", start: Callable[[], Iterator[T]]) -> None:
         self._worker, self._start = worker, start
@@ -100,18 +100,18 @@ class Stream(Generic[T], AsyncIterator[T]):
         return piece
 
     def close(self) -> None:
-        """The listener leaves: no further piece is made."""
+        """The listener leaves: no more pieces are made."""
         with self._worker.changed:
             self._left = True
             self._worker.changed.notify()
 
     @property
     def due(self) -> bool:
-        """Has the worker anything to do for it."""
+        """Whether the worker has anything to do for this stream."""
         return self._left or self._ahead < AHEAD
 
     def advance(self) -> bool:
-        """In the worker's thread: make the next piece. False where there is none."""
+        """In the worker's thread: make the next piece. False if the stream is over."""
         if self._left:
             self._parts = None
             return False
@@ -123,16 +123,16 @@ class Stream(Generic[T], AsyncIterator[T]):
             piece = error
         with self._worker.changed:
             self._ahead += 1
-        with suppress(RuntimeError):  # the loop was closed, and the listener with it
+        with suppress(RuntimeError):  # the event loop is closed, so nobody listens
             self._loop.call_soon_threadsafe(self._ready.put_nowait, piece)
         return piece is not _END and not isinstance(piece, Exception)
 
 
 class Worker:
-    """The model's thread and its queue. `generate` and `call` are for an event loop; nothing of them blocks it.
+    """The model's thread and its queue. `generate`, `call` and `stream` are for use in an event loop and do not block it.
 
-    queue: how many may wait, and `streams` listen, before `Busy` is raised. batch: the most requests generated together.
-    tell: called with the size and the seconds of each batch, in the worker's thread.
+    queue: number of requests that may wait, and streams: number of streams that may run, before `Busy` is raised. batch: most
+    requests in a batch. tell: called with the size and the seconds of each batch, in the worker's thread.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Worker:
         self._streams: deque[Stream[Any]] = deque()
         self._listening = 0
         self._closing = False
-        self._batch_seconds = 1.0  # of late
+        self._batch_seconds = 1.0  # running average
         self._turn_began = self._turn_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -157,16 +157,16 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Does it take requests."""
+        """Whether it accepts requests."""
         return self._thread.is_alive() and not self._closing
 
     @property
     def waiting(self) -> int:
-        """Requests, calls and streams that are not done, without the batch that runs."""
+        """Number of unfinished requests, calls and streams, without the running batch."""
         return len(self._jobs) + len(self._streams)
 
     async def generate(self, requests: Sequence[Request], way: Way) -> list[Waveform]:
-        """The sounds of one client's requests. Who is cancelled while waiting gives its places back."""
+        """The sounds for one client's requests. If cancelled while waiting, it frees its places in the queue."""
         jobs = [_Job(request, way) for request in requests]
         with self.changed:
             self._check_room(len(jobs))
@@ -179,7 +179,7 @@ class Worker:
                 job.future.cancel()
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Something short in the model's thread."""
+        """Run something short in the model's thread."""
         stream = self._listen(lambda: iter((function(*arguments),)))
         try:
             return await anext(stream)
@@ -187,7 +187,7 @@ class Worker:
             stream.close()
 
     async def stream(self, start: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
-        """The pieces of an iterator that `start` makes; both run in the model's thread."""
+        """The pieces of the iterator that `start` returns; both run in the model's thread."""
         with self.changed:
             if self._listening >= self.streams:
                 raise self._busy()
@@ -203,7 +203,7 @@ class Worker:
             self._listening -= 1
 
     def close(self) -> None:
-        """Take nothing more, finish what is there, and wait for it."""
+        """Accept nothing more, and wait until all work is finished."""
         with self.changed:
             self._closing = True
             self.changed.notify()
@@ -230,8 +230,8 @@ class Worker:
     # In the model's thread
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)  # as many as where the server was made
-        torch.get_num_threads()  # the first look makes it final; until then another thread's setting would be taken over
+        torch.set_num_threads(self._threads)  # as many as in the thread that created the worker
+        torch.get_num_threads()  # the first call fixes the number; until then another thread's setting could override it
         while True:
             with self.changed:
                 self.changed.wait_for(self._has_work)
@@ -246,7 +246,7 @@ class Worker:
         return (self._closing and idle) or bool(self._jobs) or any(each.due for each in self._streams)
 
     def _turn(self) -> None:
-        """One piece of the stream or call that has waited longest."""
+        """Make one piece for the stream or call that has waited longest."""
         with self.changed:
             stream = next((each for each in self._streams if each.due), None)
         if stream is None:
@@ -260,7 +260,7 @@ class Worker:
                 self._streams.append(stream)
 
     def _next_batch(self) -> list[_Job]:
-        """The request that has waited longest, and who fits it."""
+        """The request that has waited longest, and others that fit it."""
         with self.changed:
             if not self._jobs:
                 return []
@@ -286,7 +286,7 @@ class Worker:
         except _GivenUp:
             return
         except Exception as error:
-            if len(jobs) > 1:  # one of them is to blame, and the others need not know
+            if len(jobs) > 1:  # one of them is to blame; run each alone, so that the others succeed
                 for job in jobs:
                     self._generate([job])
                 return
@@ -294,7 +294,7 @@ class Worker:
                 jobs[0].future.set_exception(error)
             return
         for job, sound in zip(jobs, sounds, strict=True):
-            with suppress(InvalidStateError):  # left at the last moment
+            with suppress(InvalidStateError):  # the client left at the last moment
                 job.future.set_result(sound)
         seconds = time.monotonic() - began
         self._batch_seconds += 0.3 * (seconds - self._batch_seconds)

@@ -1,7 +1,7 @@
-"""The server's door: who may come in, how often, with how much and for how long. It knows HTTP and nothing of sound.
+"""Access control and limits of the server: who may send requests, how many, how large and for how long. HTTP only, no audio.
 
-`Guard` is an ASGI application around another one. What it refuses is answered as problem+json (RFC 9457), in the words of the
-program; what goes wrong behind it without an answer leaves the connection closed, and no word of why.
+`Guard` is ASGI middleware. Refused requests are answered with problem+json (RFC 9457), and so are failures behind it, without
+details; a failure after the answer has begun closes the connection.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ from audiolm.config import Config
 
 log = logging.getLogger("audiolm.serving.server")
 
-MOST_CLIENTS = 4096  # whose rate is remembered
-LINGER = 2.0  # seconds that the rest of a refused body is listened to, so that the client comes to read why
+MOST_CLIENTS = 4096  # whose request rate is tracked
+LINGER = 2.0  # seconds to keep reading a refused body, so that the client gets to read the answer
 
-# Nothing but what the server itself gives; blob: is sound that the page holds.
+# The page may load nothing from other sites; blob: is for sound that the page holds itself.
 SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; media-src 'self' blob:; worker-src 'self' blob:; "
@@ -40,37 +40,37 @@ SECURITY = {
 
 
 class Limits(Config):
-    """What one server takes on. `audiolm serve queue=8 seconds=20` changes them."""
+    """The limits of one server. `audiolm serve queue=8 seconds=20` changes them."""
 
-    seconds: float = Field(default=60.0, gt=0, description="of new sound that one request may ask for")
-    sound_seconds: float = Field(default=120.0, gt=0, description="of a recording that is sent")
+    seconds: float = Field(default=60.0, gt=0, description="seconds of new sound that one request may ask for")
+    sound_seconds: float = Field(default=120.0, gt=0, description="seconds of an uploaded recording")
     upload_mb: float = Field(default=24.0, gt=0, description="megabytes of one request")
-    upload_seconds: float = Field(default=30.0, gt=0, description="in which a request must have come in")
+    upload_seconds: float = Field(default=30.0, gt=0, description="seconds that a request may take to arrive")
     timeout: float = Field(default=180.0, gt=0, description="seconds from a request's first byte to its answer's last")
-    samples: int = Field(default=8, ge=1, description="of one request")
+    samples: int = Field(default=8, ge=1, description="samples that one request may ask for")
     queue: int = Field(default=128, ge=1, description="requests that may wait for the model")
-    streams: int = Field(default=8, ge=1, description="that may be listened to at once")
+    streams: int = Field(default=8, ge=1, description="streams that may run at once")
     batch: int = Field(default=16, ge=1, description="requests that are generated together")
-    rate: float = Field(default=600.0, ge=0, description="requests a minute of one client; 0: as many as it likes")
-    connections: int = Field(default=512, ge=1, description="open at once")
+    rate: float = Field(default=600.0, ge=0, description="requests per minute from one client; 0: no limit")
+    connections: int = Field(default=512, ge=1, description="open connections")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.samples > self.queue:
-            raise ValueError(f"queue={self.queue}: samples={self.samples} of one request would never find room; give as many")
+            raise ValueError(f"queue={self.queue}: too small for one request of samples={self.samples}; give at least as many")
         return self
 
 
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as a document."""
+    """An error as problem+json."""
     body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     return JSONResponse(body, status, headers, "application/problem+json")
 
 
 class Guard:
-    """app: what is behind. keys: of which one must be shown, if there are any. hosts: names that the server is called by.
+    """Middleware around `app`. keys: API keys; if there are any, requests need one. hosts: allowed host names; None: any.
 
-    seen: told the path's template, the status and the seconds of every request of the API.
+    seen: called with the path's template, the status and the seconds of every request to the API.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Guard:
     ) -> None:
         self.app, self.limits, self.hosts, self.seen = app, limits, hosts, seen
         self.keys = [key.encode() for key in keys]
-        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # of a client: requests it still has, since when
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # per client: requests left, and at what time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if scope["method"] == "HEAD":  # what GET says, less the body, which uvicorn leaves out
+        if scope["method"] == "HEAD":  # as GET; uvicorn leaves out the body
             scope = {**scope, "method": "GET"}
         began, status = time.monotonic(), 0
 
@@ -112,43 +112,43 @@ class Guard:
                 await (refused or self.app)(scope, body.receive, answer)
         except TimeoutError:
             if not status:
-                text = f"not done within {self.limits.timeout:g} s; ask for less, or try again later"
+                text = f"not done within {self.limits.timeout:g} s; ask for less or try again later"
                 await problem(503, text, {"Retry-After": "10"})(scope, receive, answer)
         except Exception:
             log.exception("%s %s", scope["method"], scope["path"])
             if not status:
-                await problem(500, "the server has failed; its log says why")(scope, receive, answer)
+                await problem(500, "internal error; the server's log has the details")(scope, receive, answer)
         if scope["path"].startswith("/v1/"):
             self.seen(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         if self.hosts is not None and _name_of(host) not in self.hosts:  # another name for this address: DNS rebinding
-            return problem(400, "the host is not called that; use the address that the server printed")
+            return problem(400, "unknown host name; use the address that the server printed")
         origin = headers.get("origin")
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         foreign |= origin is not None and origin.partition("://")[2] != host
-        if foreign and scope["method"] != "GET":  # what these give, no other site can read: CORS is closed
-            return problem(403, "another site's page may not use this server")
+        if foreign and scope["method"] != "GET":  # other sites cannot read the answers to GET, as no CORS headers are sent
+            return problem(403, "pages of other sites may not use this server")
         if not scope["path"].startswith("/v1/") and scope["path"] != "/metrics":
             return None
         key = _key_of(headers)
         if self.keys and not any(hmac.compare_digest(key, each) for each in self.keys):
-            text = "an API key is needed: send the header 'Authorization: Bearer KEY'"
+            text = "an API key is needed; send it in the header 'Authorization: Bearer KEY'"
             return problem(401, text, {"WWW-Authenticate": "Bearer"})
         if scope["method"] == "POST":
             client = key.hex() if self.keys else (scope.get("client") or ("",))[0]
             wait = self._wait(client)
             if wait:
-                text = f"more than {self.limits.rate:g} requests a minute; wait {wait} s"
+                text = f"more than {self.limits.rate:g} requests per minute; wait {wait} s"
                 return problem(429, text, {"Retry-After": str(wait)})
         return None
 
     def _wait(self, client: str) -> int:
-        """Seconds until this client may ask again: it has a minute's requests at once, and gets them back as time goes by."""
+        """Seconds until this client may send again. A token bucket: one minute's requests at once, refilled continuously."""
         if not self.limits.rate:
             return 0
-        now, most = time.monotonic(), max(1.0, self.limits.rate)  # less than one could never be spent
+        now, most = time.monotonic(), max(1.0, self.limits.rate)  # with less than 1, no request would ever be allowed
         left, since = self._rates.pop(client, (most, now))
         left = min(most, left + (now - since) * self.limits.rate / 60)
         self._rates[client] = (left - 1 if left >= 1 else left, now)
@@ -158,7 +158,7 @@ class Guard:
 
 
 class _Body:
-    """A request's body, which must not be too much nor take too long."""
+    """A request's body, with limits on its size and on the time it takes to arrive."""
 
     def __init__(self, receive: Receive, limits: Limits, headers: Headers) -> None:
         self._receive, self._limits = receive, limits
@@ -169,7 +169,7 @@ class _Body:
         self._deadline = asyncio.get_running_loop().time() + limits.upload_seconds
 
     async def receive(self) -> Message:
-        """As ASGI's, once the body is there; before that HTTPException 413 or 408."""
+        """ASGI's receive. HTTPException 413 or 408 if the body is too large or too slow."""
         if self._done:
             return await self._receive()
         if self._declared > self._limits.upload_mb * 1e6:
@@ -178,7 +178,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            text = f"the request took more than {self._limits.upload_seconds:g} s to come in; send less, or faster"
+            text = f"the request took more than {self._limits.upload_seconds:g} s to arrive; send less, or faster"
             raise HTTPException(408, text) from None
         self._done = not message.get("more_body", False)
         self._taken += len(message.get("body", b""))
@@ -190,7 +190,7 @@ class _Body:
         raise HTTPException(413, f"more than {self._limits.upload_mb:g} MB; send a shorter or a compressed recording")
 
     async def rest(self) -> None:
-        """Take what still comes in, unread: a connection that is closed before loses the answer on its way."""
+        """Discard what still arrives: if the connection were closed before, the client would lose the answer."""
         if self._asks_first and not self._taken:
             return
         try:
@@ -202,7 +202,7 @@ class _Body:
 
 
 def _name_of(host: str) -> str:
-    """Without its port."""
+    """The host name without the port, in lower case."""
     return host.rpartition(":")[0].lower() if ":" in host and not host.endswith("]") else host.lower()
 
 

@@ -1,12 +1,11 @@
-"""The HTTP API and the page: `create_app(model)` is an ASGI application that keeps nothing between two requests.
+"""The HTTP API and the web page: `create_app(model)` is an ASGI application that keeps no sound between requests.
 
-    POST /v1/continue  /v1/generate  /v1/revoice  /v1/reconstruct     a sound, whole or while it is made
+    POST /v1/continue  /v1/generate  /v1/revoice  /v1/reconstruct     sound; all but reconstruct can stream it
     POST /v1/detect  /v1/tokenize                                     JSON
-    GET  /v1/models  /v1/examples  /healthz  /metrics  /docs  /       what there is, how it is, and the page
+    GET  /v1/models  /v1/examples  /healthz  /metrics  /docs  /       the model and examples, monitoring, documentation, page
 
-Recordings come as the form field `audio` (and `voice`) or as the body; parameters in the address or in the form (apidocs).
-What may come in is the affair of limits, decoding it that of uploads, and running the model, in one thread for all, that of
-batching.
+Recordings are sent as the form field `audio` (and `voice`) or as the body, parameters in the URL or in the form (apidocs).
+limits decides what is accepted, uploads decodes it, and batching runs the model in one thread for all clients.
 """
 
 import asyncio
@@ -45,7 +44,7 @@ T = TypeVar("T")
 P = TypeVar("P", bound=Config)
 
 WEB = Path(__file__).parent / "web"
-# In a wheel the examples lie beside the page; in a checkout where everybody finds them.
+# In a wheel the examples are next to the page; in a checkout they are in the repository's root.
 EXAMPLES = next((each for each in (WEB / "examples", Path(__file__).parents[3] / "examples") if each.is_dir()), WEB / "examples")
 
 
@@ -56,9 +55,9 @@ def create_app(
     hosts: Collection[str] | None = None,
     detector: Detector | None = None,
 ) -> FastAPI:
-    """The application. keys: one of them must be shown, if there are any. hosts: names it may be called by; None: any.
+    """The application. keys: API keys; if there are any, requests need one. hosts: allowed host names; None: any.
 
-    detector: of the model's own voice, for /v1/detect; without one it looks for the watermark alone.
+    detector: of the model's own voice, for /v1/detect, which without one looks for the watermark only.
     """
     service = Service(model, limits or Limits(), detector)
 
@@ -106,7 +105,7 @@ def create_app(
 
 
 class Service:
-    """What the application does, each operation a method. It works between `open` and `close`."""
+    """The operations of the API, one method each. They work between `open` and `close`."""
 
     def __init__(self, model: AudioLM, limits: Limits, detector: Detector | None) -> None:
         self.model, self.limits, self.detector = model, limits, detector
@@ -117,37 +116,37 @@ class Service:
     def open(self) -> None:
         """Start the threads."""
         self.worker = Worker(self.model, self.limits.queue, self.limits.batch, self.limits.streams, self.metrics.batch)
-        # OpenMP counts the helpers of every thread that ever computed; where they are more than the cores, those of the model's
-        # thread fall asleep between two products, which makes it 2.4 times as slow on two cores. So nobody else has helpers.
+        # OpenMP counts the helper threads of every thread that ever computed. If they outnumber the cores, those of the model's
+        # thread sleep between two products, which makes it 2.4 times as slow on two cores. So no other thread gets helpers.
         self.files = ThreadPoolExecutor(2, "files", torch.set_num_threads, (1,))
 
     def close(self) -> None:
-        """Finish what runs, then stop."""
+        """Finish what is running, then stop."""
         if self.worker and self.files:
             self.worker.close()
             self.files.shutdown()
 
     async def continue_(self, request: Request) -> Response:
-        """Go on from a recording: the same voice, prosody, room, melody. The answer is the recording and what follows it."""
+        """Continue a recording in the same voice, prosody, room or melody. The answer is the recording and its continuation."""
         options, sounds = await self._take(request, Continue, "audio")
         prompt = sounds["audio"]
         shown = 0.0 if options.only_new else prompt.seconds
         return await self._made(request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new)
 
     async def generate(self, request: Request) -> Response:
-        """Speech (or music) from nothing: a new voice, new words."""
+        """Generate speech (or music) without a prompt: new voice, new content."""
         options, _ = await self._take(request, Generate)
         return await self._made(request, "generate", options, Wish(None, self._seconds(options)))
 
     async def revoice(self, request: Request) -> Response:
-        """Say the words of a recording in another voice: a random one, or that of the recording `voice`."""
+        """Say the content of a recording in another voice: a random one, or that of the recording `voice`."""
         options, sounds = await self._take(request, Revoice, "audio", "voice")
         self._within(sounds["audio"].seconds, "audio: ")
         words = (await self._run(request, self.model.tokenize, sounds["audio"])).semantic
         return await self._made(request, "revoice", options, Wish(sounds.get("voice"), semantic=words))
 
     async def reconstruct(self, request: Request) -> Response:
-        """The codec alone: a recording through its tokens and back, at any bitrate."""
+        """The codec alone: encode a recording into acoustic tokens and decode it again, at any number of levels."""
         options, sounds = await self._take(request, Reconstruct, "audio")
         sound = await self._run(request, self.model.reconstruct, sounds["audio"], options.codebooks)
         levels = options.codebooks or self.model.codec.spec.num_codebooks
@@ -156,7 +155,7 @@ class Service:
         return Response(await self._file(sound.to_bytes, f".{options.format}", named), 200, headers, MEDIA[options.format])
 
     async def tokenize(self, request: Request) -> Response:
-        """The semantic and acoustic tokens of a recording, a list of codes for each level."""
+        """The semantic and acoustic tokens of a recording, with one list of codes per level."""
         _, sounds = await self._take(request, Nothing, "audio")
         tokens = await self._run(request, self.model.tokenize, sounds["audio"])
         kinds = {
@@ -166,14 +165,14 @@ class Service:
         return JSONResponse({"seconds": tokens.seconds, **kinds})
 
     async def detect(self, request: Request) -> Response:
-        """Was this made by audiolm? Looks for the watermark (1.5 s are enough) and listens for the model's own voice (1 s)."""
+        """Was this made by audiolm? Looks for the watermark (needs 1.5 s) and for the model's own voice (needs 1 s)."""
         _, sounds = await self._take(request, Nothing, "audio")
 
         told = await self._run(request, examine, sounds["audio"], self.detector, name_of(self.model))
         return JSONResponse({"file": "audio", **told})
 
     async def models(self) -> dict[str, list[dict[str, Any]]]:
-        """The model that this server runs, and how much it may be asked for."""
+        """The model that this server runs, and the limits on requests."""
         model, limits = self.model, self.limits
         about = {
             "id": name_of(model),
@@ -195,22 +194,22 @@ class Service:
         return {"models": [about]}
 
     async def healthz(self) -> dict[str, str]:
-        """Does it work."""
+        """Whether the server works."""
         if self.worker is None or not self.worker.alive:
             raise HTTPException(503, "the model has stopped")
         return {"status": "ok"}
 
     async def figures(self) -> Response:
-        """For Prometheus."""
+        """Metrics for Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _take(self, request: Request, kind: type[P], *names: str) -> tuple[P, dict[str, Waveform]]:
-        """What a request says and sends; the first of the names must be sent."""
+        """The parameters and decoded recordings of a request. The first of `names` is required."""
         sent = await receive(request, names)
         try:
             options = parse_config(kind, sent.fields, "parameters")
             if names and names[0] not in sent.files:
-                raise InputError(f"{names[0]}: no recording came; send one as the form field {names[0]!r} or as the body")
+                raise InputError(f"{names[0]}: no recording was sent; send one as the form field {names[0]!r} or as the body")
             sounds = {}
             for name, file in sent.files.items():
                 keep = getattr(options, "prompt_seconds", None)
@@ -223,9 +222,9 @@ class Service:
     async def _made(
         self, request: Request, verb: str, options: Making, wish: Wish, prompt_seconds: float = 0.0, only_new: bool = False
     ) -> Response:
-        """The answer to a request for one sound or several; prompt_seconds: how much of it is not new."""
+        """The answer to a request for one or several sounds. prompt_seconds: how much of each is not new."""
         if options.samples > self.limits.samples:
-            raise InputError(f"samples={options.samples}: at most {self.limits.samples} at once; ask again for the others")
+            raise InputError(f"samples={options.samples}: give {self.limits.samples} or less; send more requests for more")
         model, settings = self.model, sampling_of(self.model, options)
         headers = {
             "X-AudioLM-Model": name_of(model),
@@ -236,7 +235,7 @@ class Service:
         assert self.worker is not None
         if options.stream:
             if options.samples > 1 or options.format != "wav":
-                raise InputError("stream=true: one WAV at a time; leave samples and format out")
+                raise InputError("stream=true: only one WAV can be streamed; leave samples and format out")
             new = wish.seconds if wish.semantic is None else wish.semantic.seconds
             samples = round((new or 0.0) * model.sample_rate) + round(prompt_seconds * model.sample_rate)
 
@@ -245,7 +244,7 @@ class Service:
                 return wav(blocks, samples, model.sample_rate)
 
             parts = self.worker.stream(start)
-            first = await attended(request, _next(parts))  # what is wrong is told before an answer begins
+            first = await attended(request, _next(parts))  # so that errors are reported before the answer begins
             self.metrics.seconds.inc(new or 0.0)
             return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
         seeds = range(options.seed, options.seed + options.samples)
@@ -272,7 +271,7 @@ class Service:
     def _within(self, seconds: float, name: str = "seconds=") -> float:
         if seconds > self.limits.seconds:
             raise InputError(
-                f"{name}{seconds:g} s are more than this server makes at once; ask for {self.limits.seconds:g} s or less"
+                f"{name}{seconds:g} s are more than this server generates at once; ask for {self.limits.seconds:g} s or less"
             )
         return seconds
 
@@ -285,19 +284,21 @@ class Service:
 
 
 class Metrics:
-    """What /metrics says."""
+    """The metrics of /metrics."""
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter("audiolm_requests", "Requests answered", ["path", "status"], registry=registry)
         times = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-        self._times = Histogram("audiolm_request_seconds", "From request to answer", ["path"], registry=registry, buckets=times)
+        self._times = Histogram(
+            "audiolm_request_seconds", "Seconds from request to answer", ["path"], registry=registry, buckets=times
+        )
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self._sizes = Histogram("audiolm_batch_size", "Requests generated together", registry=registry, buckets=sizes)
-        self._batches = Histogram("audiolm_batch_seconds", "Of generating them", registry=registry, buckets=times)
-        self.seconds = Counter("audiolm_sound_seconds", "Sound generated", registry=registry)
-        Gauge("audiolm_waiting", "Requests that wait for the model", registry=registry).set_function(waiting)
+        self._batches = Histogram("audiolm_batch_seconds", "Seconds to generate a batch", registry=registry, buckets=times)
+        self.seconds = Counter("audiolm_sound_seconds", "Seconds of sound generated", registry=registry)
+        Gauge("audiolm_waiting", "Requests waiting for the model", registry=registry).set_function(waiting)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         self._requests.labels(path, status).inc()
@@ -309,7 +310,7 @@ class Metrics:
 
 
 async def examples() -> list[dict[str, Any]]:
-    """Recordings to try it with."""
+    """Example recordings."""
     return [
         {"name": path.stem.removeprefix("prompt-"), "url": f"/examples/{path.name}", "seconds": round(probe(path).seconds, 3)}
         for path in sorted(EXAMPLES.glob("*.flac"))
@@ -317,7 +318,7 @@ async def examples() -> list[dict[str, Any]]:
 
 
 async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client has left."""
+    """The result of `work`, which is cancelled if the client disconnects."""
 
     async def leaving() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -335,7 +336,7 @@ async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 def sampling_of(model: AudioLM, options: Making) -> dict[str, Sampling]:
-    """The model's own sampling settings with what the request says instead."""
+    """The model's own sampling settings with the request's changes."""
     changes = {name: value for name in ("top_k", "top_p") if (value := getattr(options, name)) is not None}
     settings = {name: each.model_copy(update=changes) for name, each in model.sampling.items()}
     if options.temperature is not None:
@@ -344,7 +345,7 @@ def sampling_of(model: AudioLM, options: Making) -> dict[str, Sampling]:
 
 
 def name_of(model: AudioLM) -> str:
-    """The model's name, as a header can say it."""
+    """The model's name, reduced to characters allowed in a header."""
     return "".join(each for each in str(model.about.get("name", "audiolm")) if each.isascii() and each.isprintable())
 
 
@@ -367,7 +368,7 @@ def _zip(files: Mapping[str, bytes]) -> bytes:
 
 
 def _file(folder: Path, name: str) -> FileResponse:
-    """A file that lies in the folder itself; the name is compared, never joined to a path."""
+    """A file directly in the folder. The name is only compared, never joined to a path."""
     found = [path for path in folder.glob("*.*") if path.name == name and path.is_file()]
     if not found:
         raise HTTPException(404)
@@ -382,14 +383,14 @@ async def _busy(request: Request, error: Exception) -> Response:
     assert isinstance(error, Busy)
     if error.retry_after is None:
         return problem(503, "the server is stopping")
-    return problem(429, f"too much to do already; try again in {error.retry_after} s", {"Retry-After": str(error.retry_after)})
+    return problem(429, f"the server is busy; try again in {error.retry_after} s", {"Retry-After": str(error.retry_after)})
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return problem(400, "the request broke off")  # nobody reads it; the log and the metrics do
+    return problem(400, "the client disconnected")  # no one receives this, but the metrics count it
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = "no such page; /docs lists what there is" if error.status_code == 404 else error.detail
+    detail = "no such page; see /docs for what there is" if error.status_code == 404 else error.detail
     return problem(error.status_code, detail, dict(error.headers or {}))

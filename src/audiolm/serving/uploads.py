@@ -1,6 +1,6 @@
-"""Recordings that strangers send: into sounds, or into one clear line, in bounded time and memory.
+"""Decodes uploaded recordings, or refuses them with one clear line, in bounded time and memory.
 
-The header is asked first; then the file is decoded block by block, mixed down at once, and left where it goes on for too long,
+The header is checked first. Then the file is decoded block by block, mixed down at once, and abandoned if it is too long,
 whatever its header says: ten hours of silence are a few kilobytes of flac.
 """
 
@@ -19,24 +19,24 @@ from starlette.requests import Request
 from audiolm.audio import Waveform, as_file, blocks, concatenate, probe
 from audiolm.errors import InputError
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a stranger's damaged form is no news for the log
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # malformed forms are not worth logging
 RATES = (4_000, 192_000)  # Hz
 SHORTEST = 0.1  # seconds
-DECODING = 10.0  # seconds that a file may take
-IN_MEMORY = 1 << 20  # bytes of a body; more goes to a temporary file
+DECODING = 10.0  # seconds that decoding a file may take
+IN_MEMORY = 1 << 20  # bytes of a body kept in memory; more goes to a temporary file
 FIELDS, FIELD_BYTES = 24, 4096
 ANY = ("audio/", "application/octet-stream", "application/ogg", "video/webm", "video/mp4")  # a microphone's webm is a "video"
 
 
 @dataclass
 class Sent:
-    """What a request sent: its parameters, from the address and from the form, and its recordings by their names."""
+    """The contents of a request: its parameters, from the URL and the form, and its recordings by name."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, IO[bytes]] = field(default_factory=dict)
 
     def close(self) -> None:
-        """Let the recordings go."""
+        """Close the recordings."""
         for file in self.files.values():
             file.close()
 
@@ -44,11 +44,11 @@ class Sent:
 async def receive(request: Request, names: tuple[str, ...]) -> Sent:
     """Read a request: a form with files of these names, or a body that is the first of them, or no body.
 
-    HTTPException 415 for any other kind of body, 400 for a form that is none; InputError for a part that is unknown.
+    HTTPException 415 for any other kind of body, 400 for a malformed form; InputError for unknown or repeated parts.
     """
     sent = Sent(dict(request.query_params))
     if len(sent.fields) < len(request.query_params.multi_items()):
-        raise InputError("parameters: one is said twice in the address; say it once")
+        raise InputError("parameters: one is given twice in the URL; give it once")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
@@ -61,7 +61,7 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
                 elif name in names:
                     raise InputError(f"{name}: a text; send the recording itself, as a file of the form")
                 elif name in sent.fields:
-                    raise InputError(f"{name}: said twice; say it once, in the address or in the form")
+                    raise InputError(f"{name}: given twice; give it once, in the URL or in the form")
                 else:
                     sent.fields[name] = value
         elif kind.startswith(ANY) and names:
@@ -74,7 +74,7 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
             raise HTTPException(415, "send recordings as a form (multipart/form-data) or as a body of type audio/*")
         if unknown := [name for name in sent.files if name not in names]:
             raise InputError(
-                f"{unknown[0]}: no recording of that name is wanted; {'send ' + ' or '.join(names) if names else 'leave it out'}"
+                f"{unknown[0]}: no recording of that name expected; {'send ' + ' or '.join(names) if names else 'leave it out'}"
             )
     except BaseException:
         sent.close()
@@ -83,9 +83,9 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
 
 
 def sound_of(file: IO[bytes], name: str, seconds: float, rate: int, keep: float | None = None) -> Waveform:
-    """Decode a recording of at most `seconds`, of which the first `keep` are wanted: mono, at `rate` Hz.
+    """Decode a recording of at most `seconds` to mono at `rate` Hz, and return its first `keep` seconds (None: all).
 
-    InputError that calls it `name`; HTTPException 413 where it is too long, or takes too long.
+    InputError, naming it `name`, if it is unusable; HTTPException 413 if it is too long or takes too long to decode.
     """
     file.seek(0)
     with as_file(file, name) as path:

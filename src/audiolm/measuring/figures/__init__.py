@@ -1,1 +1,1 @@
-"""The figures of the paper's tables, a file a subject: each takes a Bench and gives figures by name."""
+"""The figures for the paper's tables, one file per subject. Each function takes a Bench and returns figures by name."""

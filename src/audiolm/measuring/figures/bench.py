@@ -1,4 +1,4 @@
-"""What the figures are taken from: a model, the recordings it is measured on, and what several tables need of them."""
+"""The common inputs of all figures: a model, the recordings it is measured on, and intermediate results that tables share."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,19 +18,19 @@ from audiolm.model import AudioLM, AudioTokens
 from audiolm.training.data import Recording, Skipped, in_turn
 from audiolm.training.storage import fetched
 
-LONGEST = 30.0  # seconds of a recording that are measured
+LONGEST = 30.0  # seconds measured of a recording, at most
 
-Progress = Callable[[str, int, int], None]  # what, done, in all
+Progress = Callable[[str, int, int], None]  # what, done, total
 Figures = dict[str, Measure | float | str]
 
 
 class Missing(Exception):
-    """What a table cannot be filled without: one line, which file and from where."""
+    """An input that a table needs is missing: one line that says what is needed and, if a download, where to get it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A recording with its tokens; the sound is read when it is wanted."""
+    """A recording with its tokens. The sound is read from the file at each access."""
 
     recording: Recording
     sample_rate: int
@@ -43,14 +43,14 @@ class Clip:
 
     @property
     def transcript(self) -> str | None:
-        """What is said, if the manifest knows, and if all of it is in the sound that is measured."""
+        """The manifest's transcript, if there is one and the recording is measured in full."""
         text = (self.recording.columns.get("transcript") or "").strip()
         return text if text and self.tokens.seconds < LONGEST else None
 
 
 @dataclass(eq=False)
 class Bench:
-    """A model, its clips, and the options of `evaluation.evaluate`, which see. `others`: recordings of other splits."""
+    """A model, its clips, and the options of `evaluation.evaluate` (see there). others: recordings that are not measured."""
 
     model: AudioLM
     clips: Sequence[Clip]
@@ -62,11 +62,11 @@ class Bench:
     items: Path | None = None
     pairs: Path | None = None
     tell: Progress = field(default=lambda what, done, total: None)
-    own_abx: dict[str, Measure] = field(default_factory=dict, init=False)  # of the layer in use, by mode: two tables show it
+    own_abx: dict[str, Measure] = field(default_factory=dict, init=False)  # of the layer in use, by mode, for two tables
 
     @property
     def train(self) -> list[Recording]:
-        """Those of the others that a training would hear."""
+        """The others that belong to the train split."""
         return [recording for recording in self.others if recording.split == "train"]
 
     @cached_property
@@ -75,12 +75,12 @@ class Bench:
 
     @cached_property
     def sounds(self) -> list[Tensor]:
-        """Each clip (1, 1, T) at 16 kHz, kept for all parts: 2 MB for 30 s."""
+        """Each clip (1, 1, T) at 16 kHz, cached for all parts: 2 MB for 30 s."""
         return [clip.sound.resample(16_000).samples[None] for clip in self.clips]
 
     @cached_property
     def phones(self) -> list[list[Phone]]:
-        """The phones of each clip, as pocketsphinx finds them."""
+        """The phones of each clip, found by pocketsphinx."""
         found = []
         for number, (clip, sound) in enumerate(zip(self.clips, self.sounds, strict=True), 1):
             found.append(self.aligner(sound, clip.transcript))
@@ -89,12 +89,12 @@ class Bench:
 
     @cached_property
     def chosen(self) -> list[Clip]:
-        """`limit` clips that are long enough to be continued, of as many speakers as can be."""
+        """Up to `limit` clips that are long enough to be continued, from as many speakers as possible."""
         return by_speaker(self.clips, self.seed)[: self.limit]
 
     @cached_property
     def continued(self) -> list[Continuation]:
-        """The chosen clips, continued in every way that the model knows."""
+        """The chosen clips, continued in the default ways that the model can."""
         chosen = [(clip.recording.speaker, clip.sound) for clip in self.chosen]
         return continuations(self.model, chosen, self.seconds, self.seed, self.tell)
 
@@ -106,7 +106,7 @@ def read_clip(recording: Recording, sample_rate: int) -> Waveform:
 
 
 def readable(recordings: Sequence[Recording], sample_rate: int) -> list[Waveform]:
-    """`read_clip` of all that can be read: a damaged recording that is learnt from costs no more than itself."""
+    """`read_clip` of all recordings that can be read; damaged ones are skipped."""
     sounds = []
     for recording in recordings:
         with suppress(InputError):
@@ -115,7 +115,7 @@ def readable(recordings: Sequence[Recording], sample_rate: int) -> list[Waveform
 
 
 def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -> tuple[list[Clip], Skipped]:
-    """Clips of all recordings that can be read, and which can't be and why. InputError where none can."""
+    """Clips of all readable recordings, and the unreadable ones with the reasons. InputError if none is readable."""
     clips: list[Clip] = []
     left_out: Skipped = []
     for number, recording in enumerate(recordings, 1):
@@ -131,18 +131,18 @@ def tokenized(model: AudioLM, recordings: Sequence[Recording], tell: Progress) -
 
 
 def by_speaker(clips: Sequence[Clip], seed: int) -> list[Clip]:
-    """Clips that are long enough to be continued, in turn."""
-    # Tokens may end a frame after the sound.
+    """Clips long enough to be continued: one of each speaker, then a second of each, and so on."""
+    # Tokens may end a frame later than the sound.
     long = [clip for clip in clips if clip.tokens.seconds >= PROMPT + SHORTEST + 0.04]
     return [long[number] for number in in_turn([clip.recording.speaker for clip in long], seed)]
 
 
 def random_part(recordings: Sequence[Recording], most: int, seed: int) -> list[Recording]:
-    """At most so many recordings, all of them as likely."""
+    """A random sample of at most `most` recordings."""
     order = torch.randperm(len(recordings), generator=torch.Generator().manual_seed(seed))[:most].tolist()
     return [recordings[number] for number in order]
 
 
 def at_16k(sound: Waveform) -> Tensor:
-    """(T) at 16 kHz."""
+    """Mono samples (T) at 16 kHz."""
     return sound.resample(16_000).samples[0]

@@ -1,4 +1,4 @@
-"""The codec's figures (AudioLM Table I): what becomes of a sound at each number of levels, and the health of the codebooks."""
+"""The codec's figures (AudioLM Table I): sound quality at each number of levels, and the use of each codebook."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from audiolm.measuring.figures.bench import Bench, Figures, at_16k
 from audiolm.measuring.metrics import entropy, histogram, mean, mel_distance, pesq_wb, si_sdr, stoi, visqol
 from audiolm.tokens import Tokens
 
-VISQOL_SECONDS = 8.0  # of a recording that ViSQOL compares; its authors recommend 5 to 10
+VISQOL_SECONDS = 8.0  # compared by ViSQOL per recording; its authors recommend 5 to 10
 
 
 def codec_figures(bench: Bench) -> Figures:
-    """Sound of the codec at each number of levels, and the health of each level's codebook."""
+    """The codec's sound quality at each number of levels, and how well each level's codebook is used."""
     model, spec, figures = bench.model, bench.model.codec.spec, Figures()
     measured = sorted({min(level, spec.num_codebooks) for level in bench.levels})
     scores: dict[str, list[float]] = {}
@@ -35,7 +35,7 @@ def codec_figures(bench: Bench) -> Figures:
     for level, bits in enumerate(entropy(counts).tolist()):
         name = f"codebook.{level + 1}"
         figures[f"{name}.bitrate"] = per_level
-        figures[f"{name}.entropy_bitrate"] = spec.frame_rate * bits  # if each code cost what its frequency says
+        figures[f"{name}.entropy_bitrate"] = spec.frame_rate * bits  # with an ideal entropy code for these frequencies
         figures[f"{name}.used"] = float((counts[level] > 0).sum()) / spec.codebook_size
         figures[f"{name}.perplexity"] = 2**bits
         figures[f"{name}.residual_energy"] = mean([each[level] for each in energy])
@@ -43,7 +43,7 @@ def codec_figures(bench: Bench) -> Figures:
 
 
 def sound_figures(reference: Tensor, sound: Tensor, rate: int) -> dict[str, float]:
-    """What became of a sound: both (T) at `rate` Hz."""
+    """PESQ, STOI, mel distance and SI-SDR of a decoded sound against its reference, both (T) at `rate` Hz."""
     return {
         "pesq": pesq_wb(*(at_16k(Waveform(each[None], rate)) for each in (reference, sound))),
         "stoi": stoi(reference, sound, rate),
@@ -53,7 +53,7 @@ def sound_figures(reference: Tensor, sound: Tensor, rate: int) -> dict[str, floa
 
 
 def visqol_figures(bench: Bench) -> Figures:
-    """ViSQOL at each number of levels, of `limit` clips, 8 s of each; and of the recording itself, its ceiling."""
+    """ViSQOL at each number of levels for the first 8 s of `limit` clips, and of the recording against itself, the ceiling."""
     model, spec = bench.model, bench.model.codec.spec
     clips, scores = bench.clips[: bench.limit], dict[str, list[float]]()
     for number, clip in enumerate(clips, 1):

@@ -1,7 +1,7 @@
-"""Does the piano go on in its key, with tones that are tones? Of models with a piano stage (AudioLM section IV-I).
+"""How well a model with a piano stage continues music (AudioLM section IV-I).
 
-The paper asked raters which of two continuations they prefer. These figures tell what a listener would complain of first: another
-key, a wash in place of tones, too many or too few of them struck, or silence.
+The paper asked raters which of two continuations they prefer. These figures show what a listener would complain of first:
+another key, a wash instead of distinct tones, too many or too few onsets, or silence.
 """
 
 import math
@@ -18,7 +18,7 @@ from audiolm.tokens import Tokens
 
 
 def music_figures(bench: Bench) -> Figures:
-    """Tones that each number of levels keeps; of each way to continue: key, clarity, onsets and loudness."""
+    """How well the tones are kept at each number of levels; for each way to continue: key, entropy, onsets and level."""
     model, spec = bench.model, bench.model.codec.spec
     if "piano" not in model.stages:
         return {}
@@ -47,7 +47,7 @@ def music_figures(bench: Bench) -> Figures:
 
 
 def _units(bench: Bench) -> Figures:
-    """How much of the chroma the units tell, beside as many k-means units of MFCC on the same recordings."""
+    """How much of the chroma the units explain, next to as many k-means units of MFCC fitted on the same recordings."""
     if len(bench.clips) < 2:
         return {}
     tokenizer, sounds = bench.model.semantic, [at_16k(clip.sound) for clip in bench.clips]
@@ -65,5 +65,5 @@ def _mean(values: list[float]) -> Measure:
 
 
 def _level(sound: Tensor) -> float:
-    """dB, at least -80."""
+    """Level in dB, at least -80."""
     return max(-80.0, 10 * math.log10(float(sound.square().mean()) + 1e-12))

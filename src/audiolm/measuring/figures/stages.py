@@ -1,4 +1,4 @@
-"""What the language models know: bits per token, what those are owed to, and which of two recordings is the likelier one."""
+"""Figures of the language models: bits per token, their use of semantic tokens, and sWUGGY and sBLIMP."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
 from audiolm.stages import Stage, without_repeats
 
-MOST = 400  # pairs of a task; of more, as many at random
+MOST = 400  # pairs of a task, drawn at random
 
 
 def stage_figures(bench: Bench) -> Figures:
-    """Bits per token of every stage and level, teacher-forced in the stage's crops.
+    """Bits per token of every stage and level, teacher-forced in crops of the stage's length.
 
-    The unigram baseline knows the frequencies of the very codes that are measured, which no model could know.
+    The unigram baseline uses the frequencies of the measured codes themselves, which no model could know beforehand.
     """
     figures: Figures = {}
     for name, (stage, network) in bench.model.stages.items():
@@ -42,10 +42,10 @@ def stage_figures(bench: Bench) -> Figures:
 
 
 def oracle_figures(bench: Bench) -> Figures:
-    """Does a stage listen to its semantic tokens? Bits per token with the true ones, the same shuffled, and another recording's.
+    """Does a stage use its semantic tokens? Bits per token given the true ones, the same shuffled, and another recording's.
 
-    Shuffled within each recording, so that no crop keeps its own; run by run where the stage is given no repeats. The gain is
-    what the true ones save, recording by recording: a stage whose gain is 0 ignores them.
+    Tokens are shuffled over the whole recording, not within crops; in whole runs if the stage has dedup. The gain is what the
+    true tokens save, paired by recording: a stage with a gain of 0 ignores them.
     """
     figures: Figures = {}
     found = [name for name, (stage, _) in bench.model.stages.items() if _heard(stage) and _semantic(stage)]
@@ -74,7 +74,7 @@ def oracle_figures(bench: Bench) -> Figures:
 
 
 def pair_figures(bench: Bench) -> Figures:
-    """Table IV: sWUGGY and sBLIMP, by the semantic stage's log-likelihood a token, and by that of the whole (footnote 3)."""
+    """Table IV: sWUGGY and sBLIMP, by the semantic stage's log-likelihood per token, and by the total (footnote 3)."""
     if bench.pairs is None:
         raise Missing(f"sWUGGY and sBLIMP (Table IV) need --pairs FOLDER: {WANTED}")
     if "semantic" not in bench.model.stages:
@@ -93,17 +93,17 @@ def pair_figures(bench: Bench) -> Figures:
         if known := [pair for pair in pairs if pair.known]:
             figures[f"pairs.{task}.known"] = _score(known, {path: -total / count for path, (total, count) in nats.items()})
     if not figures:
-        raise Missing(f"{bench.pairs} holds neither lexical/dev/gold.csv nor syntactic/dev/gold.csv: give {WANTED}")
+        raise Missing(f"{bench.pairs} has neither lexical/dev/gold.csv nor syntactic/dev/gold.csv: give {WANTED}")
     return figures
 
 
 def _score(pairs: Sequence[Pair], likelihood: dict[Path, float]):
-    """Over ids, as the paper's; the interval too is over ids."""
+    """The mean over ids, as in the paper; the interval is over ids too."""
     return mean(list(score(pairs, likelihood).values()))
 
 
 def _nats(bench: Bench, paths: Sequence[Path], title: str) -> dict[Path, tuple[float, float]]:
-    """Of each recording the semantic stage's nats, and how many tokens they are; each alone, for lengths must not matter."""
+    """The semantic stage's nats for each recording, and its number of tokens. One at a time, so padding cannot matter."""
     stage, network = bench.model.stages["semantic"]
     most, found = stage.predict.frames(stage.crop), {}
     for number, path in enumerate(paths, 1):
@@ -116,7 +116,7 @@ def _nats(bench: Bench, paths: Sequence[Path], title: str) -> dict[Path, tuple[f
 
 
 def _heard(stage: Stage) -> bool:
-    """Not of text, or of another tongue, which no recording holds."""
+    """Whether all of the stage's tokens can be made from recordings (unlike, for example, text)."""
     return {stream.spec.name for stream in stage.streams} <= {"semantic", "acoustic"}
 
 

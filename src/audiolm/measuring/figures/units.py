@@ -1,4 +1,4 @@
-"""What the semantic tokens know of phones (AudioLM section III-B, Table I and Fig. 3)."""
+"""How phonetic the semantic tokens are (AudioLM section III-B, Table I and Fig. 3)."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,24 +12,24 @@ from audiolm.measuring.figures.bench import Bench, Figures, Missing, random_part
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.measuring.phonetics import frame_phones, mfcc_units, unit_phone_measures
 
-FITTED_ON = 200  # recordings at most from which the MFCC baseline learns its units
-REFITTED_ON = 60  # recordings from which units are learnt anew for each layer and number
-DRAWS = 200  # of the bootstrap, where each costs a whole table
+FITTED_ON = 200  # recordings at most to fit the MFCC baseline on
+REFITTED_ON = 60  # recordings at most to refit units on, for each layer and number of units
+DRAWS = 200  # bootstrap draws, each of which computes all measures again
 KEYS = ("pnmi", "pnmi_corrected", "phone_purity", "unit_purity", "units_used")
 
-# By name: features (F, D) of each clip, made when they are wanted, and their frames a second.
+# By name: a function that makes the features (F, D) of each clip, and their frame rate.
 Kinds = dict[str, tuple[Callable[[], list[Tensor]], float]]
 
 
 def unit_figures(bench: Bench) -> Figures:
-    """What the units tell about phones, beside as many k-means units of MFCC on the same frames."""
+    """How much the units tell about phones, next to as many k-means units of MFCC on the same frames."""
     sounds, phones = bench.sounds, _phones(bench)
     units = {"units": [clip.tokens.semantic.codes[0] for clip in bench.clips]}
     size = bench.model.semantic.spec.codebook_size
     learnt = _learnt(bench, FITTED_ON)
     fit = learnt or sounds
     figures: Figures = {"mfcc.fitted_on": float(len(fit)), "mfcc.fitted_elsewhere": float(bool(learnt))}
-    if sum(audio.shape[-1] for audio in fit) // 640 >= size:  # else there is less to learn from than there are units to learn
+    if sum(audio.shape[-1] for audio in fit) // 640 >= size:  # otherwise fewer frames than units
         baseline = mfcc_units(fit, size, bench.seed)
         units["mfcc"] = [baseline(audio) for audio in sounds]
     for name, each in units.items():
@@ -39,10 +39,10 @@ def unit_figures(bench: Bench) -> Figures:
 
 
 def layer_figures(bench: Bench) -> Figures:
-    """Fig. 3: ABX of every layer of the encoder and PNMI of units learnt from it; of its own, also of more and of fewer units."""
+    """Fig. 3: for every layer of the encoder, ABX and PNMI of units fitted on it; for the layer in use, other unit counts too."""
     tokenizer, phones, sounds = bench.model.semantic, _phones(bench), bench.sounds
     if not isinstance(tokenizer.encoder, Conformer):
-        raise Missing("Fig. 3 needs an encoder whose layers can be looked into: audiolm's own")
+        raise Missing("Fig. 3 needs the features of every layer, which only audiolm's own encoder gives")
     encoder, own, size = tokenizer.encoder, tokenizer.layer, tokenizer.spec.codebook_size
     layers = encoder.config.layers
     learnt = _learnt(bench, REFITTED_ON)
@@ -62,7 +62,7 @@ def layer_figures(bench: Bench) -> Figures:
             told = _told([units.assign(each[layer]) for each in measured], phones)
             figures |= {f"{kind}.{name}.{key}": measure for key, measure in zip(KEYS[:2], told, strict=False)}
         bench.tell("layers", number, len(tasks))
-    # As many units as the model has are those of its own layer; layer 0 has no row.
+    # The figures for the model's own number of units are those of its own layer; layer 0 has no row.
     figures |= {
         name.replace(f"layer.{own}", f"size.{size}"): measure
         for name, measure in figures.items()
@@ -78,7 +78,7 @@ def layer_figures(bench: Bench) -> Figures:
 
 
 def abx_figures(bench: Bench) -> Figures:
-    """Table I: ABX of both kinds of tokens by the vectors they stand for, and of what they are learnt from."""
+    """Table I: ABX of both kinds of tokens, by the vectors they stand for, of the features behind the units, and of MFCC."""
     tokenizer, codec = bench.model.semantic, bench.model.codec
     rate, filters = tokenizer.spec.frame_rate, mel_filters(80)
     kinds: Kinds = {
@@ -95,7 +95,7 @@ def abx_figures(bench: Bench) -> Figures:
 
 
 def _abx(bench: Bench, kinds: Kinds, own: str) -> Figures:
-    """own: the kind that is the layer in use, measured once for all tables."""
+    """ABX within and across speakers. own: the kind that is the layer in use, which is measured once for all tables."""
     if bench.items:
         items = read_items(bench.items, [clip.recording.path.stem for clip in bench.clips])
     else:
@@ -105,7 +105,7 @@ def _abx(bench: Bench, kinds: Kinds, own: str) -> Figures:
         ]
     chosen = {"within": triplets(items, "within", bench.seed), "across": triplets(items, "across", bench.seed)}
     if not any(len(each) for each in chosen.values()):
-        raise Missing("ABX needs two triphones of one speaker that differ in the middle alone; give more recordings of a speaker")
+        raise Missing("ABX needs triphones of one speaker that differ in the middle phone only; give more recordings per speaker")
     figures: Figures = {"abx.from_items": float(bool(bench.items))}
     done = 0
     for name, (make, rate) in kinds.items():
@@ -138,13 +138,13 @@ def _learnt(bench: Bench, most: int) -> list[Tensor]:
 
 
 def _phones(bench: Bench) -> list[Tensor]:
-    """Phone labels, one a semantic frame."""
+    """Phone labels, one per semantic frame."""
     return [frame_phones(phones, samples.shape[-1]) for phones, samples in zip(bench.phones, bench.sounds, strict=True)]
 
 
 @torch.inference_mode()
 def _layers(bench: Bench, audio: Tensor) -> list[Tensor]:
-    """Features (F, D) of each layer, from 0 on, which is the subsampled input."""
+    """Features (F, D) of each layer; layer 0 is the subsampled input."""
     encoder = bench.model.semantic.encoder
     found = encoder(encoder.log_mel(audio.to(bench.model.device)), layers=encoder.config.layers)
     return [each[0].float().cpu() for each in found]
@@ -152,5 +152,5 @@ def _layers(bench: Bench, audio: Tensor) -> list[Tensor]:
 
 @torch.inference_mode()
 def _latents(bench: Bench, codes: Tensor) -> Tensor:
-    """What the decoder is given (F, D) of codes (levels, F)."""
+    """The decoder's input (F, D) for codes (levels, F)."""
     return bench.model.codec.quantizer.decode(codes[None].to(bench.model.device))[0].T.cpu()

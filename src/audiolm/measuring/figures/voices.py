@@ -1,8 +1,8 @@
-"""Whose voice is it? The paper's classifier of speakers (AudioLM section IV-D, Table III), and distances between sets of voices.
+"""The paper's speaker classifier (AudioLM section IV-D, Table III), and Fréchet distances between sets of voices.
 
-The classifier's speakers are all, of any split, with enough recordings; a tenth of each one's recordings is held out, and those
-are reconstructed, said again and continued. It learns from sounds as they are and as the codec leaves them. Trained in minutes
-on a processor: a quarter of the paper's channels.
+The classifier's speakers come from all splits and have at least six recordings each. A tenth of each speaker's recordings is
+held out; from these, the reconstructions, revoicings and continuations to classify are made. The classifier is trained on
+recordings both as they are and through the codec. With a quarter of the paper's channels it trains in minutes on a CPU.
 """
 
 from collections import defaultdict
@@ -21,20 +21,20 @@ from audiolm.measuring.speaker import voice_encoder
 from audiolm.training.data import Recording, in_turn
 
 SMALL = tuple(channels // 4 for channels in CHANNELS)
-LEAST = 6  # recordings of a speaker
-HEARD = 8  # recordings of a speaker that are learnt from, at most
-SPEAKERS = 40  # at most; more would want a longer training
+LEAST = 6  # recordings that a speaker must have
+HEARD = 8  # training recordings per speaker, at most
+SPEAKERS = 40  # at most; more would need longer training
 STEPS, BATCH, RATE = 300, 32, 2e-3
 WAYS = ("real", "codec", "revoiced", "full", "parallel", "acoustic")
-DRAWS = 50  # of the Fréchet distance's bootstrap, which costs a decomposition each
+DRAWS = 50  # bootstrap draws for the Fréchet distance, each of which needs a matrix decomposition
 
 
 def speaker_figures(bench: Bench) -> Figures:
-    """Table III: how often the classifier finds the speaker, by the way in which what follows the prompt was made."""
+    """Table III: how often the classifier recognises the speaker of each kind of continuation."""
     measured = [clip.recording for clip in bench.clips]
     learnt, held = held_out([*measured, *bench.others], bench.seed, {each.speaker for each in measured})
     if len(learnt) < 2:
-        raise Missing(f"speaker classification (Table III) needs two speakers or more with {LEAST} recordings each")
+        raise Missing(f"speaker classification (Table III) needs at least two speakers with {LEAST} recordings each")
     names = sorted(learnt)
     sounds: list[list[Tensor]] = []
     for number, name in enumerate(names, 1):
@@ -47,7 +47,7 @@ def speaker_figures(bench: Bench) -> Figures:
     classifier = train_speakers(sounds, bench.seed, bench)
     unheard = not_trained_on([*measured, *bench.others])
     recordings = [each for each in held if each.seconds >= PROMPT + SHORTEST + 0.04]
-    # Half of what is continued is of speakers that the model never heard, as far as there are any.
+    # Half of the continued recordings are of speakers that the model never heard, if there are enough.
     order = in_turn([each.speaker for each in recordings], bench.seed)
     sides = [[recordings[n] for n in order if (recordings[n].speaker in unheard) is side] for side in (True, False)]
     half = max(bench.limit // 2, bench.limit - len(sides[1]))
@@ -72,16 +72,16 @@ def speaker_figures(bench: Bench) -> Figures:
 
 
 def not_trained_on(recordings: Sequence[Recording]) -> set[str]:
-    """Speakers of whom no recording is of the train split, be it measured or not."""
+    """Speakers without any recording in the train split."""
     return {each.speaker for each in recordings} - {each.speaker for each in recordings if each.split == "train"}
 
 
 def held_out(
     recordings: Sequence[Recording], seed: int, first: Collection[str] = ()
 ) -> tuple[dict[str, list[Recording]], list[Recording]]:
-    """Recordings by speaker that are learnt from, and a tenth (one at least) of each of those speakers' that are not.
+    """Training recordings by speaker, and the held-out ones: a tenth of each speaker's recordings, at least one.
 
-    first: speakers who are taken before all others.
+    first: speakers to take before all others.
     """
     by_speaker: dict[str, list[Recording]] = defaultdict(list)
     for number in in_turn([each.speaker for each in recordings], seed):
@@ -89,7 +89,7 @@ def held_out(
     enough = [name for name, each in by_speaker.items() if len(each) >= LEAST]
     learnt, held = {}, []
     for name in sorted(enough, key=lambda name: name not in first)[:SPEAKERS]:
-        # Long ones first: there must be something left after a prompt.
+        # Long ones first: held-out recordings must have something left after the prompt.
         own = sorted(by_speaker[name], key=lambda each: each.seconds < PROMPT + SHORTEST + 0.04)
         tenth = max(1, len(own) // 10)
         held += own[:tenth]
@@ -98,7 +98,7 @@ def held_out(
 
 
 def train_speakers(sounds: Sequence[Sequence[Tensor]], seed: int, bench: Bench | None = None) -> CropClassifier:
-    """The paper's classifier, of sounds (T) at 16 kHz by speaker: one second at a time, each speaker as often as any other."""
+    """Train the paper's classifier on each speaker's sounds (T) at 16 kHz, in crops of one second, all speakers equally often."""
     random = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,15 +122,15 @@ def train_speakers(sounds: Sequence[Sequence[Tensor]], seed: int, bench: Bench |
 
 
 def distance_figures(bench: Bench) -> Figures:
-    """Fréchet distance of what follows the prompts, made in each way, from real speech, over a speaker encoder's embeddings."""
+    """Fréchet distance of each kind of continuation from real speech, over a speaker encoder's embeddings."""
     try:
         encoder = voice_encoder()
     except InputError as error:
         raise Missing(f"the Fréchet distance needs a speaker encoder: {error}") from error
     made = bench.continued
     if len(made) < 2:
-        raise Missing("the Fréchet distance needs two recordings or more that last 4 s")
-    # Real speech that is in none of the sets: the recordings that are not continued, and the prompts.
+        raise Missing("the Fréchet distance needs at least two recordings of 4 s or more")
+    # Real speech that is in none of the sets: recordings that are not continued, and the prompts.
     rest = [clip.sound for clip in bench.clips if all(clip is not each for each in bench.chosen)]
     theirs = torch.cat([encoder.parts(at_16k(sound)) for sound in [*rest, *(each.prompt for each in made)]])
     figures: Figures = {"distance.reference_parts": float(len(theirs))}

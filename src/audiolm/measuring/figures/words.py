@@ -1,8 +1,9 @@
-"""Are the words still there? Word and character errors of an offline recogniser (AudioLM section IV-C, Table II).
+"""Are the words preserved? Word and character error rates of an offline recogniser (AudioLM section IV-C, Table II).
 
-Of whole clips of 4 to 10 s: the recording, the codec alone, and acoustic generation, which says the recording's units in another
-voice. Of what follows a prompt of 3 s: the same, said in the prompt's voice (SoundStorm's Table 1), and PESQ against the
-recording, since both say the same at the same time. A free continuation has words of its own, and so no error rate.
+For whole clips of 4 to 10 s: the recording, the codec alone, and acoustic generation, which says the recording's units in
+another voice. For what follows a prompt of 3 s: the same with the units said in the prompt's voice (SoundStorm's Table 1), and
+PESQ against the recording, as both say the same at the same time. A free continuation has words of its own, and so no error
+rate.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from audiolm.model import AudioLM
 from audiolm.tokens import Tokens
 from audiolm.training.data import in_turn
 
-LEAST, MOST = 4.0, 10.0  # seconds of a clip: the paper's
+LEAST, MOST = 4.0, 10.0  # seconds of a clip, as in the paper
 BATCH = 8
 
 
 def word_figures(bench: Bench) -> Figures:
-    """CER, WER and PESQ of up to `limit` clips whose words are known, of as many speakers as can be."""
+    """CER, WER and PESQ of up to `limit` clips with transcripts, from as many speakers as possible."""
     known = [clip for clip in bench.clips if clip.transcript and LEAST <= clip.tokens.seconds <= MOST]
     if not known:
         raise Missing("WER and CER (Table II) need recordings of 4 to 10 s with a column 'transcript' in their manifest.csv")
@@ -56,7 +57,7 @@ def word_figures(bench: Bench) -> Figures:
 
 
 def _words_after(bench: Bench, clip: Clip, text: str) -> str:
-    """The words that begin after the prompt; none where the transcript does not fit, or too little sound is left."""
+    """The words that begin after the prompt; empty if the transcript does not fit the sound or too little sound is left."""
     if clip.tokens.seconds < PROMPT + SHORTEST:
         return ""
     words = bench.aligner.words(at_16k(clip.sound), text)
@@ -74,7 +75,7 @@ def _whole(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
 
 
 def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
-    """As _whole, of what follows the prompt; what is generated is heard the prompt's units and voice first."""
+    """As `_whole`, for what follows the prompt, which generated sound is conditioned on."""
     model = bench.model
     frames = round(PROMPT * model.semantic.spec.frame_rate)
     sounds = {"real": [clip.sound.trim(start=PROMPT) for clip in clips]}
@@ -93,12 +94,12 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
 
 
 def _levels(model: AudioLM) -> int | None:
-    """Of the codec alone, as many as of what is generated."""
+    """Levels for the codec alone: as many as in generated sound."""
     return model.chosen()["codebooks"] if acoustic_chain(model) else None
 
 
 def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
-    """The ways from units to sound that the model has: the paper's, and the parallel one where it is another."""
+    """Suffixes of names and the decoders they stand for: the paper's, and the parallel one if the model has both."""
     chain = acoustic_chain(bench.model)
     if not chain or chain[0] == "parallel":
         return {"": "parallel"} if chain else {}
