@@ -278,12 +278,13 @@ def test_what_fails_inside_stays_inside(
 
 
 def test_keys(tiny_model: AudioLM) -> None:
-    with TestClient(create_app(tiny_model, LIMITS, keys=["first", "second"])) as client:
+    with TestClient(create_app(tiny_model, LIMITS, keys=["first", "second", "clé"])) as client:
         refused = client.get("/v1/models")
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
         assert client.get("/metrics").status_code == client.post("/v1/generate").status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer third"}).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": "Bearer second"}).status_code == 200
+        assert client.get("/v1/models", headers={"Authorization": "Bearer clé".encode()}).status_code == 200
         assert client.get("/v1/models", headers={"X-API-Key": "first"}).status_code == 200
         assert client.get("/healthz").status_code == 200
 

@@ -208,4 +208,4 @@ def _name_of(host: str) -> str:
 
 def _key_of(headers: Headers) -> bytes:
     scheme, _, key = headers.get("authorization", "").partition(" ")
-    return (key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode()
+    return (key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")).encode("latin-1")  # the bytes as sent
