@@ -318,7 +318,7 @@ def test_damaged_audio_store_is_named(store: AudioStore, tmp_path: Path) -> None
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"00001\.i16: damaged"):
         AudioStore(tmp_path / "audio")
-    with pytest.raises(InputError, match="no audio store"):
+    with pytest.raises(InputError, match="not a valid audio store"):
         AudioStore(tmp_path)
 
 
@@ -496,7 +496,7 @@ def test_damage_is_found(tokens: TokenStore, tmp_path: Path) -> None:
     assert TokenStore(tmp_path / "cut").names == tokens.names
     index = tmp_path / "cut" / "00000.parquet"
     index.write_bytes(index.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"00000\.parquet: not a whole index"):
+    with pytest.raises(InputError, match=r"00000\.parquet: damaged index"):
         TokenStore(tmp_path / "cut")
     (tmp_path / "cut" / "header.json").write_text(json.dumps({"kind": "token store", "format": 99, "key": KEY}))
     with pytest.raises(InputError, match="newer version"):

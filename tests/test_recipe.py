@@ -206,7 +206,7 @@ def test_further_from_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None
     ("override", "message"),
     [
         ("base=nowhere", r"nowhere: no such model"),
-        ("codec.steps=3", r"codec: that of base=speech is taken as it is; leave codec out"),
+        ("codec.steps=3", r"codec: base=speech provides it and it cannot be changed; leave codec out"),
         ("coarse.levels=3", r"coarse\.levels=3: the base has 4"),
         ("semantic.network.width=64", r"semantic\.network\.width=64: the base has 256; only dropout may differ"),
         ("semantic=5", r"semantic=5: semantic: input should be a valid dictionary"),
