@@ -136,8 +136,8 @@ def test_manifest_is_taken_at_its_word(corpus: Path, tmp_path: Path) -> None:
     [
         ("path,split\ns0/0.flac,train\ns1/0.flac,\n", "split of s1/0.flac is ''"),
         ("path,split\ns0/0.flac,later\n", "split of s0/0.flac is 'later'"),
-        ("file,split\ns0/0.flac,train\n", "'path' among them"),
-        ("path\n", "'path' among them"),
+        ("file,split\ns0/0.flac,train\n", "including 'path'"),
+        ("path\n", "including 'path'"),
         ("path\ns0/0.flac,5,6\n", "line 2 has too many columns"),
         ("path\nnot there.wav\n", "none of 1 recordings can be used"),
         ("path,seconds\ns0/0.flac,inf\n", "s0/0.flac: seconds is 'inf'"),

@@ -310,7 +310,7 @@ def test_detect_says_what_it_hears(
     assert silent["note"].startswith("digital silence")
     assert silent["synthetic_probability"] is None
     Detector(network, about={"weights": "others"}).save(model / detector.FILE)
-    assert "trained again" in _told(capsys, arguments)["note"]
+    assert "trained further" in _told(capsys, arguments)["note"]
     (model / detector.FILE).unlink()
     assert _told(capsys, arguments)["synthetic_probability"] is None
 
