@@ -440,7 +440,7 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("encoder.0.objective={kind='w2v_bert',codebooks=3}", r"dimension=256 must be a multiple of codebooks=3"),
         ("codec.network.groups=5", r"codec\.network: groups=5 must divide latent=32"),
         ("codec.network.latent=321", r"latent=321: a spectrum has hop=320 numbers"),
-        ("codec.network.strides=[5]", r"the spectral body wants a hop that 2 divides"),
+        ("codec.network.strides=[5]", r"the spectral body needs a hop divisible by 2"),
         ("codec.seconds=0.01", r"codec: seconds=0\.01: less than one frame; give 0\.02 or more"),
         ("codec.windows=[320,-5]", r"codec\.windows\.1: input should be greater than or equal to 2"),
         ("encoder.0.seconds=0.04", r"encoder\.0: seconds=0\.04: one frame, .* give 0\.08 or more"),
