@@ -331,7 +331,7 @@ class Clips:
 
 
 def quality(options: argparse.Namespace) -> None:
-    """Bits per token only; `audiolm evaluate` measures audible effects: speaker similarity, PESQ and unit errors of both decoders."""
+    """Bits per token; for audible effects (speaker similarity, PESQ, unit errors of both decoders) see `audiolm evaluate`."""
     import audiolm
     from audiolm.audio import READABLE
     from audiolm.kernels import available, use
