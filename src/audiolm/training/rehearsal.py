@@ -65,7 +65,7 @@ class Loop:
     build: Callable[[], tuple[nn.Module, ...]]
     forward: Callable[..., Tensor]
     run: Callable[[Any, Run], object]  # the real loop
-    share: float = 1.0  # of the step's training steps that are of this loop
+    share: float = 1.0  # of the step's training steps that run this loop
     tokens: int = 0  # in a crop
     copies: int = 4  # of the weights: weights, gradients, two moments, and a moving average if there is one
     looks: tuple[str, int] | None = (
@@ -253,7 +253,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """A stage's crops, of random codes: as codes rarely repeat, deduplication shortens hardly any, so sequences are longest."""
+    """A stage's crops of random codes: these rarely repeat, so deduplication hardly shortens them and sequences are longest."""
 
     stage: Stage
     size: int
