@@ -443,7 +443,7 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("codec.network.strides=[5]", r"the spectral body needs a hop divisible by 2"),
         ("codec.seconds=0.01", r"codec: seconds=0\.01: less than one frame; give 0\.02 or more"),
         ("codec.windows=[320,-5]", r"codec\.windows\.1: input should be greater than or equal to 2"),
-        ("encoder.0.seconds=0.04", r"encoder\.0: seconds=0\.04: one frame, .* give 0\.08 or more"),
+        ("encoder.0.seconds=0.04", r"encoder\.0: seconds=0\.04: a single frame, .* give 0\.08 or more"),
         ("decoder=parallel", r"decoder=parallel: stages does not list parallel"),
         ("fine.levels=2", r"fine\.levels: determined by the other stages"),
         ("data=", r"data: "),
