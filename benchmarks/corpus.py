@@ -1,10 +1,10 @@
-"""A corpus of many hours through the tokenizers and a training, in how much memory: python benchmarks/corpus.py --hours 30
+"""Memory use of tokenising and training on a corpus of many hours: python benchmarks/corpus.py --hours 30
 
-Forty clips of 2 to 40 s, cut from examples/ (or from --clips FOLDER), stand under other names (links: no disk) until they last
-so many hours. They are tokenised by the packaged model, as `audiolm tokenize` does it, and a small coarse stage is trained on
-the tokens. Each part is a process of its own that notes its memory while it works. Prints tables in Markdown.
+Forty clips of 2 to 40 s, cut from examples/ (or from --clips FOLDER), are linked under many names (which takes no disk space)
+until they add up to that many hours. They are tokenised by the packaged model as in `audiolm tokenize`, and a small coarse
+stage is trained on the tokens. Each part is a process of its own that records its memory while it works. Prints Markdown tables.
 
-Stopped at any moment, the same command goes on: finished shards, checkpoints and notes stay in --work.
+If stopped, the same command resumes: finished shards, checkpoints and notes stay in --work.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from audiolm import bundle
 from audiolm.audio import READABLE, Waveform, concatenate, read
 
 CLIPS, SHORTEST, LONGEST, RATE = 40, 2.0, 40.0, 16_000
-EVERY = 2.0  # seconds between two looks at the memory
+EVERY = 2.0  # seconds between memory readings
 
 
 def memory() -> dict[str, float]:
-    """MiB of this process: all that is resident, and what of it is its own (the rest is mapped files, which all share)."""
+    """MiB of this process: resident, private (the rest is mapped files, which processes share), and peak resident."""
     status = Path("/proc/self/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     return {name: int(fields[key].split()[0]) / 1024 for name, key in (("rss", "VmRSS"), ("own", "RssAnon"), ("peak", "VmHWM"))}
@@ -37,7 +37,7 @@ def memory() -> dict[str, float]:
 
 @contextmanager
 def noted(path: Path, done: Callable[[], float]) -> Iterator[None]:
-    """Append a line of `done()` and the memory to `path` every few seconds while the block runs."""
+    """Append a line with `done()` and the memory to `path` every few seconds while the block runs."""
     stop, began = threading.Event(), time.monotonic()
     with path.open("a") as file:
 
@@ -60,7 +60,7 @@ def noted(path: Path, done: Callable[[], float]) -> Iterator[None]:
 
 
 def make(work: Path, clips: Path, hours: float) -> Path:
-    """The corpus: WORK/clips, and links to them under as many names as it takes, a folder for each of fifty speakers."""
+    """Make the corpus: WORK/clips, and as many links to them as needed, in a folder for each of fifty speakers."""
     corpus, source, draw = work / f"corpus-{hours:g}h", work / "clips", np.random.default_rng(0)
     if (corpus / "manifest.csv").is_file():
         return corpus
@@ -99,14 +99,14 @@ def tokenize(work: Path, corpus: Path, notes: Path) -> None:
         done = count
 
     with noted(notes, lambda: float(hours[done])):
-        shard = min(3600.0, 360 * float(hours[-1]))  # ten shards at least
+        shard = min(3600.0, 360 * float(hours[-1]))  # at least ten shards
         out = work / "tokens" / corpus.name
         store = tokenize_corpus(model.semantic, model.codec, recordings, out, show, shard_seconds=shard)
     print(f"{len(store)} recordings, {len(store.indexes())} shards", file=sys.stderr)
 
 
 def train(work: Path, corpus: Path, notes: Path, steps: int) -> None:
-    """A small coarse stage on the tokens, by the loop of `audiolm train`."""
+    """Train a small coarse stage on the tokens with the loop of `audiolm train`."""
     from lightning.fabric import Fabric
 
     from audiolm.stages import coarse
@@ -131,7 +131,7 @@ def _steps(run: object) -> int:
 
 
 def table(title: str, notes: Path) -> str:
-    """Ten lines of a part's notes, and how far its own memory has grown since a tenth of the way."""
+    """Eleven rows from a part's notes, and how much its private memory grew from the second tenth to the last."""
     lines = [json.loads(line) for line in notes.read_text().splitlines()]
     sessions: dict[int, list[dict[str, float]]] = {}
     for line in lines:
@@ -139,7 +139,7 @@ def table(title: str, notes: Path) -> str:
     last = max(sessions.values(), key=lambda session: session[-1]["done"] - session[0]["done"])
     rows = [
         f"\n{title}: the longest of {len(sessions)} sessions\n",
-        "| seconds | hours of sound | hours per hour | resident MiB | own MiB |",
+        "| seconds | hours of audio | hours per hour | resident MiB | private MiB |",
     ]
     rows.append("|---|---|---|---|---|")
     for place in np.unique(np.linspace(0, len(last) - 1, 11).astype(int)):
@@ -149,14 +149,14 @@ def table(title: str, notes: Path) -> str:
     early, late = last[len(last) // 10 : len(last) // 5 + 1], last[-max(1, len(last) // 10) :]
     grown = np.mean([each["own"] for each in late]) - np.mean([each["own"] for each in early])
     peak = max(line["peak"] for line in lines)
-    return "\n".join([*rows, "", f"peak {peak:.0f} MiB; own memory {grown:+.0f} MiB from the second tenth to the last"])
+    return "\n".join([*rows, "", f"peak {peak:.0f} MiB; private memory {grown:+.0f} MiB from the second tenth to the last"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=30.0)
-    parser.add_argument("--steps", type=int, default=1000, help="of the training")
-    parser.add_argument("--work", type=Path, default=Path("runs/corpus"), help="everything that is made; delete it to begin anew")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps")
+    parser.add_argument("--work", type=Path, default=Path("runs/corpus"), help="folder for all results; delete it to start over")
     parser.add_argument("--clips", type=Path, default=Path(__file__).parents[1] / "examples")
     parser.add_argument("--part", choices=("tokenize", "train"), help=argparse.SUPPRESS)
     args = parser.parse_args()

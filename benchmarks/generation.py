@@ -1,20 +1,20 @@
-"""How fast generation is, beside this machine's own limits and beside others: tables in Markdown on standard output.
+"""Speed of generation, compared with the machine's limits and with other implementations: Markdown tables on standard output.
 
-    python benchmarks/generation.py                                        every section, about 10 minutes on a quiet machine
-    python benchmarks/generation.py --sections limit,decode --quick        some, with the least repeats
+    python benchmarks/generation.py                                        every section, about 10 minutes on an idle machine
+    python benchmarks/generation.py --sections limit,decode --quick        some sections, with shorter sounds
     python benchmarks/generation.py --peer transformers=VENV/bin/python --peer audiolm-pytorch=VENV/bin/python
 
-Each section runs in a process of its own, so that its peak memory is its own. Medians of --repeats runs, after one that does
-not count. Peers run in environments of theirs (docs/performance.md says how to make them). Sections:
+Each section runs in its own process, so that peak memory is the section's. Figures are medians of --repeats runs after a
+warm-up run. Peers run in their own environments (docs/performance.md says how to make them). Sections:
 
-    limit      what memory and arithmetic give: a sum over 1 GB, square products
-    kernels    one row times a matrix in each precision
-    decode     tokens a second of each stage at two sizes, as a fraction of what memory allows, beside the peers
+    limit      the machine's memory bandwidth (a sum over 1 GB) and arithmetic (square matrix products)
+    kernels    1 to 256 rows times a matrix in each precision
+    decode     tokens per second of each stage at two sizes, as a fraction of what memory bandwidth allows, and the peers'
     packaged   continuing 3 s by 10 s and by 30 s: seconds of each part, real-time factor, time to the first sound, memory
     batch      1, 4 and 16 prompts at once
-    growth     streams of 10 s to --longest seconds: time and memory against length
-    codec      encoding and decoding 10 s, beside the peers' codecs
-    quality    bits a token in each precision
+    growth     one stream of --longest seconds: time and memory against length
+    codec      encoding and decoding 10 s, and the peers' codecs
+    quality    bits per token in each precision
     start      import, help, loading
 """
 
@@ -40,7 +40,7 @@ BYTES = {None: 4, "fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:
-    """Median seconds, after one run that does not count."""
+    """Median seconds, after a warm-up run."""
     run()
     times = []
     for _ in range(repeats):
@@ -57,12 +57,12 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def peak() -> float:
-    """Most memory so far, in MB."""
+    """Peak memory so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def peer(options: argparse.Namespace, environment: str, *arguments: object) -> dict[str, float] | None:
-    """A measurement of benchmarks/peers.py, or None where there is no such environment or it fails (which is said)."""
+    """A measurement by benchmarks/peers.py; None if there is no such environment, or if it fails (reported on stderr)."""
     python = dict(each.split("=", 1) for each in options.peer).get(environment)
     if python is None:
         return None
@@ -75,7 +75,7 @@ def peer(options: argparse.Namespace, environment: str, *arguments: object) -> d
 
 
 def bandwidth(repeats: int) -> float:
-    """Bytes a second of a sum over 1 GB, at best: a limit is no median."""
+    """Bytes per second of a sum over 1 GB: the best run, since this is a limit."""
     block = torch.ones(1 << 28)
     return 4 * block.numel() / min(timed(block.sum, 1) for _ in range(max(3, repeats)))
 
@@ -115,7 +115,7 @@ def kernels(options: argparse.Namespace) -> None:
                     own.append(seconds * 1e6)
             rows.append((f"{outputs} x {inputs}", precision or "torch.nn.functional.linear", *own))
     heads = ("matrix", "kernel", "GB/s, 1 row", "us, 1 row", "us, 4", "us, 16", "us, 256")
-    table("One matrix (24 in turn), rows at once", heads, rows)
+    table("Rows times one matrix (of 24 used in turn)", heads, rows)
 
 
 def decode(options: argparse.Namespace) -> None:
@@ -164,12 +164,12 @@ def decode(options: argparse.Namespace) -> None:
                             f"{found['tokens_per_second'] * 4 * found['parameters'] / fast:.0%}",
                         )
                     )
-    heads_ = ("size", "stage", "implementation", "tokens/s", "of what memory allows")
-    table(f"Decoding at batch 1 ({fast / 1e9:.1f} GB/s; audiocraft gives four tokens a step)", heads_, rows)
+    heads_ = ("size", "stage", "implementation", "tokens/s", "of memory bandwidth")
+    table(f"Decoding at batch 1 ({fast / 1e9:.1f} GB/s; audiocraft makes four tokens per step)", heads_, rows)
 
 
 def timed_steps(network: Any, stage: Any, given: Sequence[Tensor], frames: int, repeats: int) -> float:
-    """Tokens a second after the first frame, whose step reads what is given."""
+    """Tokens per second after the first frame, whose step also processes the given codes."""
     from audiolm.sampling import sample_frames
 
     empty, rates = torch.zeros(stage.predict.levels, 0, dtype=torch.long), []
@@ -214,12 +214,12 @@ def packaged(options: argparse.Namespace) -> None:
             first = statistics.median(to_first_sound(model, prompt, seconds, decoder) for _ in range(max(5, repeats)))
             told = ", ".join(f"{name} {spent / repeats:.2f}" for name, spent in parts.items())
             rows.append((named(model, decoder), seconds, whole, told, whole / seconds, first, f"{peak():.0f}"))
-    head = ("decoder", "new s", "seconds", "of which (means)", "real-time factor", "s to first new sound", "peak MB so far")
+    head = ("decoder", "new s", "seconds", "by part (means)", "real-time factor", "s to first new sound", "peak MB so far")
     table(f"Continuing a 3 s prompt, model {options.model}", head, rows)
 
 
 def per_part(model: Any, prompt: Any, seconds: float, decoder: str, parts: dict[str, float]) -> float:
-    """Seconds of one continuation, added up by stage into `parts`; "rest" are both tokenizers and the codec's decoder."""
+    """Seconds of one continuation, added to `parts` by stage; "rest" is both tokenizers and the codec's decoder."""
     began = last = time.perf_counter()
     inside = 0.0
 
@@ -240,7 +240,7 @@ def per_part(model: Any, prompt: Any, seconds: float, decoder: str, parts: dict[
 
 
 def to_first_sound(model: Any, prompt: Any, seconds: float, decoder: str) -> float:
-    """Seconds from the request to the first block that is new."""
+    """Seconds from the request to the first new block."""
     began = time.perf_counter()
     blocks = model.stream(prompt, seconds, decoder=decoder, only_new=True)
     next(blocks)
@@ -262,8 +262,8 @@ def batch(options: argparse.Namespace) -> None:
                 min(options.repeats, 5),
             )
             rows.append((named(model, decoder), count, spent, spent / count / seconds, f"{peak():.0f}"))
-    head = ("decoder", "prompts", "seconds", "real-time factor of each", "peak MB so far")
-    table(f"Prompts of unequal lengths at once, {seconds:g} s each", head, rows)
+    head = ("decoder", "prompts", "seconds", "real-time factor per prompt", "peak MB so far")
+    table(f"Batches of prompts of unequal lengths, {seconds:g} s each", head, rows)
 
 
 def growth(options: argparse.Namespace) -> None:
@@ -275,12 +275,12 @@ def growth(options: argparse.Namespace) -> None:
     for decoder in ways(model):
         for reached, spent, memory in streamed(model.stream(prompt, lengths[-1], decoder=decoder, only_new=True), lengths):
             rows.append((named(model, decoder), reached, spent, spent / reached, f"{memory:.0f}"))
-    head = ("decoder", "seconds of sound", "seconds", "seconds a second", "peak MB so far")
-    table("One stream, looked at on its way", head, rows)
+    head = ("decoder", "seconds of sound", "seconds", "real-time factor", "peak MB so far")
+    table("One stream, measured along the way", head, rows)
 
 
 def streamed(blocks: Iterator[Any], lengths: Sequence[float]) -> Iterator[tuple[float, float, float]]:
-    """How long the sound was, how long it took and the peak memory when each length was reached."""
+    """Length of the sound, time taken and peak memory whenever one of `lengths` is reached."""
     began, reached, waiting = time.perf_counter(), 0.0, list(lengths)
     for block in blocks:
         reached += block.seconds
@@ -312,7 +312,7 @@ def codec(options: argparse.Namespace) -> None:
             if found:
                 size = f"{found['parameters'] / 1e6:.1f} M"
                 rows.append((f"transformers {name}, its defaults", size, threads, found["encode"], found["decode"]))
-    table("Codecs on 10 s", ("codec", "parameters", "threads", "encode, times real time", "decode"), rows)
+    table("Codecs on 10 s", ("codec", "parameters", "threads", "encode, times real time", "decode, times real time"), rows)
 
 
 class Clips:
@@ -331,7 +331,7 @@ class Clips:
 
 
 def quality(options: argparse.Namespace) -> None:
-    """`audiolm evaluate` has what is heard of it: likeness of voices, PESQ and unit errors of both decoders."""
+    """Bits per token; for audible effects (speaker similarity, PESQ, unit errors of both decoders) see `audiolm evaluate`."""
     import audiolm
     from audiolm.audio import READABLE
     from audiolm.kernels import available, use
@@ -349,13 +349,13 @@ def quality(options: argparse.Namespace) -> None:
                 bits.append(bits_per_token(network, stage, clips, len(sounds))["bits"])
         rows.append((name, *(f"{each:.4f}" for each in bits)))
     head = ("stage", "plain torch", *available(torch.device("cpu")))
-    table(f"Bits a token on {len(sounds)} clips of {options.data.name}", head, rows)
+    table(f"Bits per token on {len(sounds)} clips of {options.data.name}", head, rows)
 
 
 def start(options: argparse.Namespace) -> None:
     rows = []
     for what, code in {
-        "python, nothing": "pass",
+        "python alone": "pass",
         "import audiolm": "import audiolm",
         "audiolm --help": "import sys; from audiolm.cli import run; sys.stdout = open('/dev/null', 'w'); run(['--help'])",
         "import torch": "import torch",
@@ -364,7 +364,7 @@ def start(options: argparse.Namespace) -> None:
     }.items():
         run = [sys.executable, "-c", code]
         rows.append((what, timed(lambda run=run: subprocess.run(run, check=True, stderr=subprocess.DEVNULL), options.repeats)))
-    table("From nothing", ("what", "seconds"), rows)
+    table("Start-up", ("what", "seconds"), rows)
 
 
 SECTIONS = {each.__name__: each for each in (limit, kernels, decode, packaged, batch, growth, codec, quality, start)}
@@ -375,10 +375,10 @@ def main() -> None:
     parser.add_argument("--sections", default=",".join(SECTIONS), help="names, separated by commas")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="shorter sounds; to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="shorter sounds, to check that it runs")
     parser.add_argument("--longest", type=float, default=600.0, help="seconds of the longest stream of `growth`")
     parser.add_argument("--model", default="speech")
-    parser.add_argument("--codebooks", type=int, help="levels that are made (default: the model's own choice)")
+    parser.add_argument("--codebooks", type=int, help="RVQ levels to generate (default: the model's own choice)")
     parser.add_argument("--data", type=Path, default=EXAMPLES, help="recordings for `quality`")
     parser.add_argument(
         "--peer", action="append", default=[], metavar="NAME=PYTHON", help="transformers, audiolm-pytorch, audiocraft"
@@ -387,7 +387,7 @@ def main() -> None:
     options = parser.parse_args()
     chosen = options.sections.split(",")
     if unknown := sorted(set(chosen) - set(SECTIONS)):
-        parser.error(f"no section {unknown[0]}; there are {', '.join(SECTIONS)}")
+        parser.error(f"no section {unknown[0]}; choose from {', '.join(SECTIONS)}")
     if options.alone:
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)

@@ -1,11 +1,11 @@
-"""One measurement of a peer, in an environment of its own; benchmarks/generation.py calls it. Prints one JSON object.
+"""One measurement of a peer, in its own environment, for benchmarks/generation.py. Prints one JSON object.
 
-    PYTHON benchmarks/peers.py llama 6x512 semantic 1 5       tokens a second at batch 1, threads, repeats
+    PYTHON benchmarks/peers.py llama 6x512 semantic 1 5       tokens per second at batch 1; the numbers: threads, repeats
     PYTHON benchmarks/peers.py audiolm-pytorch 6x512 coarse 1 5
-    PYTHON benchmarks/peers.py audiocraft 6x512 - 1 5         its own LM, four codebooks a step
-    PYTHON benchmarks/peers.py encodec|mimi|dac - - 1 5       seconds to encode and decode 10 s
+    PYTHON benchmarks/peers.py audiocraft 6x512 - 1 5         MusicGen's language model, four codebooks per step
+    PYTHON benchmarks/peers.py encodec|mimi|dac - - 1 5       speed of encoding and decoding 10 s, times real time
 
-All weights are random, in float32, of the peers' default shapes at the given depth and width. Imports nothing of audiolm.
+All weights are random float32, in the peers' default shapes at the given depth and width. Does not import audiolm.
 """
 
 import json
@@ -17,13 +17,13 @@ from unittest.mock import MagicMock
 
 import torch
 
-SHAPES = {"6x512": (6, 512, 8, 1368), "12x1024": (12, 1024, 16, 2736)}  # layers, width, heads, width of the gated part
-SECONDS = 10  # of sound for codecs
+SHAPES = {"6x512": (6, 512, 8, 1368), "12x1024": (12, 1024, 16, 2736)}  # layers, width, heads, feed-forward width
+SECONDS = 10  # of audio for codecs
 TOKENS = {"6x512": 200, "12x1024": 60}
 
 
 def median(run: Callable[[], object], repeats: int) -> float:
-    """Seconds, after one run that does not count."""
+    """Median seconds, after a warm-up run."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -50,12 +50,12 @@ def llama(shape: str, repeats: int) -> dict[str, float]:
 
 
 def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
-    """Without `flash_attn`, whose cached steps see the first key only (they differ from uncached ones by more than 1)."""
+    """Without `flash_attn`, whose cached steps attend to the first key only (they differ from uncached ones by more than 1)."""
     for name in (
         *("torchaudio", "torchaudio.functional", "torchaudio.transforms", "fairseq", "wandb", "transformers", "encodec"),
         *("accelerate", "accelerate.utils", "encodec.utils", "audiolm_pytorch.trainer", "audiolm_pytorch.data"),
     ):
-        sys.modules.setdefault(name, MagicMock())  # what generation does not use
+        sys.modules.setdefault(name, MagicMock())  # not used in generation
     from audiolm_pytorch import audiolm_pytorch as peer
 
     peer.get_encoded_dim = lambda name: 768
@@ -63,7 +63,7 @@ def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
     peer.tqdm = lambda steps, **_: steps
     layers, width, heads, _ = SHAPES[shape]
     sizes, count = {"dim": width, "depth": layers, "heads": heads, "flash_attn": False}, TOKENS[shape]
-    levels = peer.SoundStream.__new__(peer.SoundStream)  # of which generation asks these two figures alone
+    levels = peer.SoundStream.__new__(peer.SoundStream)  # generation only reads the two attributes set below
     torch.nn.Module.__init__(levels)
     levels.rq_groups, levels.num_quantizers = 1, 12
     if stage == "semantic":
@@ -87,12 +87,12 @@ def audiolm_pytorch(shape: str, stage: str, repeats: int) -> dict[str, float]:
 
 
 def audiocraft(shape: str, repeats: int) -> dict[str, float]:
-    """MusicGen's language model, without text: a step gives a code of each of four codebooks."""
+    """MusicGen's language model, without text: each step makes one code for each of four codebooks."""
     unused = "av av.subtitles demucs encodec julius librosa librosa.filters spacy torchaudio torchaudio.functional "
     unused += "torchaudio.transforms torchdiffeq torchmetrics transformers hydra_colorlog flashy flashy.distrib "
     for name in (unused + "audiocraft.solvers audiocraft.solvers.compression xformers xformers.ops").split():
         sys.modules.setdefault(name, MagicMock())
-    sys.modules["xformers"].ops.unbind = torch.unbind  # with torch's own attention, its default, it uses nothing else of it
+    sys.modules["xformers"].ops.unbind = torch.unbind  # all it uses of xformers with torch's attention, its default
     from audiocraft.models.lm import LMModel
     from audiocraft.modules.codebooks_patterns import DelayedPatternProvider
     from audiocraft.modules.conditioners import ConditionFuser, ConditioningProvider

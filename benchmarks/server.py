@@ -1,8 +1,8 @@
 """The server under load: python benchmarks/server.py [--seconds 60] [--model speech]
 
-A server of its own is started for each way: 1, 4, 16 and 64 clients who ask again as soon as they are answered, with requests
-generated together; then 16 clients with one request at a time; then a few who listen while their sound is made. Each answer is
-compared with what the library makes of the same request alone. Prints a table in Markdown; by default it takes six minutes.
+A fresh server is started for each round: 1, 4, 16 and 64 clients, each sending the next request as soon as it is answered,
+with batched generation; then 16 clients without batching; then a few that stream. Each answer of the first two kinds is
+compared with what the library generates for the same request alone. Prints Markdown tables; takes six minutes by default.
 """
 
 import argparse
@@ -32,10 +32,10 @@ PROMPT_SECONDS = 3.0
 
 @dataclass
 class Round:
-    """What a number of clients saw."""
+    """Results of one round of clients."""
 
     latencies: list[float] = field(default_factory=list)
-    answers: dict[int, set[bytes]] = field(default_factory=dict)  # by the seed; the samples of each different one
+    answers: dict[int, set[bytes]] = field(default_factory=dict)  # seed -> the samples of each distinct answer
     failures: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,7 +51,7 @@ class Round:
 
 @contextmanager
 def server(model: str, batch: int, threads: int | None) -> Iterator[tuple[str, int]]:
-    """Address and process id of a server that generates at most so many requests together."""
+    """Address and process id of a server that generates at most `batch` requests together."""
     arguments = [
         sys.executable,
         "-m",
@@ -74,7 +74,7 @@ def server(model: str, batch: int, threads: int | None) -> Iterator[tuple[str, i
 
 
 def peak(pid: int) -> float:
-    """Megabytes that a process has had at most."""
+    """Peak memory of a process, in MB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) / 1000 if found else float("nan")
 
@@ -84,7 +84,7 @@ def query(seed: int, sound: float) -> str:
 
 
 def load(address: str, clients: int, seconds: float, sound: float, kinds: int) -> tuple[Round, float]:
-    """What the clients saw, and how long it took until the last one was answered."""
+    """The clients' results, and the time until the last one was answered."""
     files = [(EXAMPLES / name).read_bytes() for name in PROMPTS]
     seen, numbers = Round(), itertools.count()
     began = time.monotonic()
@@ -92,7 +92,7 @@ def load(address: str, clients: int, seconds: float, sound: float, kinds: int) -
     def client() -> None:
         with httpx2.Client(base_url=address, timeout=600) as http:
             going = True
-            while going:  # once at least
+            while going:  # at least once
                 seed = next(numbers) % kinds
                 asked = time.monotonic()
                 going = asked < began + seconds
@@ -112,7 +112,7 @@ def load(address: str, clients: int, seconds: float, sound: float, kinds: int) -
 
 
 def listen(address: str, clients: int, seconds: float, sound: float) -> list[float]:
-    """Seconds until each of several listeners heard something new."""
+    """Seconds from each streaming request to its first new samples."""
     content, firsts, began = (EXAMPLES / PROMPTS[0]).read_bytes(), [], time.monotonic()
 
     def client(number: int) -> None:
@@ -125,7 +125,7 @@ def listen(address: str, clients: int, seconds: float, sound: float) -> list[flo
                 with http.stream("POST", path, files={"audio": content}) as answer:
                     heard = 0
                     for part in answer.iter_raw():
-                        if heard <= 44 < heard + len(part):  # behind the WAV's header
+                        if heard <= 44 < heard + len(part):  # the first samples after the WAV header
                             firsts.append(time.monotonic() - asked)
                         heard += len(part)
 
@@ -138,7 +138,7 @@ def listen(address: str, clients: int, seconds: float, sound: float) -> list[flo
 
 
 def alone(model: str, seeds: set[int], sound: float, threads: int | None) -> dict[int, bytes]:
-    """The samples of each request as the library makes them, one after the other."""
+    """The samples of each request as the library generates them, one at a time."""
     if threads is not None:
         torch.set_num_threads(threads)
     made = audiolm.load(model)
@@ -150,11 +150,11 @@ def alone(model: str, seeds: set[int], sound: float, threads: int | None) -> dic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of each round")
-    parser.add_argument("--clients", default="1,4,16,64", help="of each round")
-    parser.add_argument("--sound", type=float, default=2.0, help="seconds of new sound a request asks for")
-    parser.add_argument("--kinds", type=int, default=16, help="different requests")
+    parser.add_argument("--clients", default="1,4,16,64", help="number of clients in each round")
+    parser.add_argument("--sound", type=float, default=2.0, help="seconds of new sound per request")
+    parser.add_argument("--kinds", type=int, default=16, help="number of different requests")
     parser.add_argument("--model", default="speech")
-    parser.add_argument("--threads", type=int, help="of the server's processor; default: one per core")
+    parser.add_argument("--threads", type=int, help="CPU threads of the server (its default: see `audiolm serve --help`)")
     options = parser.parse_args()
     counts = [int(count) for count in options.clients.split(",")]
     rows, rounds, rates = [], [], {}
@@ -166,7 +166,7 @@ def main() -> None:
                 memory = peak(pid)
             rates[batch, clients] = rate = len(seen.latencies) / seconds
             p50, p95, p99 = np.percentile(seen.latencies or [np.nan], [50, 95, 99])
-            way = "together" if batch > 1 else "one at a time"
+            way = "batched" if batch > 1 else "one at a time"
             rows.append(f"| {way} | {clients} | {len(seen.latencies)} | {rate:.2f} | {rate * options.sound:.2f} | {p50:.2f} | "
                         f"{p95:.2f} | {p99:.2f} | {memory:.0f} | {len(seen.failures)} |")  # fmt: skip
             rounds.append(seen)
@@ -175,24 +175,24 @@ def main() -> None:
     with server(options.model, 16, options.threads) as (address, _):
         load(address, 1, 0.1, options.sound, 1)
         for listeners in (1, 4):
-            firsts[f"{listeners} listening"] = listen(address, listeners, options.seconds / 6, options.sound)
+            firsts[f"{listeners} streaming"] = listen(address, listeners, options.seconds / 6, options.sound)
         crowd = threading.Thread(target=load, args=(address, 16, options.seconds / 4, options.sound, options.kinds))
         crowd.start()
         time.sleep(1)
-        firsts["1 listening, 16 other clients"] = listen(address, 1, options.seconds / 6, options.sound)
+        firsts["1 streaming, 16 other clients"] = listen(address, 1, options.seconds / 6, options.sound)
         crowd.join()
     expected = alone(options.model, {seed for seen in rounds for seed in seen.answers}, options.sound, options.threads)
     given = [(seed, answer) for seen in rounds for seed, answers in seen.answers.items() for answer in answers]
     wrong = [seed for seed, answer in given if answer != expected[seed]]
-    print(f"\n{PROMPT_SECONDS:g} s of prompt, {options.sound:g} s of new sound, {options.seconds:g} s a round\n")
-    print("| way | clients | answered | requests/s | s of sound/s | p50 (s) | p95 | p99 | peak memory (MB) | failed |")
+    print(f"\n{PROMPT_SECONDS:g} s of prompt, {options.sound:g} s of new sound, {options.seconds:g} s per round\n")
+    print("| generation | clients | answered | requests/s | s of sound/s | p50 (s) | p95 | p99 | peak memory (MB) | failed |")
     print("|---|---|---|---|---|---|---|---|---|---|\n" + "\n".join(rows))
     print("\n| time to first sound | median (s) | worst (s) |\n|---|---|---|")
     for name, times in firsts.items():
         print(f"| {name} | {np.median(times):.2f} | {max(times):.2f} |")
     if (1, 16) in rates and (16, 16) in rates:
-        print(f"\nTogether at 16 clients: {rates[16, 16] / rates[1, 16]:.2f} times as many as one at a time.")
-    print(f"{len(wrong)} of {len(given)} different answers are not what is made alone{': seeds ' + str(wrong) if wrong else '.'}")
+        print(f"\nBatching at 16 clients: {rates[16, 16] / rates[1, 16]:.2f} times the requests/s of one at a time.")
+    print(f"{len(wrong)} of {len(given)} distinct answers differ from those alone{': seeds ' + str(wrong) if wrong else '.'}")
     failures = [failure for seen in rounds for failure in seen.failures]
     sys.exit(f"failed: {failures[:3]}" if failures else 1 if wrong else 0)
 

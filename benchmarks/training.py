@@ -1,18 +1,18 @@
-"""What a training step costs: each of our loops at two sizes, beside audiolm-pytorch 2.4.0 on the same shapes, in the same run.
+"""Cost of a training step: each of our loops at two sizes, and audiolm-pytorch 2.4.0 with the same shapes in the same run.
 
-    python benchmarks/training.py --peer PEER/bin/python                           # under 8 minutes on two quiet cores
-    python benchmarks/training.py --sizes tiny --steps 2                           # a minute, without the peer: does it run?
+    python benchmarks/training.py --peer PEER/bin/python                           # under 8 minutes on two idle cores
+    python benchmarks/training.py --sizes tiny --steps 2                           # a minute, without the peer: a smoke test
 
-The peer lives in an environment of its own and never in ours:
+The peer is installed in an environment of its own, never in ours:
 
     python3 -m venv PEER && PEER/bin/pip install torch==2.13.0 && PEER/bin/pip install --no-deps audiolm-pytorch==2.4.0
     PEER/bin/pip install accelerate beartype einops ema-pytorch gateloop-transformer hyper-connections==0.4.11 joblib \\
         local-attention==1.11.2 pytorch-warmup scikit-learn sentencepiece transformers vector-quantize-pytorch==1.32.0 tqdm
 
-torchaudio, fairseq, encodec and wandb, which it imports, have stand-ins below; the step does not call them but for the mel
-spectrogram. A row is a process of its own (peak memory is its peak), one thread, float32, synthetic data. Ours are the very
-loops of `audiolm train`, logging, checks and all, timed from batch to batch; the peer's are its trainer's steps without its
-trainer (no logging, no EMA). Medians.
+torchaudio, fairseq, encodec and wandb, which it imports, have stubs below; a step calls only the mel spectrogram of them.
+Each row is measured in its own process (memory is the process's peak): one thread, float32, synthetic data, medians. Ours are
+the very loops of `audiolm train`, including logging and checks, timed from batch to batch; the peer's are its trainer's steps
+without the trainer (no logging, no EMA).
 """
 
 import argparse
@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-# Language models: layers, width, heads, ffn (the peer's is 4 * 2 / 3 * width). Encoder: the same. Codecs: channels, widths.
+# network: layers, width, heads, ffn of language models (the peer's ffn is 4 * 2 / 3 * width) and the encoder (its feed-forward
+# is 4 * width). Codecs: channels of the waveform body; widths and layers of encoder and decoder of the spectral body.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"network": (1, 64, 2, 170), "batch": 2, "channels": 4, "widths": (48, 64), "layers": (1, 1)},
     "small": {"network": (4, 256, 4, 682), "batch": 4, "channels": 16, "widths": (128, 192), "layers": (3, 4)},
@@ -47,7 +48,7 @@ ROWS = [
 
 
 class Clock:
-    """Batches, and when each was asked for."""
+    """Batches, with the time at which each was requested."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
         self.make, self.times = make, []
@@ -69,7 +70,7 @@ def noise(batch: int, seconds: float, seed: int) -> torch.Tensor:
 
 
 def ours(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
-    """Step times and parameters."""
+    """Step times and number of parameters."""
     from audiolm.training.engine import engine
     from audiolm.training.run import Run
 
@@ -139,7 +140,7 @@ def parameters(*modules: torch.nn.Module) -> int:
 
 
 class MelSpectrogram(torch.nn.Module):
-    """Stands in for torchaudio's: the same products, random filters."""
+    """Stub for torchaudio's: the same operations, with random filters."""
 
     filters: torch.Tensor
     window: torch.Tensor
@@ -157,7 +158,7 @@ class MelSpectrogram(torch.nn.Module):
 
 
 def stand_ins() -> None:
-    """Modules that the peer imports and whose packages do not install beside this torch, or are not needed for a step."""
+    """Stub modules that the peer imports, whose packages conflict with this torch or are not needed for a step."""
     contents: dict[str, dict[str, Any]] = {
         "torchaudio": {},
         "torchaudio.functional": {"resample": lambda audio, *_: audio},
@@ -179,14 +180,14 @@ def stand_ins() -> None:
 
 
 def peer(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
-    """Step times and parameters."""
+    """Step times and number of parameters."""
     stand_ins()
     import audiolm_pytorch as lucid
     from audiolm_pytorch import t5
     from audiolm_pytorch.optimizer import get_optimizer
     from transformers import T5Config
 
-    t5.T5_CONFIGS[t5.DEFAULT_T5_NAME] = {"config": T5Config(d_model=768)}  # else it would be downloaded
+    t5.T5_CONFIGS[t5.DEFAULT_T5_NAME] = {"config": T5Config(d_model=768)}  # otherwise it would be downloaded
     layers, width, heads, _ = size["network"]
     batch, kind = size["batch"], row.split(",")[0]
     length = SECONDS[kind]
@@ -213,7 +214,7 @@ def peer(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
         return timed(step, steps), parameters(codec) - sum(each.numel() for c in critics for each in c.parameters())
 
     shape = {"dim": width, "depth": layers, "heads": heads, "attn_dropout": 0.0, "ff_dropout": 0.0}
-    bystander = lucid.SoundStream(channels=2, codebook_size=CODES, rq_num_quantizers=LEVELS)  # the wrappers ask for one
+    bystander = lucid.SoundStream(channels=2, codebook_size=CODES, rq_num_quantizers=LEVELS)  # the wrappers require one
     if kind == "semantic":
         network = lucid.SemanticTransformer(num_semantic_tokens=UNITS, **shape)
         wrapper = lucid.SemanticTransformerWrapper(transformer=network, unique_consecutive=False)
@@ -246,7 +247,7 @@ def peer(row: str, size: dict[str, Any], steps: int) -> tuple[list[float], int]:
 
 
 def timed(step: Callable[[int], None], steps: int) -> list[float]:
-    """Seconds of each step after the first; two will do where they take long."""
+    """Seconds of each step after the first; at least two, and no more once 20 s are spent."""
     times: list[float] = []
     while len(times) < 3 or (len(times) <= steps and sum(times) < 20):
         began = time.perf_counter()
@@ -259,7 +260,7 @@ def timed(step: Callable[[int], None], steps: int) -> list[float]:
 
 
 def measure(python: str, who: str, row: str, size: str, steps: int) -> dict[str, Any] | None:
-    """One row, in a process of its own; None where it fails, with its last words on stderr."""
+    """Measure one row in its own process; None if it fails, with the last line of its error on stderr."""
     command = [python, __file__, "--row", who, row, "--sizes", size, "--steps", str(steps)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -269,7 +270,7 @@ def measure(python: str, who: str, row: str, size: str, steps: int) -> dict[str,
 
 
 def table(results: dict[tuple[str, str, str], dict[str, Any]]) -> str:
-    """Markdown: a line for each row and size, ours and the peer's side by side, and their ratio."""
+    """Markdown table with a line for each row and size: ours, the peer's, and their ratio."""
     lines = [
         "| loop | size | batch | parameters | step | audio h / h | memory | peer: parameters | step | memory | faster |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -278,7 +279,7 @@ def table(results: dict[tuple[str, str, str], dict[str, Any]]) -> str:
         if who != "audiolm":
             continue
         batch, seconds = SIZES[size]["batch"], SECONDS[row.split(",")[0]]
-        # The peer has one body; ours are both measured against it.
+        # The peer has one codec body; both of ours are compared with it.
         other = results.get(("audiolm-pytorch", row.replace("spectral", "waveform"), size))
         hours = batch * seconds / found["seconds"]
         cells = [row, size, f"{batch} x {seconds:g} s", f"{found['parameters'] / 1e6:.1f} M", f"{found['seconds']:.2f} s"]
@@ -292,9 +293,9 @@ def table(results: dict[tuple[str, str, str], dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="the python of an environment that has audiolm-pytorch")
+    parser.add_argument("--peer", help="Python executable of an environment with audiolm-pytorch")
     parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=SIZES)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each row")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per row")
     parser.add_argument("--only", help="rows whose name contains this")
     parser.add_argument("--row", nargs=2, metavar=("WHO", "LOOP"), help="measure this row in this process; prints JSON")
     options = parser.parse_args()

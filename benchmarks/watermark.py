@@ -1,8 +1,9 @@
 """The watermark under attack, on a folder of real recordings: python benchmarks/watermark.py FOLDER --clips 200
 
-Each clip (its first 8 s) is marked with a payload of its own, attacked, and looked at whole and as a crop of 2 s. The same clips
-unmarked go through the same, and every further crop of 2 s of them too: those are the false alarms. A rate of 1e-4 wants more
-looks than there are clips, so `--keys` looks for the marks of so many other keys in each clip and a crop of it. Prints Markdown.
+Each clip (its first 8 s) is marked with its own payload, attacked, and tested whole and as a 2 s crop. False alarms are counted
+on the unmarked clips: whole, every 2 s crop at 1 s steps, through Opus, and with noise. Bounding a rate of 1e-4 takes more tests
+than there are clips, so `--keys N` also looks for the marks of N other keys in each marked clip's original and a crop of it.
+Prints Markdown.
 """
 
 import argparse
@@ -21,7 +22,7 @@ RATE, SECONDS, CROP = 16_000, 8.0, 2.0
 
 
 def clips(folder: Path, count: int) -> list[Waveform]:
-    """Evenly spread over the files of a folder (of the test and valid splits, where a manifest.csv knows them)."""
+    """Clips evenly spread over the files of a folder (of its test and valid splits, if it has a manifest.csv)."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE)
     if (folder / "manifest.csv").is_file():
         from audiolm.training.data import scan
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--no-attacks", action="store_true", help="false alarms and quality only")
-    parser.add_argument("--keys", type=int, default=0, help="other keys to look for, of as many draws of the pattern")
+    parser.add_argument("--keys", type=int, default=0, help="number of other keys to look for in unmarked sounds")
     options = parser.parse_args()
     torch.set_num_threads(1)
     sounds = clips(options.folder, options.clips)
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"{len(sounds)} clips, {length / 60:.1f} minutes; marking takes {spent:.3f} s per 10 s")
 
     if not options.no_attacks:
-        columns = ["attack", "found, whole", "found, 2 s", "payload, 2 s", "wrong payload", "bit errors", "score: mean (least)"]
+        columns = ["attack", "payload, whole", "found, 2 s", "payload, 2 s", "wrong payload", "bit errors", "score: mean (min)"]
         print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
         for name, attack in ATTACKS.items():
             whole, found, right, wrong, bits, scores = 0, 0, 0, 0, 0, []
@@ -86,7 +87,7 @@ def main() -> None:
             spent += (time.process_time() - started) * (crop is sound)
             alarms, tried, highest = alarms + mark.found, tried + 1, max(highest, mark.score)
     print(
-        f"\nWithout a mark: {alarms} of {tried} looks are false alarms, highest score {highest:.2f}; "
+        f"\nWithout a mark: {alarms} of {tried} tests are false alarms, highest score {highest:.2f}; "
         f"{spent / length * 10:.2f} s per 10 s"
     )
     if options.keys:
@@ -98,20 +99,20 @@ def main() -> None:
                     alarms, tried, highest = alarms + mark.found, tried + 1, max(highest, mark.score)
         bound = 1 - 0.05 ** (1 / tried) if alarms == 0 else float("nan")
         print(
-            f"With {options.keys} other keys: {alarms} of {tried}, highest score {highest:.2f}; rate under {bound:.1e} (95 %)",
+            f"With {options.keys} other keys: {alarms} of {tried}, highest score {highest:.2f}; rate below {bound:.1e} (95 %)",
             flush=True,
         )
     for name, measure in {
         "PESQ": pesq_wb,
         "STOI": lambda x, y: stoi(x, y, RATE),
-        "ViSQOL (5 for the sound itself)": lambda x, y: visqol(x, y).fit,
+        "ViSQOL (5 for identical sounds)": lambda x, y: visqol(x, y).fit,
     }.items():
         try:
             values = [measure(sound.samples[0], other.samples[0]) for sound, other in zip(sounds, marked, strict=True)]
         except InputError as error:
             print(f"{name}: {error}")
             continue
-        print(f"{name} of marked against unmarked: mean {sum(values) / len(values):.3f}, least {min(values):.3f}")
+        print(f"{name} of marked against unmarked: mean {sum(values) / len(values):.3f}, min {min(values):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""A folder of MIDI files -> a corpus of piano sound, by fluidsynth and a free sound font: for recipes/piano.toml.
+"""Render a folder of MIDI files to a corpus of piano sound with fluidsynth and a free sound font, for recipes/piano.toml.
 
     python scripts/render_piano.py MIDI_FOLDER -o piano
     audiolm train recipes/piano.toml data=piano out=runs/piano
 
-Every piece is rendered in one of several rooms (or, with --takes, in more than one), with the velocities and the pedal of the
+Every piece is rendered in one of several rooms (or, with --takes, in several), with the velocities and the pedal of the
 file, as 16-bit flac. MIDI_FOLDER may have a manifest.csv with a column `path` and any others, which are kept (`licence`,
-`composer`, ...); without a `split` there, pieces are dealt to train, valid and test by hash, all takes of a piece (and
-copies of its file) to the same one. A file that cannot be rendered is named and left out. Killed, the same command goes on.
+`composer`, ...). If it has no `split`, pieces are assigned to train, valid and test by hash, all takes of a piece (and
+copies of its file) to the same one. A file that cannot be rendered is named and left out. If the command is killed, run it
+again to resume.
 
 Debian, Ubuntu: apt install fluidsynth fluid-soundfont-gm (Frank Wen's Fluid R3, MIT licence). macOS: brew install fluid-synth.
-What is rendered stays under the licence of the MIDI file.
+Renderings remain under the licence of their MIDI files.
 """
 
 import argparse
@@ -43,13 +44,13 @@ FONTS = (
     "/usr/share/sounds/sf3/default-GM.sf3",
 )
 INSTALL = "Debian: apt install fluidsynth fluid-soundfont-gm"
-RATE = 44_100  # Hz that the font was recorded at: rendered any lower, its high notes would fold back
-MINUTES = 30.0  # a rendering that takes longer hangs
+RATE = 44_100  # Hz, at which the font was recorded: rendering at a lower rate would alias its high notes
+MINUTES = 30.0  # a rendering that takes longer is considered hung
 
 
 @dataclass(frozen=True)
 class Room:
-    """fluidsynth's reverberation: all from 0 to 1 but the width."""
+    """fluidsynth's reverberation; all values but the width are from 0 to 1."""
 
     size: float
     damp: float
@@ -68,7 +69,7 @@ ROOMS: Mapping[str, Room | None] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """A MIDI file: where it is, its name inside its folder, its split, the manifest's other columns."""
+    """A MIDI file: its path, its name inside the folder, its split, and the manifest's other columns."""
 
     path: Path
     name: str
@@ -77,13 +78,13 @@ class Piece:
 
 
 def pieces_of(folder: Path, valid: float, test: float, seed: int) -> list[Piece]:
-    """The pieces of a folder of MIDI. InputError where there are none, or the manifest is none."""
+    """The pieces of a folder of MIDI files. Raises InputError if there are none, or the manifest is not valid."""
     manifest = folder / "manifest.csv"
     if manifest.is_file():
         with manifest.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, restval=""))
         if not rows or "path" not in rows[0]:
-            raise InputError(f"{manifest}: a manifest has a first line of column names, 'path' among them, and a line per piece")
+            raise InputError(f"{manifest}: a manifest needs a header line of column names including 'path', and a line per piece")
     else:
         found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".mid", ".midi"))
         rows = [{"path": path.relative_to(folder).as_posix(), "composer": path.parent.name} for path in found]
@@ -98,21 +99,21 @@ def pieces_of(folder: Path, valid: float, test: float, seed: int) -> list[Piece]
 
 
 def dealt(path: Path, valid: float, test: float, seed: int) -> str:
-    """The split of a piece by the hash of its file, so that no copy of it lands in another."""
+    """The split of a piece, by the hash of its file, so that all copies of it are in the same split."""
     content = file_hash(path) if path.is_file() else path.name
     draw = int(hashlib.sha256(f"{seed}/{content}".encode()).hexdigest()[:12], 16) / 16**12
     return "valid" if draw < valid else "test" if draw < valid + test else "train"
 
 
 def rooms_for(piece: Piece, takes: int, seed: int) -> list[str]:
-    """The rooms of a piece: in each another, all of them equally often."""
+    """The rooms of a piece, a different one for each take; over all pieces, rooms are about equally frequent."""
     names = list(ROOMS)
     first = int(hashlib.sha256(f"{seed}/room/{piece.name}".encode()).hexdigest()[:12], 16)
     return [names[(first + take) % len(names)] for take in range(takes)]
 
 
 def render(piece: Piece, room: str, font: Path, rate: int, gain: float, out: Path) -> None:
-    """Render one piece in one room to a flac file, whole or not at all. InputError naming the MIDI file where that fails."""
+    """Render one piece in one room to a flac file, atomically. Raises InputError that names the MIDI file if that fails."""
     if not piece.path.is_file():
         raise InputError(f"{piece.path}: no such file; correct the manifest")
     if piece.path.read_bytes()[:4] != b"MThd":
@@ -126,26 +127,26 @@ def render(piece: Piece, room: str, font: Path, rate: int, gain: float, out: Pat
         }
     with tempfile.TemporaryDirectory(prefix="audiolm-piano-") as folder:
         wav = Path(folder) / "piece.wav"
-        # As floats nothing clips: the loudest chord of a loud piece is turned down below, and the rest of the piece with it.
+        # Floats do not clip: a piece whose peak is too high is scaled down as a whole below.
         command = ["fluidsynth", "-ni", "-q", "-F", wav, "-T", "wav", "-O", "float", "-r", RATE, "-g", gain]
         command += [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
         try:
             done = subprocess.run([str(each) for each in [*command, font, piece.path]], capture_output=True, timeout=60 * MINUTES)
         except subprocess.TimeoutExpired as error:
-            raise InputError(f"{piece.path}: not rendered after {MINUTES:g} minutes; look at it in a MIDI editor") from error
+            raise InputError(f"{piece.path}: not rendered after {MINUTES:g} minutes; check it in a MIDI editor") from error
         if done.returncode or not wav.is_file():
             said = " ".join(done.stderr.decode(errors="replace").split()[:40])
             raise InputError(f"{piece.path}: fluidsynth cannot render it ({said or done.returncode}); leave it out")
         sound = torch.cat([block.samples for block in audio.blocks(wav, 30.0, rate, mono=True)], 1)
     peak = float(sound.abs().max())
     if peak < 1e-4:
-        raise InputError(f"{piece.path}: nothing is heard of it (no notes?); leave it out")
+        raise InputError(f"{piece.path}: its rendering is silent (no notes?); leave it out")
     out.parent.mkdir(parents=True, exist_ok=True)
     audio.Waveform(sound / max(1.0, peak / 0.98), rate).write(out)
 
 
 def render_all(pieces: Sequence[Piece], args: argparse.Namespace, font: Path) -> Skipped:
-    """Render what is not there yet, and write the manifest of all that is; what was left out, and why."""
+    """Render missing files and write the manifest of all rendered ones; returns what was left out, and why."""
     jobs = [(piece, room) for piece in pieces for room in rooms_for(piece, args.takes, args.seed)]
     paths = [args.output / room / Path(piece.name).with_suffix(".flac") for piece, room in jobs]
     skipped: Skipped = []
@@ -180,7 +181,7 @@ def render_all(pieces: Sequence[Piece], args: argparse.Namespace, font: Path) ->
 
 
 def find_font(named: Path | None) -> Path:
-    """The sound font; InputError saying what to install where it or fluidsynth is missing."""
+    """The sound font. Raises InputError that says what to install if it or fluidsynth is missing."""
     if shutil.which("fluidsynth") is None:
         raise InputError(f"fluidsynth is not installed; {INSTALL}")
     if named is not None and not named.is_file():
@@ -192,24 +193,24 @@ def find_font(named: Path | None) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes as the program's: 0 done, 2 the caller's mistake in one line."""
+    """Exit codes like audiolm's: 0 on success, 2 on a user error, reported in one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="MIDI files in any tree, or with a manifest.csv")
-    parser.add_argument("-o", "--output", type=Path, default=Path("piano"), help="where the corpus is made")
-    parser.add_argument("--font", type=Path, help="a .sf2 or .sf3 file; default: Fluid R3 where it is installed")
+    parser.add_argument("-o", "--output", type=Path, default=Path("piano"), help="folder for the corpus")
+    parser.add_argument("--font", type=Path, help="a .sf2 or .sf3 file; default: Fluid R3 or another installed one")
     parser.add_argument("--takes", type=int, default=1, help=f"rooms for each piece, 1 to {len(ROOMS)}: {', '.join(ROOMS)}")
     parser.add_argument("--rate", type=int, default=16_000, help="sample rate in Hz")
-    parser.add_argument("--gain", type=float, default=1.5, help="fluidsynth's; loud pieces are turned down where they would clip")
-    parser.add_argument("--valid", type=float, default=0.05, help="share of the pieces, where no manifest has a split")
+    parser.add_argument("--gain", type=float, default=1.5, help="fluidsynth's; pieces that would clip are scaled down")
+    parser.add_argument("--valid", type=float, default=0.05, help="share of the pieces, if no manifest gives a split")
     parser.add_argument("--test", type=float, default=0.05)
-    parser.add_argument("--limit", type=int, help="only so many pieces, evenly spread: to listen first")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="renderings at once; about 300 MB each")
+    parser.add_argument("--limit", type=int, help="render only this many pieces, evenly spread, for a first listen")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="parallel renderings; about 300 MB each")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
         if not (1 <= args.takes <= len(ROOMS) and args.jobs >= 1 and args.rate >= 8000 and args.gain > 0):
-            raise InputError(f"--takes 1 to {len(ROOMS)}, --jobs from 1, --rate from 8000, --gain above 0")
+            raise InputError(f"give --takes 1 to {len(ROOMS)}, --jobs from 1, --rate from 8000, --gain above 0")
         if not args.folder.is_dir():
             raise InputError(f"{args.folder}: no such folder; give one with .mid files")
         font = find_font(args.font)

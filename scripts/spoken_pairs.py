@@ -1,11 +1,11 @@
-"""Small sets in the manner of sWUGGY and sBLIMP, spoken by a synthesiser: for `audiolm evaluate --parts pairs --pairs FOLDER`.
+"""Make small test sets like sWUGGY and sBLIMP with a speech synthesiser, for `audiolm evaluate --parts pairs --pairs FOLDER`.
 
     sudo apt install espeak-ng flite
     python scripts/spoken_pairs.py FOLDER [--synthesiser flite]
 
-Words and twins that are none but could be; sentences and twins with one error of agreement. Each is said by several voices.
-The layout is that of ZeroSpeech 2021 (audiolm.measuring.zerospeech). The figures are this set's own: its words are frequent, its
-voices are machines, and some 70 words and sentences are few.
+Words paired with plausible non-words, and sentences paired with ones that have an agreement error, each said by several voices.
+The layout is that of ZeroSpeech 2021 (audiolm.measuring.zerospeech). Figures are not comparable to ZeroSpeech's: the words are
+frequent, the voices are synthetic, and some 60 pairs of each kind are few.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-# Every word is among the frequent ones of English books; its twin differs in one or two sounds, and is spelled to be read so.
+# All words are frequent in English books; each twin differs in one or two sounds and is spelled to be pronounced that way.
 WORDS = """
     morning/mordning window/wimdow little/lottle mother/mopher father/fasher brother/brofter sister/sispel children/chilnren
     country/counfry garden/garpen summer/summel winter/winfer river/rimer mountain/mounfain village/vimmage soldier/soldiek
@@ -46,7 +46,7 @@ def words() -> list[tuple[str, str]]:
 
 
 def sentences() -> Iterator[tuple[str, str, str]]:
-    """Kind, the sentence, and its twin with an error."""
+    """Kind, sentence, and its twin with an agreement error."""
     for one, many in SUBJECTS:
         for singular, plural in VERBS:
             yield "subject_verb", f"the {one} {singular}", f"the {one} {plural}"
@@ -56,7 +56,7 @@ def sentences() -> Iterator[tuple[str, str, str]]:
 
 
 def speaker(synthesiser: str) -> Say:
-    """Says a text with an installed synthesiser. SystemExit where it is not installed."""
+    """A function that says a text with a synthesiser. Raises SystemExit if the synthesiser is not installed."""
     if shutil.which(synthesiser) is None:
         sys.exit(f"{synthesiser} is not installed; on Debian and Ubuntu: sudo apt install {synthesiser}")
     if synthesiser == "espeak-ng":
@@ -69,7 +69,7 @@ def _run(*command: str) -> None:
 
 
 def make(folder: Path, say: Say, voices: tuple[str, ...]) -> int:
-    """Write both sets; returns how many recordings there are."""
+    """Write both sets; returns the number of recordings."""
     lexical = [({"frequency": "", "phones": "", "length": len(word)}, "word", word, twin) for word, twin in words()]
     syntactic = [({"type": kind, "subtype": kind}, "transcription", right, wrong) for kind, right, wrong in sentences()]
     count = 0

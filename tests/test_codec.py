@@ -74,8 +74,8 @@ def test_training_gives_back_as_much_as_it_hears(codec: Codec, sound: torch.Tens
         ({"strides": ()}, "strides"),
         ({"strides": (4, 0)}, "strides"),
         ({"num_codebooks": 0}, "num_codebooks"),
-        ({"strides": (3, 5, 7)}, r"strides \(3, 5, 7\): the spectral body wants a hop that 2 divides"),
-        ({"strides": (2, 3), "body": "vocoder"}, "the vocoder body wants a hop that 4 divides"),
+        ({"strides": (3, 5, 7)}, r"strides \(3, 5, 7\): the spectral body needs a hop divisible by 2"),
+        ({"strides": (2, 3), "body": "vocoder"}, "the vocoder body needs a hop divisible by 4"),
         ({"strides": (2, 5)}, "latent=16: a spectrum has hop=10 numbers"),
     ],
 )

@@ -151,11 +151,11 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     assert figures["clips"] == {"train": 2, "valid": 1, "test": 1}
     assert figures["unseen_speakers"] == 1
     assert "crops of unseen speakers |" in card(figures)
-    assert "generated clips of 1 others (" in card(figures)
+    assert "generated clips of 1 speakers, all unseen (" in card(figures)
     assert set(figures["attacks"]) == set(ATTACKS)
     share = figures["kinds"]["continued"]
     assert 2 * figures["attacks"]["none"]["balanced_accuracy"] - 1 <= share <= 1
-    assert f"it finds: continuation {100 * share:.1f} %." in card(figures)
+    assert f"without attack: continuation {100 * share:.1f} %." in card(figures)
     assert json.loads((tmp_path / "one" / "detector.json").read_text()) == figures
     first = (tmp_path / "one" / "detector.safetensors").read_bytes()
     sounds = sorted(path.name for path in (tmp_path / "one" / "sounds").iterdir())
@@ -187,7 +187,7 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     on = detector.load(tmp_path / "on" / detector.FILE).network
     assert all(torch.equal(a, b) for a, b in zip(on.blocks.parameters(), made.network.blocks.parameters(), strict=True))
     (model / detector.FILE).unlink()
-    with pytest.raises(InputError, match="has no detector to go further from; leave --further out"):
+    with pytest.raises(InputError, match="has no detector to train further; leave --further out"):
         train_detector(model, corpus, tmp_path / "none", still)
     assert not (tmp_path / "none").exists()
 
@@ -287,8 +287,8 @@ def test_a_speaker_who_is_in_two_splits_is_not_unseen(corpus: Path, model: Path,
     config = TINY.model_copy(update={"steps": 2, "save_every": 2})
     figures = train_detector(model, tmp_path / "one.csv", tmp_path / "out", config)
     assert figures["unseen_speakers"] == 0
-    assert "unseen" not in card(figures)
-    assert "generated clips of 1 speakers, 0 of them others (" in card(figures)
+    assert "crops of unseen speakers" not in card(figures)
+    assert "generated clips of 1 speakers, 0 of them unseen (" in card(figures)
 
 
 def test_detect_says_what_it_hears(
@@ -310,7 +310,7 @@ def test_detect_says_what_it_hears(
     assert silent["note"].startswith("digital silence")
     assert silent["synthetic_probability"] is None
     Detector(network, about={"weights": "others"}).save(model / detector.FILE)
-    assert "trained again" in _told(capsys, arguments)["note"]
+    assert "trained further" in _told(capsys, arguments)["note"]
     (model / detector.FILE).unlink()
     assert _told(capsys, arguments)["synthetic_probability"] is None
 
@@ -334,7 +334,7 @@ def test_sounds_of_another_model_or_corpus_are_not_taken(corpus: Path, model: Pa
     train_detector(model, corpus, tmp_path, config)
     shutil.rmtree(tmp_path / "run")  # as if killed while it generated
     for changed, what in (({"seconds": 1.1}, "seconds"), ({"seed": 5}, "plans")):
-        with pytest.raises(InputError, match=rf"sounds of something else \({what}\)"):
+        with pytest.raises(InputError, match=rf"made from other inputs or settings \({what}\)"):
             train_detector(model, corpus, tmp_path, config.model_copy(update=changed))
     train_detector(model, corpus, tmp_path, config.model_copy(update={"lr": 0.02}))  # which no sound depends on
 

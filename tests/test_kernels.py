@@ -98,7 +98,7 @@ def test_what_was_packed_is_forgotten_where_weights_change() -> None:
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "available", lambda device: ["fp32"])
     assert kernels.best(CPU) == "fp32"
-    with pytest.raises(InputError, match="precision int8: not on cpu here; there is fp32, or auto"):
+    with pytest.raises(InputError, match="precision int8: not available on cpu; choose from: fp32, auto"):
         kernels.use(Linear(4, 4), "int8")
     monkeypatch.setattr(kernels, "available", lambda device: [])
     assert kernels.best(CPU) is None

@@ -136,7 +136,7 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         told = client.post("/v1/detect", files={"audio": content}).json()
         assert told["watermark"]["found"] is found
         assert (told["file"], told["synthetic_probability"]) == ("audio", None)
-        assert told["note"] == f"{server.name_of(tiny_model)} has no detector of its voice (audiolm train-detector makes one)"
+        assert told["note"] == f"{server.name_of(tiny_model)} has no detector (audiolm train-detector makes one)"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What can be asked of a model: what to generate, and how. Data only; audiolm.model does the work."""
+"""Requests to a model: what to generate, and how. Data only; audiolm.model does the work."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What recordings go through on their way: re-encoding, resampling, noise, gain. The watermark and the detector must stand it.
+"""Attacks: what happens to recordings in use (re-encoding, resampling, noise, gain) and watermark and detector must survive.
 
-Each attack is a function of a sound alone: the same sound gives the same result. `random_attack` draws one of any strength
-for training; `ATTACKS` are those that figures are measured under.
+Each of `ATTACKS`, under which figures are measured, depends on the sound alone: the same sound gives the same result.
+`random_attack` draws one of random strength, for training.
 """
 
 import io
@@ -30,34 +30,34 @@ def recoded(sound: Waveform, form: str, subtype: str, level: float, **options: A
 
 
 def mp3(sound: Waveform, level: float = 0.62) -> Waveform:
-    """MP3 at a constant bit rate: 64 kbit/s at 0.62 of 16 kHz."""
+    """MP3 at a constant bit rate: level 0.62 is 64 kbit/s for 16 kHz sound."""
     return recoded(sound, "MP3", "MPEG_LAYER_III", level, bitrate_mode="CONSTANT")
 
 
 def opus(sound: Waveform, level: float = 0.925) -> Waveform:
-    """Opus: 24 kbit/s at 0.925, 16 at 0.96."""
+    """Opus: level 0.925 is 24 kbit/s, 0.96 is 16 kbit/s."""
     return recoded(sound, "OGG", "OPUS", level)
 
 
 def noisy(sound: Waveform, decibel: float, seed: int | None = None) -> Waveform:
-    """White noise, so many dB below the sound's mean level; without a seed, the same noise for the same length."""
+    """Add white noise, `decibel` dB below the sound's RMS level; without a seed, the noise depends on the length only."""
     generator = Generator().manual_seed(sound.samples.shape[1] if seed is None else seed)
     noise = torch.randn(sound.samples.shape, generator=generator)
     return Waveform(sound.samples + noise * sound.samples.square().mean().sqrt() * 10 ** (-decibel / 20), sound.sample_rate)
 
 
 def by_way_of(sound: Waveform, sample_rate: int) -> Waveform:
-    """Resampled and back."""
+    """Resample to `sample_rate` and back."""
     return sound.resample(sample_rate).resample(sound.sample_rate)
 
 
 def louder(sound: Waveform, decibel: float) -> Waveform:
-    """Another gain; what is beyond full scale stays, as in a float file."""
+    """Apply a gain; samples beyond full scale are not clipped, as in a float file."""
     return Waveform(sound.samples * 10 ** (decibel / 20), sound.sample_rate)
 
 
 def sixteen_bits(sound: Waveform) -> Waveform:
-    """As a 16-bit file keeps it."""
+    """Round to 16 bits, as a file does."""
     return Waveform((sound.samples * 32768).round().clamp(-32768, 32767) / 32768, sound.sample_rate)
 
 
@@ -78,7 +78,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def random_attack(sound: Waveform, generator: Generator) -> Waveform:
-    """One attack of a drawn kind and strength, or none (two times in five); at the sound's own rate and length."""
+    """An attack of random kind and strength, or none (two times in five); the result has the sound's rate and length."""
     kind, seed = (int(torch.randint(limit, (), generator=generator)) for limit in (10, 1 << 31))
     strength = float(torch.rand((), generator=generator))
     attack: Attack = (

@@ -129,7 +129,7 @@ class Waveform:
         return _encode(self, _kind(suffix, suffix), suffix, tags or {})
 
     def _repr_html_(self) -> str:
-        """Notebook view: a player and, if matplotlib is installed, a picture. At most two minutes are embedded."""
+        """Notebook view: a player and, if matplotlib is installed, a plot. At most two minutes are embedded."""
         if not self.samples.numel():
             return "<p>Waveform of 0 s</p>"
         shown = self.trim(120.0)
@@ -258,7 +258,7 @@ def check_output(path: str | os.PathLike[str]) -> _Kind:
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
-    """As `check_output`, for `plot`."""
+    """Like `check_output`, for `plot`."""
     _check_place(Path(path))
     if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
         raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")

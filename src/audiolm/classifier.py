@@ -1,7 +1,7 @@
-"""The paper's classifier of one-second crops (AudioLM sections IV-D and IV-H): of speakers, or of real against generated.
+"""The paper's classifier of one-second crops (AudioLM sections IV-D and IV-H): by speaker, or real against generated.
 
 Log-mel spectrum (25 ms every 10 ms, 64 bands) -> six blocks of a convolution along time and one along frequency, each with
-ReLU, then batch normalisation; both axes are halved wherever channels grow -> mean -> one logit a class.
+ReLU, then batch normalisation; max pooling halves both axes wherever the channels grow -> mean -> one logit per class.
 """
 
 from itertools import pairwise
@@ -14,13 +14,13 @@ from audiolm.training.adversarial import mel_filters
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 64
-CROP, STEP = 16_000, 4_000  # samples of a crop, and from one to the next when a whole sound is looked at
+CROP, STEP = 16_000, 4_000  # samples in a crop, and between the starts of a sound's crops
 CHANNELS = (64, 128, 256, 256, 512, 512)  # the paper's
-FLOOR = 1e-8  # of the loudest tile's energy: 80 dB below it all is silence
+FLOOR = 1e-8  # share of the largest energy: anything 80 dB below it counts as silence
 
 
 class CropClassifier(nn.Module):
-    """Crops (B, T) at 16 kHz -> logits (B, classes). The level of a crop does not matter to it."""
+    """Crops (B, T) at 16 kHz -> logits (B, classes), independent of a crop's level."""
 
     def __init__(self, classes: int, channels: tuple[int, ...] = CHANNELS) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class CropClassifier(nn.Module):
 
 
 def crops_of(sound: Waveform) -> Tensor:
-    """(crops, 16000): a second every quarter of a second, mono at 16 kHz. A shorter sound is one crop, silence after it."""
+    """(crops, 16000): one second every quarter of a second, mono at 16 kHz. A shorter sound is one crop padded with silence."""
     samples = sound.mono().resample(SAMPLE_RATE).samples[0]
     return nn.functional.pad(samples, (0, max(0, CROP - len(samples)))).unfold(0, CROP, STEP)
 

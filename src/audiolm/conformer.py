@@ -1,7 +1,7 @@
 """The semantic encoder: log-mel -> 4x subsampling -> Conformer blocks at 25 Hz.
 
-AudioLM (§III-B) takes its semantic tokens from a middle layer of w2v-BERT, a Conformer trained on audio alone; how it is
-trained stands in pretraining.py. M is a count of mel frames (100 Hz), F of frames (25 Hz): M = 4 F.
+AudioLM (§III-B) takes its semantic tokens from a middle layer of w2v-BERT, a Conformer trained on audio alone; for the training
+see training/pretraining.py. M is a number of mel frames (100 Hz), F of encoder frames (25 Hz): M = 4 F.
 """
 
 import math
@@ -20,14 +20,14 @@ STACK = 4  # mel frames in one frame
 
 
 class ConformerConfig(Config):
-    """Shape of the network. Widths are channels; `kernel` is in frames of 40 ms.
+    """Shape of the network. Widths are in channels; `kernel` is in frames of 40 ms.
 
-    Without layers there is no network: features are the mel's shape, as wide as its bins, averaged over `kernel` frames, with so
-    much of its `level` left in it.
+    With layers=0 there is no network: the features are the mel's spectral shape, one per bin, averaged over `kernel` frames,
+    with the share `level` of its level kept (see `SpectrumShape`).
     """
 
     bins: int = Field(default=80, ge=8)
-    window: int = Field(default=400, ge=160, le=16_000)  # samples: 25 ms for speech; tones want 160 ms, and more bins
+    window: int = Field(default=400, ge=160, le=16_000)  # samples: 25 ms for speech; tones need 160 ms, and more bins
     width: int = Field(default=256, ge=8)
     layers: int = Field(default=8, ge=0)
     heads: int = Field(default=4, ge=1)
@@ -52,7 +52,7 @@ class ConformerConfig(Config):
 
 
 def frame_count(samples: int) -> int:
-    """Frames of a recording of so many samples: the last, partly filled frame counts."""
+    """Number of frames of a recording; a last, partly filled frame counts."""
     return -(-samples // FRAME)
 
 
@@ -65,36 +65,36 @@ def mel_filters(bins: int, fft: int = 512, low: float = 20.0, high: float = 8000
 
 
 def fft_size(window: int) -> int:
-    """The power of two, 512 or more, that a window of so many samples fits in."""
+    """The smallest power of two, at least 512, that holds a window of that many samples."""
     return max(512, 2 ** (window - 1).bit_length())
 
 
 def log_mel(audio: Tensor, filters: Tensor, window: int = 400) -> Tensor:
     """Log-mel energies (B, M, bins) of audio (B, 1, T) at 16 kHz: `window` samples (25 ms) every 10 ms, M = 4 ceil(T / 640).
 
-    Four mel frames span exactly one 640-sample frame; windows are centred in their 10 ms, silence stands outside the recording.
+    Four mel frames span exactly one 640-sample frame; windows are centred on their 10 ms, with silence outside the recording.
     """
     fft = 2 * (filters.shape[0] - 1)
     tail = frame_count(audio.shape[-1]) * FRAME - audio.shape[-1]
     padded = nnf.pad(audio[:, 0].float(), ((fft - 160) // 2, (fft - 160) // 2 + tail))
     hann = torch.hann_window(window, device=audio.device)
     spectrum = torch.stft(padded, fft, 160, window, hann, center=False, return_complex=True)
-    power = spectrum.real.square() + spectrum.imag.square()  # `abs()` takes a root: four times the work of the transform
+    power = spectrum.real.square() + spectrum.imag.square()  # `abs()` takes roots and costs four times the transform
     return (power.transpose(1, 2) @ filters + 1e-5).log()
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
-    """True within each item's length: (B, frames)."""
+    """(B, frames), True within each item's length."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
 def mfcc(mel: Tensor, cepstra: int = 13) -> Tensor:
-    """The classic features at 25 Hz: cepstra of log-mel (B, M, bins) with their first and second slopes, (B, F, 3 cepstra)."""
+    """MFCC at 25 Hz: cepstra of log-mel (B, M, bins) with their first and second derivatives, (B, F, 3 cepstra)."""
     bins = mel.shape[-1]
     place = (torch.arange(bins, device=mel.device) + 0.5) * math.pi / bins
     cosines = math.sqrt(2 / bins) * torch.cos(place[:, None] * torch.arange(cepstra, device=mel.device))
     parts = [mel.float() @ cosines]
-    slope = torch.tensor([-2, -1, 0, 1, 2], device=mel.device) / 10  # of the straight line through five frames
+    slope = torch.tensor([-2, -1, 0, 1, 2], device=mel.device) / 10  # of a line fitted to five frames
     for _ in range(2):
         parts.append(nnf.pad(parts[-1].transpose(1, 2), (2, 2), "replicate").unfold(-1, 5, 1).matmul(slope).transpose(1, 2))
     return torch.cat(parts, -1).unflatten(1, (-1, STACK)).mean(2)
@@ -115,17 +115,17 @@ class Subsampling(nn.Module):
     def forward(self, mel: Tensor, mask: Tensor | None) -> Tensor:
         x = mel[:, None]
         for convolution, repeats in ((self.first, 4), (self.second, 2)):
-            if mask is not None:  # what lies past an item's end must look like the padding of the item alone
+            if mask is not None:  # zero what is past an item's end, as if the item were padded alone
                 x = x * mask.repeat_interleave(repeats, 1)[:, None, :, None]
             x = nnf.relu(convolution(x))
         return self.out(x.transpose(1, 2).flatten(2))
 
 
 class SpectrumShape(nn.Module):
-    """What a spectrum looks like, its level mostly left out: (B, M, bins) -> (B, M / 4, bins), a mean over `kernel` frames.
+    """Spectral shape, with the level mostly removed: (B, M, bins) -> (B, M / 4, bins), a mean over `kernel` frames.
 
-    Of long windows it tells which tones sound, and k-means of it make units of chords; a network that is trained for minutes
-    makes worse ones. Without any of the level the units know no dynamics; with all of it they know little else
+    With long windows it shows which tones sound, and k-means on it makes units of chords; a network trained for minutes makes
+    worse ones. With none of the level the units carry no dynamics; with all of it they carry little else
     (docs/training-log.md).
     """
 
@@ -137,14 +137,14 @@ class SpectrumShape(nn.Module):
         frames = mel.unflatten(1, (-1, STACK)).mean(2)
         frames = frames - (1 - self.level) * frames.mean(-1, keepdim=True)
         there = frames.new_ones(frames.shape[:2]) if mask is None else mask.to(frames)
-        # Beyond either end there is nothing: fewer frames are averaged there.
+        # Near either end, fewer frames are averaged.
         together = torch.cat((frames * there[..., None], there[..., None]), -1).transpose(1, 2)
         mean = nnf.avg_pool1d(together, self.kernel, 1, self.kernel // 2).transpose(1, 2)
         return mean[..., :-1] / mean[..., -1:].clamp_min(1e-6)
 
 
 class FeedForward(nn.Sequential):
-    """Half a step of the macaron: norm, widen, SiLU, narrow."""
+    """One of a block's two half-step feed-forward layers (macaron): norm, widen, SiLU, narrow."""
 
     def __init__(self, config: ConformerConfig):
         super().__init__(
@@ -157,7 +157,7 @@ class FeedForward(nn.Sequential):
 
 
 class Attention(nn.Module):
-    """Bidirectional self attention with rotary positions."""
+    """Bidirectional self-attention with rotary positions."""
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
@@ -175,7 +175,7 @@ class Attention(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Gate, depthwise convolution, LayerNorm (a batch norm would make an item depend on its neighbours), SiLU."""
+    """GLU, depthwise convolution, LayerNorm (batch norm would make an item depend on the rest of its batch), SiLU."""
 
     def __init__(self, config: ConformerConfig):
         super().__init__()
@@ -211,7 +211,7 @@ class Block(nn.Module):
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the two halves of each head (..., F, width) by its position."""
+    """Rotary positions: rotate the two halves of each head (..., F, width) by angles that depend on the position."""
     cosine, sine = rotation
     left, right = x.chunk(2, -1)
     return torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1)
@@ -236,7 +236,7 @@ class Conformer(nn.Module):
 
     @torch.no_grad()
     def fit_normalisation(self, mel: Tensor) -> None:
-        """Set the statistics per bin from raw log-mel frames (..., bins) of the training data."""
+        """Set the statistics of each bin from unnormalised log-mel frames (..., bins) of the training data."""
         frames = mel.reshape(-1, self.config.bins)
         self.mel_mean.copy_(frames.mean(0))
         self.mel_std.copy_(frames.std(0).clamp_min(1e-3))
@@ -247,7 +247,7 @@ class Conformer(nn.Module):
             return (log_mel(audio, self.filters, self.config.window) - self.mel_mean) / self.mel_std
 
     def features(self, mel: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Subsampled mel, or its shape: (B, M, bins) -> (B, F, D). `lengths` (B) counts the frames of each item."""
+        """Subsampled mel (without layers, its spectral shape): (B, M, bins) -> (B, F, D). `lengths` (B): frames of each item."""
         return self.subsampling(mel, None if lengths is None else frame_mask(lengths, mel.shape[1] // STACK))
 
     def encode(self, features: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:
@@ -265,5 +265,5 @@ class Conformer(nn.Module):
         return outputs
 
     def forward(self, mel: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:
-        """Normalised mel (B, M, bins) -> layers + 1 outputs (B, F, D); index i is what block i gives, 0 the subsampled input."""
+        """Normalised mel (B, M, bins) -> layers + 1 outputs (B, F, D): the subsampled input, then the output of each block."""
         return self.encode(self.features(mel, lengths), lengths, layers)

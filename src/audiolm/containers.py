@@ -1,4 +1,4 @@
-"""What libsndfile does not read (m4a, aac, mp4, webm, ...), read by PyAV, the extra `m4a`: its only importer."""
+"""Read formats that libsndfile cannot (m4a, aac, mp4, webm, ...) with PyAV, the extra `m4a`; only this module imports it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from audiolm.errors import InputError
 
 
 def open_audio(path: Path) -> Any:
-    """An open av.container.InputContainer with a sound track. InputError where that cannot be."""
+    """An open av.container.InputContainer with an audio track. Raises InputError if there is none or it cannot be opened."""
     try:
         import av
         import av.error
@@ -22,12 +22,12 @@ def open_audio(path: Path) -> Any:
         raise InputError(f"{path}: not a sound file that can be read; convert it to wav, flac, mp3, ogg or opus") from error
     if not container.streams.audio:
         container.close()
-        raise InputError(f"{path}: holds no sound track; give a recording")
+        raise InputError(f"{path}: contains no audio track; give a recording")
     return container
 
 
 def decode(path: Path, chunk: int) -> Iterator[np.ndarray]:
-    """The samples as (T, C) float32 pieces of about `chunk` and more; InputError where the file is damaged."""
+    """The samples as (T, C) float32 pieces of at least about `chunk` samples. Raises InputError if the file is damaged."""
     with open_audio(path) as container:
         import av
         import av.error

@@ -1,9 +1,9 @@
-"""Did the model say this? A detector of one model's own voice, by sound alone, marked or not (AudioLM section IV-H).
+"""Detect one model's own output from the sound alone, watermarked or not (AudioLM section IV-H).
 
-It was trained on what the model generates against real speech that went through the same codec, so that it hears how the
-model speaks and not what the codec leaves behind. A file's score is the highest mean logit of any two seconds, since a
-continuation begins with a real prompt; two numbers turn it into a probability (Platt 1999), for as many generated files as
-real ones. How it is trained and what it reaches: audiolm.training.train_detector, docs/provenance.md.
+The classifier is trained on generated sound against real sound, most of which went through the same codec, so that it learns
+how the model generates and not the codec's artefacts. A file's score is the highest mean logit over any two seconds, since a
+continuation begins with a real prompt; a slope and an offset turn it into a probability (Platt 1999), assuming as many
+generated files as real ones. Training and figures: audiolm.training.train_detector, docs/provenance.md.
 """
 
 import json
@@ -29,7 +29,7 @@ SMALL = tuple(channels // 2 for channels in CHANNELS)  # half the paper's width:
 
 
 class Verdict(NamedTuple):
-    """Of one sound: probability that some of it is generated, and the share of its one-second crops that sound so."""
+    """For one sound: the probability that any of it is generated, and the share of its one-second crops classified as such."""
 
     probability: float
     share: float
@@ -37,19 +37,19 @@ class Verdict(NamedTuple):
 
 @dataclass
 class Detector:
-    """The network with its calibration. `about` says of which model it is, and what it reached."""
+    """The network with its calibration. `about`: the model it belongs to, and its figures."""
 
     network: CropClassifier
     slope: float = 1.0
     offset: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
-    stale: bool = False  # that model has other weights now
+    stale: bool = False  # whether the model's weights have changed since
 
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
 
     def __call__(self, sound: Waveform) -> Verdict | None:
-        """The verdict; None of a sound shorter than a second, and of digital silence."""
+        """The verdict; None for a sound shorter than a second, or digital silence."""
         if sound.seconds < SHORTEST or not sound.samples.any():
             return None
         logits = crop_logits(self.network, sound)[:, 0]
@@ -57,20 +57,20 @@ class Detector:
         return Verdict(float(probability), float((logits > 0).float().mean()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One safetensors file, weights in bfloat16, everything else in its metadata."""
+        """Write one safetensors file: weights in bfloat16, everything else in its metadata."""
         channels = [layer.out_channels for layer in self.network.blocks if isinstance(layer, torch.nn.Conv2d)][::2]
         metadata = {"channels": channels, "slope": self.slope, "offset": self.offset, "about": self.about}
         save_tensors(path, packed(self.network), {"detector": json.dumps(metadata)})
 
 
 def packed(network: CropClassifier) -> dict[str, Tensor]:
-    """The weights as a file keeps them, in bfloat16."""
+    """The weights as they are saved, in bfloat16."""
     state = network.state_dict()
     return {name: each.to(torch.bfloat16) if each.is_floating_point() else each for name, each in state.items()}
 
 
 def load(path: str | os.PathLike[str]) -> Detector:
-    """Read what `Detector.save` wrote. InputError where it is something else."""
+    """Read what `Detector.save` wrote. Raises InputError if the file is something else."""
     tensors, metadata = load_tensors(path)
     try:
         about = json.loads(metadata["detector"])
@@ -83,17 +83,17 @@ def load(path: str | os.PathLike[str]) -> Detector:
 
 
 def examine(sound: Waveform, detector: Detector | None, model: str) -> dict[str, Any]:
-    """What can be told of a sound, JSON-ready: its watermark, and by ear; `note` says what is to be known of that."""
+    """What detector and watermark say about a sound, ready for JSON; `note` explains a missing or doubtful verdict."""
     verdict = detector(sound) if detector else None
     note = None
     if not sound.samples.any():
         note = "digital silence: there is nothing to judge"
     elif detector is None:
-        note = f"{model} has no detector of its voice (audiolm train-detector makes one)"
+        note = f"{model} has no detector (audiolm train-detector makes one)"
     elif verdict is None:
-        note = f"too short to be judged by ear; at least {SHORTEST:g} s"
+        note = f"too short for the detector, which needs at least {SHORTEST:g} s"
     elif detector.stale:
-        note = f"{model} has been trained again since its detector was; audiolm train-detector makes a new one"
+        note = f"{model} has been trained further since its detector was made; audiolm train-detector makes a new one"
     return {
         "synthetic_probability": None if verdict is None else round(verdict.probability, 4),
         "synthetic_share": None if verdict is None else round(verdict.share, 3),
@@ -103,19 +103,19 @@ def examine(sound: Waveform, detector: Detector | None, model: str) -> dict[str,
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """Of a bundle's config.json: 16 hex digits that change with its weights."""
+    """16 hex digits that change with the weights of a bundle, given its config.json."""
     return digest(config["weights"])
 
 
 def file_score(logits: Tensor) -> float:
-    """Crops' logits (crops,) -> the highest mean of `SPAN` neighbours, or of all where there are fewer."""
+    """Crops' logits (crops,) -> the highest mean of `SPAN` consecutive ones, or the mean of all if there are fewer."""
     return float(logits.unfold(0, min(SPAN, len(logits)), 1).mean(1).max())
 
 
 def calibrated(real: Sequence[float], generated: Sequence[float]) -> tuple[float, float]:
-    """Slope and offset that turn scores into probabilities (Platt 1999), either kind weighing the same.
+    """Slope and offset that turn scores into probabilities (Platt 1999), both classes having the same weight.
 
-    His targets stop short of 0 and 1, so that few files, however well told apart, never make certainty.
+    Platt's targets stop short of 0 and 1, so that a few files, however well separated, never give certainty.
     """
     scores = torch.tensor([*real, *generated], dtype=torch.float64)
     counts = torch.tensor([len(real)] * len(real) + [len(generated)] * len(generated), dtype=torch.float64)
@@ -138,7 +138,7 @@ def calibrated(real: Sequence[float], generated: Sequence[float]) -> tuple[float
 
 
 def equal_error_rate(real: Sequence[float] | Tensor, generated: Sequence[float] | Tensor) -> float:
-    """Where as many real sounds are taken for generated as generated ones for real: 0 apart, 0.5 by chance."""
+    """Equal error rate, where false alarms equal misses: 0 if the classes are separated, 0.5 by chance."""
     real, generated = torch.as_tensor(real).double(), torch.as_tensor(generated).double()
     thresholds = torch.cat([real, generated, torch.tensor([torch.inf])]).unique()
     alarms = 1 - torch.searchsorted(real.sort().values, thresholds) / len(real)

@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing: the first thing to look at when something does not work."""
+"""What this machine offers and what is missing: the first thing to check when something does not work."""
 
 import importlib
 import importlib.metadata
@@ -17,22 +17,22 @@ from audiolm.kernels import available
 
 # What each extra is for.
 USES = {
-    "plot": "pictures",
+    "plot": "plots",
     "m4a": "reading m4a, aac, mp4",
     "play": "continue --play, generate --play",
     "train": "train, plan, tokenize",
-    "eval": "the metrics of evaluate; phones to choose units by",
+    "eval": "metrics of evaluate; phones for choosing units",
     "serve": "serve",
     "ray": "tokenize on many machines",
-    "wandb": "watching a training on Weights & Biases",
+    "wandb": "tracking training on Weights & Biases",
 }
-CONTAINER = Path("/sys/fs/cgroup")  # what the container that this runs in has, if any
+CONTAINER = Path("/sys/fs/cgroup")  # limits of the container that this runs in, if any
 
 
 def examine() -> dict[str, Any]:
-    """Versions, processors and their speed, memory, accelerators, disk, models and extras, JSON-ready. Takes about a second."""
+    """Versions, processor and speed, memory, accelerators, disk, models and extras, ready for JSON. Takes about a second."""
     total, free = memory()
-    bf16 = f"{products('cpu', torch.bfloat16):.0f}" if "bf16" in available(torch.device("cpu")) else "next to none"
+    bf16 = f"{products('cpu', torch.bfloat16):.0f}" if "bf16" in available(torch.device("cpu")) else "almost none"
     return {
         "audiolm": importlib.metadata.version("audiolm"),
         "python": platform.python_version(),
@@ -49,12 +49,12 @@ def examine() -> dict[str, Any]:
 
 
 def memory() -> tuple[int, int]:
-    """Bytes of memory that there are for this process, and that are free now; 0 and 0 where the system does not tell."""
+    """Bytes of memory that this process may use in all, and that are free now; 0 and 0 if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         table = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines}
         total, free = table["MemTotal"], table["MemAvailable"]
-    except (OSError, KeyError, ValueError, IndexError):  # no Linux
+    except (OSError, KeyError, ValueError, IndexError):  # not Linux
         try:
             total = free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (ValueError, OSError, AttributeError):
@@ -62,15 +62,15 @@ def memory() -> tuple[int, int]:
     try:  # a container may have less than its machine
         limit, used = (int((CONTAINER / f"memory.{name}").read_text()) for name in ("max", "current"))
         stat = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
-        # Files that were read count as used until somebody wants their memory, and give it back then.
+        # The page cache counts as used, but is released when memory is needed.
         files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
         return min(total, limit), max(0, min(free, limit - used + files))
-    except (OSError, ValueError):  # none, or "max"
+    except (OSError, ValueError):  # no limit, or "max"
         return total, free
 
 
 def extras() -> dict[str, list[str]]:
-    """The package's extras and the packages that each asks for, as its metadata says."""
+    """The package's extras and the packages that each requires, from its metadata."""
     found: dict[str, list[str]] = {}
     for line in importlib.metadata.requires("audiolm") or []:
         name, extra = re.match(r"[\w.-]+", line), re.search(r"extra == ['\"]([\w-]+)['\"]", line)
@@ -80,10 +80,10 @@ def extras() -> dict[str, list[str]]:
 
 
 def products(device: str, dtype: torch.dtype, size: int = 1024) -> float:
-    """Billions of additions and multiplications a second in a product of matrices."""
+    """GFLOP/s of a matrix product."""
     a = torch.randn(size, size, device=device, dtype=dtype)
     times: list[float] = []
-    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):  # the first warms up; without bfloat16 each takes seconds
+    while len(times) < 2 or (len(times) < 4 and sum(times) < 1):  # the first is a warm-up; without bfloat16 each takes seconds
         began = time.perf_counter()
         torch.mm(a, a)
         if device.startswith("cuda"):
@@ -110,7 +110,7 @@ def _installed(package: str) -> bool:
 def _portaudio() -> bool:
     try:
         importlib.import_module("sounddevice")
-    except OSError:  # its wheels for Linux leave PortAudio to the system
+    except OSError:  # its Linux wheels do not include PortAudio
         return False
     return True
 
@@ -126,8 +126,8 @@ def _accelerator() -> str:
     if torch.backends.mps.is_available():
         return "mps"
     if torch.version.cuda is None:
-        return "none (this torch is for processors only); everything runs on the processor"
-    return "none; everything runs on the processor"
+        return "none (this torch is a CPU build); everything runs on the CPU"
+    return "none; everything runs on the CPU"
 
 
 def _bf16() -> str:
@@ -137,4 +137,4 @@ def _bf16() -> str:
 
 def _compiler() -> str:
     found = next((name for name in ("c++", "g++", "clang++", "cl") if shutil.which(name)), None)
-    return f"{found}: compile=true works in a recipe" if found else "none: leave compile=true out of recipes"
+    return f"{found}: recipes may set compile=true" if found else "none: leave compile=true out of recipes"

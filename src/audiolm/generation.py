@@ -41,7 +41,7 @@ def complete(
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """As `audiolm.sampling.sample`, for any length and stage: in sliding windows, or independent ones if there is no overlap."""
+    """Like `audiolm.sampling.sample`, for any length and stage: in sliding windows, or independent ones without overlap."""
     windows = sample_windows if stage.overlap else sample_chunks
     return windows(model, stage, given, prompt, frames, seeds, progress, one=fill if stage.parallel else sample, **options)
 

@@ -1,16 +1,16 @@
-"""Products with matrices that never change: weights packed once for the processor's best kernel, for generation alone.
+"""Matrix products with constant weights, packed once for the CPU's best kernel. For generation only.
 
-What a step of decoding costs is reading its weights. `torch.nn.functional.linear` on CPUs reads them as they lie, in 32 bits
-and far below the memory's speed; kernels that come with torch read packed ones, in fewer bits and nearly at that speed:
+The cost of a decoding step is reading its weights. On CPUs, `torch.nn.functional.linear` reads them unpacked, in 32 bits and
+far below memory bandwidth; other kernels in torch read packed weights, in fewer bits and almost at that bandwidth:
 
     fp32   oneDNN, weights reordered: exact
-    fp16   FBGEMM, weights in 16 bits, everything else in 32: hardly less exact, half the bytes. The default where there is FBGEMM
-    bf16   oneDNN, weights and activations rounded to bfloat16: the fastest for many rows; only where the processor has bfloat16
-    int8   FBGEMM, weights in 8 bits with a scale per row, and so are the activations (in 7 without VNNI): a quarter of the bytes
+    fp16   FBGEMM, weights in 16 bits, everything else in 32: almost exact, half the bytes; the default if FBGEMM is available
+    bf16   oneDNN, weights and activations rounded to bfloat16: fastest for many rows; only if the CPU supports bfloat16
+    int8   FBGEMM, weights and activations in 8 bits with a scale per row (activations in 7 without VNNI): a quarter of the bytes
 
-No row of a product knows the others, whatever the precision. But only where activations stay in 32 bits does it follow that a
-batch gives the codes of its items: a rounding that turns out otherwise once changes all that is drawn after it.
-docs/performance.md has what each gains and loses. Letters: K inputs, N outputs, M rows.
+In every precision the rows of a product are independent. But only if activations stay in 32 bits does a batch reliably give the
+same codes as its items alone: a single different rounding changes everything sampled after it.
+Gains and losses of each: docs/performance.md. Letters: K inputs, N outputs.
 """
 
 import warnings
@@ -28,18 +28,18 @@ from audiolm.errors import InputError
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Product = Callable[[Tensor], Tensor]  # (..., K) float32 -> (..., N) float32
 
-_ONEDNN = 1  # rows for which oneDNN lays weights out: layouts differ little, and one row is what is waited for
+_ONEDNN = 1  # number of rows that oneDNN lays weights out for: layouts differ little, and decoding one row matters most
 
 
 @runtime_checkable
 class Packable(Protocol):
-    """What `use` prepares: None goes back to plain weights."""
+    """A module that `use` packs; precision None returns to plain weights."""
 
     def pack(self, precision: Precision | None) -> None: ...
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that can be packed; with gradients, or trained or moved since, it is a plain one."""
+    """A linear layer without bias that can be packed. With gradients, or once its weights change or move, it is a plain one."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, bias=False)
@@ -66,20 +66,20 @@ class Linear(nn.Linear):
 
 
 def version(weight: Tensor) -> int:
-    """Which changes whenever the weight does in place."""
+    """A number that changes whenever the weight is changed in place."""
     return 0 if weight.is_inference() else weight._version
 
 
 def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "auto") -> Precision | None:
-    """Pack every layer of a network that can be; returns the precision. InputError where this processor lacks it.
+    """Pack every layer of a network that can be packed; returns the precision. Raises InputError if the CPU lacks it.
 
-    "auto": the fastest that changes no drawn code noticeably, by the rule of docs/performance.md; None on other devices.
+    "auto": the fastest that hardly changes sampled codes, by the rule in docs/performance.md; None on other devices.
     """
     weight = next(network.parameters())
     chosen = best(weight.device) if precision == "auto" else precision
     if chosen is not None and chosen not in available(weight.device):
         having = ", ".join(available(weight.device)) or "none"
-        raise InputError(f"precision {chosen}: not on {weight.device.type} here; there is {having}, or auto")
+        raise InputError(f"precision {chosen}: not available on {weight.device.type}; choose from: {having}, auto")
     if weight.dtype == torch.float32 or chosen is None:
         for module in network.modules():
             if isinstance(module, Packable):
@@ -88,17 +88,17 @@ def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "aut
 
 
 def available(device: torch.device) -> list[Precision]:
-    """The precisions that there are kernels for."""
+    """The precisions that have kernels on this machine."""
     if device.type != "cpu":
         return []
     onednn, fbgemm = torch.backends.mkldnn.is_available(), "fbgemm" in torch.backends.quantized.supported_engines
-    bf16 = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # many processors cannot
+    bf16 = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # many CPUs cannot
     there: dict[Precision, bool] = {"fp32": onednn, "fp16": fbgemm, "bf16": bf16, "int8": fbgemm}
     return [precision for precision, found in there.items() if found]
 
 
 def best(device: torch.device) -> Precision | None:
-    """What "auto" is: measured, as docs/performance.md tells, and not measured anew, so that a seed keeps its sound."""
+    """The precision for "auto": fixed by the measurements in docs/performance.md and not measured anew, so seeds stay valid."""
     having = available(device)
     return "fp16" if "fp16" in having else "fp32" if "fp32" in having else None
 
@@ -121,12 +121,12 @@ def packed(weight: Tensor, precision: Precision) -> Product:
 
 
 def _int8(weight: Tensor, bits: int) -> Product:
-    """Weights in 8 bits with a scale per row, activations in so many `bits`."""
+    """Weights in 8 bits with a scale per row, activations in `bits`."""
     scale = weight.abs().amax(1).clamp_min(1e-12) / 127
-    # FBGEMM scales all rows of a product by their common extremes. Two more columns make those -1 and 1, always.
+    # FBGEMM scales all rows of a product by their common extremes. Two extra columns fix these at -1 and 1.
     codes = nnf.pad((weight / scale[:, None]).round().to(torch.int8), (0, 2))
     zeros = torch.zeros(len(scale), dtype=torch.int64)
-    with _fbgemm(), warnings.catch_warnings():  # torch means to leave quantised tensors to torchao
+    with _fbgemm(), warnings.catch_warnings():  # torch deprecates quantised tensors in favour of torchao
         warnings.simplefilter("ignore")
         tensor = cast(Any, torch)._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
         ready = torch.ops.quantized.linear_prepack(tensor, None)
@@ -142,7 +142,7 @@ def _int8(weight: Tensor, bits: int) -> Product:
 
 @cache
 def overflows() -> bool:
-    """Whether FBGEMM adds pairs of 8-bit products in 16 bits here, as it does without VNNI: two large ones are cut off then."""
+    """Whether FBGEMM adds pairs of 8-bit products in 16 bits here, as it does without VNNI: two large ones saturate then."""
     largest = torch.ones(1, 64)
     return float(_int8(largest, 8)(largest)) < 60
 

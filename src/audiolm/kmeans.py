@@ -1,4 +1,4 @@
-"""Features -> semantic tokens: normalise each dimension, then the nearest centroid (AudioLM §III-B, §IV-B)."""
+"""Features -> semantic tokens: normalise each dimension, then take the nearest centroid (AudioLM §III-B, §IV-B)."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from audiolm.files import load_tensors, save_tensors
 
 
 class KMeans(nn.Module):
-    """Statistics and centroids in one place, because ids mean nothing without both. D is the features' width, K the units.
+    """Statistics and centroids together, because units mean nothing without both. D: the features' width; K: number of units.
 
     The authors report that unit variance per dimension clearly improves the tokens; the statistics are those of the
     frames that the centroids were fitted on.
@@ -50,9 +50,9 @@ class KMeans(nn.Module):
         kmeans.mean.copy_(frames.mean(0))
         kmeans.std.copy_(frames.std(0).clamp_min(1e-5))
         normal = ((frames - kmeans.mean) / kmeans.std).numpy()
-        # Its own type hints leave out the None and the 1 that its documentation allows.
+        # scikit-learn's type hints leave out the None and the 1 that its documentation allows.
         settings: dict[str, Any] = {"n_init": 1, "max_iter": epochs, "max_no_improvement": None, "random_state": seed}
-        with threadpool_limits(torch.get_num_threads()):  # numpy's products know nothing of torch's setting
+        with threadpool_limits(torch.get_num_threads()):  # numpy ignores torch's setting
             fitted = MiniBatchKMeans(units, batch_size=max(batch, units), **settings).fit(normal)
         kmeans.centroids.copy_(torch.from_numpy(fitted.cluster_centers_))
         return kmeans
@@ -63,10 +63,10 @@ class KMeans(nn.Module):
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "KMeans":
-        """Read what `save` wrote. InputError where the file is something else."""
+        """Read what `save` wrote. Raises InputError if the file is something else."""
         tensors, _ = load_tensors(path)
         if tensors.keys() != {"mean", "std", "centroids"}:
-            raise InputError(f"{path}: not a k-means file (it holds {', '.join(sorted(tensors))}); give one that is")
+            raise InputError(f"{path}: not a k-means file (it holds {', '.join(sorted(tensors))}); give another file")
         kmeans = KMeans(*tensors["centroids"].shape)
         kmeans.load_state_dict(tensors)
         return kmeans

@@ -1,12 +1,12 @@
-"""All acoustic levels in a few passes (SoundStorm, Borsos et al. 2023, 2305.09636): ids -> ids. Knows no audio.
+"""All acoustic levels in a few passes (SoundStorm, Borsos et al. 2023, 2305.09636). Works on ids only, not audio.
 
-    network    a position is a frame, the sum of the embeddings of its ids: the given codes at that time, and of each predicted
-               level its code or that level's MASK; all see all, and each level has a head (section 3.1)
-    training   a prompt of any length; after it one level is masked in part and those above it wholly; the network finds the
-               masked codes of the one (section 3.2)
-    decoding   level by level; within the first, 16 passes each keep what they are surest of; one pass fills each other (3.3)
+    network    a position is a frame, the sum of the embeddings of its ids: the given codes at that time, and for each
+               predicted level its code or that level's MASK; attention is bidirectional, each level has a head (section 3.1)
+    training   after a prompt of random length, one level is masked in part and all levels above it completely; the network
+               predicts the masked codes of that level (section 3.2)
+    decoding   level by level; the first takes 16 passes, each of which keeps the most confident codes, the others one (3.3)
 
-A stage with `parallel` is such a task, and serves wherever a stage does. R: the levels of all streams of a stage.
+A stage with `parallel` is trained and decoded this way, and can be used like any other. R: the levels of all streams of a stage.
 """
 
 import math
@@ -23,27 +23,27 @@ from audiolm.sampling import Progress, check, draw, generator_of
 from audiolm.stages import Stage
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
-PASSES = 16  # for the first level; one for each of the others (section 4.3: more of either gains nothing)
-NOISE = 4.5  # of the confidences, in units of the temperature, falling to 0 (MaskGIT, 2202.04200)
+PASSES = 16  # for the first level; the others take one each (section 4.3: more of either gains nothing)
+NOISE = 4.5  # Gumbel noise on the confidences, in units of the temperature, falling to 0 (MaskGIT, 2202.04200)
 
 
 class ParallelModel(LanguageModel):
-    """The language model of a parallel stage: positions are frames, and none of them can be the end."""
+    """The language model of a parallel stage: positions are frames, and there is no EOS."""
 
     def __init__(self, config: TransformerConfig, vocabulary: int, levels: int, codebook_size: int) -> None:
         super().__init__(config, vocabulary, levels, codebook_size, causal=False)
         del self.end
 
     def frames(self, ids: Tensor, absent: Tensor | None = None) -> Tensor:
-        """Ids (B, F, R) -> (B, F, D), which `logits` turns into predictions; absent: (B, F), see `absent_of`."""
+        """Ids (B, F, R) -> hidden states (B, F, D) for `logits`; absent: (B, F), see `absent_of`."""
         return self.transformer(self.embedding(ids).sum(2), absent=absent)
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, ids: Tensor, lengths: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Ids (B, F, R), rows' lengths (B,), and the codes to be found (B, F, Q), IGNORED elsewhere.
+        """Ids (B, F, R), rows' lengths (B,), and the codes to predict (B, F, Q), IGNORED elsewhere.
 
-        Returns for each level the sum of the cross entropies in nats, and how many they are: (Q,) and (Q,).
+        Returns for each level the sum of the cross entropies in nats, and their number: (Q,) and (Q,).
         """
         hidden = self.frames(ids, absent_of(lengths, ids.shape[1]))
         nats = []
@@ -54,13 +54,13 @@ class ParallelModel(LanguageModel):
 
 
 def absent_of(lengths: Tensor, longest: int) -> Tensor | None:
-    """True behind each row's own length, (B, longest); None where all rows are as long."""
+    """(B, longest), True beyond each row's length; None if all rows have the same length."""
     absent = torch.arange(longest, device=lengths.device) >= lengths[:, None]
     return absent if bool(absent.any()) else None
 
 
 class Masked(NamedTuple):
-    """Items as the network takes them: ids (B, F, R), how many frames each row has (B,), codes to be found (B, F, Q)."""
+    """Input of the network: ids (B, F, R), the number of frames of each row (B,), codes to predict (B, F, Q)."""
 
     ids: Tensor
     lengths: Tensor
@@ -68,7 +68,7 @@ class Masked(NamedTuple):
 
 
 def mask(stage: Stage, items: Sequence[Mapping[str, Any]], seed: int) -> Masked:
-    """Training examples of items with `given` and `predicted` codes (section 3.2); the seed alone decides what is masked."""
+    """Training examples from items with `given` and `predicted` codes (section 3.2); the seed alone decides what is masked."""
     generator, levels = Generator().manual_seed(seed % 2**32), stage.predict.levels
     lines, goals = [], []
     for item in items:
@@ -79,7 +79,7 @@ def mask(stage: Stage, items: Sequence[Mapping[str, Any]], seed: int) -> Masked:
         share = torch.cos(torch.rand((), generator=generator) * math.pi / 2)
         chance = torch.rand(frames - start, generator=generator)
         masked = torch.zeros(frames, levels, dtype=torch.bool)
-        masked[start:, level] = chance <= torch.maximum(share, chance.min())  # one at least
+        masked[start:, level] = chance <= torch.maximum(share, chance.min())  # at least one
         target = torch.full_like(codes, IGNORED)
         target[:, level] = torch.where(masked[:, level], codes[:, level], IGNORED)
         masked[start:, level + 1 :] = True
@@ -106,15 +106,15 @@ def fill(
     passes: int | None = None,
     noise: float = NOISE,
 ) -> list[Tensor]:
-    """One window, in place of `audiolm.sampling.sample`: each item's codes go on by `frames[i]` frames, its prompt as it came.
+    """Generate one window, like `audiolm.sampling.sample`: each item's prompt, unchanged, and `frames[i]` new frames.
 
-    prompt: of the first levels only, if no others are wanted: those above them stay masked everywhere and cost no passes.
-    passes: how many fill the first level (PASSES). The last one that an item needs for a level takes the likeliest codes.
+    prompt: may hold the first levels only; then only these are generated, and those above stay masked and cost no passes.
+    passes: number of passes for the first level (default PASSES). An item's last pass for a level takes the likeliest codes.
     """
     assert isinstance(model, ParallelModel)
     check(temperature, top_k, top_p)
     if allow_eos:
-        raise InputError(f"stage {stage.name}: no frame of a parallel stage can be the end; leave allow_eos out")
+        raise InputError(f"stage {stage.name}: a parallel stage cannot generate an end; leave allow_eos out")
     if not max(frames, default=0):
         return [known.long() for known in prompt]
     levels, made, device = stage.predict.levels, len(prompt[0]), model.heads.device
@@ -133,7 +133,7 @@ def fill(
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         random[row, ..., known[row] : lengths[row]] = torch.rand(sum(each), 2, own, generator=generator_of(stage, seed))
     absent = absent_of(lengths, ids.shape[1])
-    # Frames before the shortest prompt's end are heard, but nothing is asked of them.
+    # Frames before the end of the shortest prompt are context only; nothing is predicted there.
     ids, new, random = ids.to(device), new[:, first:].to(device), random[..., first:].to(device)
     absent = None if absent is None else absent.to(device)
     uniform, gumbel = random[:, :, 0], -(-random[:, :, 1].clamp(1e-20, 1 - 1e-7).log()).log()
@@ -146,7 +146,7 @@ def fill(
             still = new
             for step in range(count):
                 logits = model.logits(model.frames(ids, absent)[:, first:], level).float()
-                left = schedules[:, step, None]  # of each item; where none is, this is its last pass
+                left = schedules[:, step, None]  # masked frames left for each item; with 0 this is its last pass
                 codes = logits.argmax(-1)
                 settled = still
                 if step + 1 < count:
@@ -154,7 +154,7 @@ def fill(
                     codes = torch.where(left > 0, drawn.view_as(codes), codes)
                     sure = logits.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
                     sure = sure + noise * temperature * (1 - (step + 1) / count) * gumbel[:, done]
-                    rank = sure.masked_fill(~still, math.inf).argsort(1).argsort(1)  # 0: the least sure
+                    rank = sure.masked_fill(~still, math.inf).argsort(1).argsort(1)  # 0: the least confident
                     settled = still & (rank >= left)
                 column.copy_(torch.where(settled, codes + stage.offsets[-1][level].item(), column))
                 still = still & ~settled
@@ -171,7 +171,7 @@ def fill(
 
 
 def masked_after(frames: int, passes: int) -> list[int]:
-    """How many of so many frames are still masked after each pass: a quarter of a cosine, and at least one fewer each time."""
+    """How many of `frames` are still masked after each pass: a quarter of a cosine, and at least one fewer each time."""
     left = []
     for step in range(1, passes + 1):
         left.append(max(0, min(int(frames * math.cos(math.pi / 2 * step / passes)), (left or [frames])[-1] - 1)))

@@ -1,9 +1,9 @@
 """Residual vector quantisation, SoundStream's bottleneck (Zeghidour et al. 2021, section III-C and algorithm 1).
 
-Level q quantises what the levels before it left over, so any prefix of the levels is a coarser description.
-Codebooks are learned without gradients: k-means on the first frames, then moving averages of the frames that fall
-on each code, and codes that nobody uses any more are moved onto random frames. `groups` > 1 splits the width and runs
-one cascade in each part: the group-residual form of HiFi-Codec (Yang et al. 2023).
+Level q quantises the residual of the levels before it, so any prefix of the levels is a coarser description.
+Codebooks are learned without gradients: k-means on the first frames, then moving averages of the frames assigned to
+each code; codes that are no longer used are moved to random frames. `groups` > 1 splits the width and runs one cascade
+in each part: the group-residual form of HiFi-Codec (Yang et al. 2023).
 """
 
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def start(self, frames: Tensor, generator: torch.Generator | None = None, iterations: int = 10) -> None:
-        """K-means start: Lloyd's iterations over frames (N, D), from random frames."""
+        """Initialise by k-means: Lloyd's iterations over frames (N, D), from random frames."""
         self.codes.copy_(_random_frames(frames, len(self.codes), generator))
         for _ in range(iterations):
             sums, counts = self._sums(frames, self.nearest(frames))
@@ -47,7 +47,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def learn(self, frames: Tensor, ids: Tensor) -> None:
-        """One moving-average step, and the revival of dead codes."""
+        """One moving-average step, and revival of dead codes."""
         sums, counts = self._sums(frames, ids)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
@@ -72,7 +72,8 @@ class Codebook(nn.Module):
 class ResidualQuantizer(nn.Module):
     """`groups` cascades of codebooks; level q of the codes is level q // groups of group q % groups.
 
-    Shapes: latents (B, D, F), codes (B, Q, F) int64. `revive_below` is a moving average of the frames a batch puts on a code.
+    Shapes: latents (B, D, F), codes (B, Q, F) int64. A code is revived if the moving average of its frames per batch is below
+    `revive_below`.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class ResidualQuantizer(nn.Module):
         return self._cascade(latents, num_codebooks)[0]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents (B, D, F) of any prefix of levels, codes (B, q, F)."""
+        """Latents (B, D, F) of codes (B, q, F), which may be any prefix of the levels."""
         batch, levels, frames = codes.shape
         table = self.codebooks[0].codes
         parts = [table.new_zeros(batch, frames, table.shape[1]) for _ in range(self.groups)]
@@ -100,7 +101,7 @@ class ResidualQuantizer(nn.Module):
         return torch.cat(parts, -1).transpose(1, 2)
 
     def vectors(self) -> list[Tensor]:
-        """What the codes of each level add to a latent: (N, D), zero outside the level's group."""
+        """For each level, the vectors (N, D) that its codes add to a latent; zero outside the level's group."""
         found = []
         for level, codebook in enumerate(self.codebooks):
             width, group = codebook.codes.shape[1], level % self.groups
@@ -111,7 +112,7 @@ class ResidualQuantizer(nn.Module):
     def start(
         self, latents: Tensor, generator: torch.Generator | None = None, show: Callable[[int], object] = lambda done: None
     ) -> None:
-        """K-means start of all levels from latents (B, D, F), each on what those before it leave; `show(done)` after each."""
+        """Initialise all levels by k-means on latents (B, D, F), each on the residual before it; `show(done)` after each."""
         residuals = list(self._frames(latents).chunk(self.groups, -1))
         for level, codebook in enumerate(self.codebooks):
             residual = residuals[level % self.groups]
@@ -122,13 +123,13 @@ class ResidualQuantizer(nn.Module):
     def forward(self, latents: Tensor, keep: Tensor | None = None, learn: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Training pass: quantised latents (B, D, F) with straight-through gradients, codes (B, Q, F), commitment loss.
 
-        `keep` (B,) is the number of levels each example uses (quantizer dropout); `learn`: the codebooks follow.
+        `keep` (B,) is the number of levels each example uses (quantizer dropout); `learn`: update the codebooks.
         """
         codes, quantised, commitment = self._cascade(latents, None, keep, learn)
         return latents + (quantised - latents).detach(), codes, commitment
 
     def residual_energy(self, latents: Tensor) -> list[float]:
-        """Energy left after each level as a share of the energy around the latents' mean: the cascade's health."""
+        """Residual energy after each level as a share of the latents' variance: a health check of the cascade."""
         frames = self._frames(latents)
         whole = (frames - frames.mean(0)).square().sum().clamp_min(1e-12)
         codes = self.encode(latents)
@@ -154,7 +155,7 @@ class ResidualQuantizer(nn.Module):
                 residuals[group] = residuals[group] - step
             else:
                 used = (keep > level).repeat_interleave(frames)
-                if learn:  # on every process, frames or not: it waits for the others
+                if learn:  # on every process, even without frames: `learn` waits for the others
                     codebook.learn(residuals[group][used], ids[used])
                 residuals[group] = torch.where(used[:, None], residuals[group] - step, residuals[group])
             codes.append(ids.view(batch, frames))

@@ -1,8 +1,8 @@
-"""How many threads the processor bears at this moment.
+"""How many threads the CPU can make use of right now.
 
-A product that is dealt out to threads is done when the last of them is. Alone, two are nearly twice as fast as one; where another
-process keeps a core, they wait for the one that has to share it, thousands of times a second, and are up to hundreds of times
-slower than one (docs/performance.md). So it is tried before work begins.
+A parallel operation ends when its slowest thread does. On an idle machine, two threads are nearly twice as fast as one; if
+another process keeps a core busy, they wait thousands of times a second for the thread that shares it, and may be hundreds of
+times slower than one (docs/performance.md). So the number is tested before work begins.
 """
 
 import os
@@ -10,15 +10,15 @@ import time
 
 import torch
 
-SLICES, SECONDS = 3, 0.02  # of each trial: who gets a core changes every few milliseconds
-LEAST = 1 << 15  # elements that torch gives to a thread
+SLICES, SECONDS = 3, 0.02  # slices of a trial, and seconds of each: the scheduler reassigns cores every few milliseconds
+LEAST = 1 << 15  # elements that torch gives to each thread
 
 
 def bearable() -> int:
-    """Torch's number of threads, or its half, or the half of that: the most that are now faster than one in all of a trial.
+    """Torch's number of threads, halved until it is faster than one thread in every slice of a trial.
 
-    It takes 80 ms where all are. The number in use is as before, and whoever sets OMP_NUM_THREADS has decided himself. How many
-    work on a product does not change its rows, and so a seed keeps its sound.
+    Takes 80 ms if no halving is needed. Torch's setting is left unchanged, and there is no trial if OMP_NUM_THREADS is set. The
+    number of threads does not change results, so a seed keeps its sound.
     """
     before = threads = torch.get_num_threads()
     if threads == 1 or "OMP_NUM_THREADS" in os.environ:
@@ -34,9 +34,9 @@ def bearable() -> int:
 
 
 def _rate(values: torch.Tensor, threads: int) -> float:
-    """How often in a second so many threads take the sigmoid of all values together."""
+    """How often per second `threads` threads compute the sigmoid of all values."""
     torch.set_num_threads(threads)
-    values.sigmoid_()  # the threads are there now
+    values.sigmoid_()  # warm-up: starts the threads
     start, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < SECONDS:
         values.sigmoid_()

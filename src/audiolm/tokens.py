@@ -33,7 +33,7 @@ class TokenSpec:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q may be fewer than all levels, at least 1."""
+    """Codes of one recording with their specification. `codes` is (Q, F) int64; Q is at least 1 and at most all levels."""
 
     codes: Tensor
     spec: TokenSpec
@@ -54,7 +54,7 @@ class Tokens:
         return self.codes.shape[-1] / self.spec.frame_rate
 
     def _repr_html_(self) -> str:
-        """Notebook view: a summary and, if matplotlib is installed, a picture."""
+        """Notebook view: a summary and, if matplotlib is installed, a plot."""
         levels, frames = self.codes.shape
         name = html.escape(self.spec.name, quote=True)
         what = f"{name} tokens: {levels} x {frames} of {self.spec.codebook_size}, {self.seconds:.2f} s"

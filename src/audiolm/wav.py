@@ -1,4 +1,4 @@
-"""A WAV file while its sound is still being made: for pipes, players and web pages."""
+"""Stream a WAV file while its sound is still being generated: for pipes, players and web pages."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,14 @@ LARGEST = 2**32 - 1 - 36  # bytes of samples that a WAV file can hold
 
 
 def wav(blocks: Iterable[Waveform], samples: int, sample_rate: int) -> Iterator[bytes]:
-    """The file that `Waveform.write` would make of the joined blocks (mono, 16 bits), in parts: its header, then each block.
+    """The file that `Waveform.write` would make from the joined blocks (mono, 16 bits), in parts: its header, then each block.
 
-    samples: how many there will be, as the header stands before them.
+    samples: the total number of samples, which the header states in advance.
     """
     size = 2 * samples
     if size > LARGEST:
         raise InputError(
-            f"{samples / sample_rate:.0f} s do not fit into one WAV file; ask for {LARGEST // 2 // sample_rate} s or less"
+            f"{samples / sample_rate:.0f} s do not fit in one WAV file; ask for {LARGEST // 2 // sample_rate} s or less"
         )
     form = (b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # PCM, one channel
     yield struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", *form, b"data", size)

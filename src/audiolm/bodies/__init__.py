@@ -1,13 +1,13 @@
-"""The three bodies of the codec: between sound and the latents that its quantiser sees.
+"""The three bodies of the codec: encoder and decoder between audio and the latents that are quantised.
 
 `WaveformBody` is the paper's: strided causal convolutions on samples. The other two have no layer at 16 kHz, so that they
-train on a processor. `SpectralBody` starts as the principal components of spectra: with its networks still silent it is a
-transform codec, and training improves on that. `VocoderBody` codes how loud each band is and leaves the phase to its
-decoder, which invents it for speech and lets tones go on for music: at this few bits the best by far
-(docs/training-log.md), and what its codes say changes slowly, which suits language models; but the sound is no longer the
-recording's wave, only its like.
+can be trained on a CPU. `SpectralBody` starts from the principal components of spectra: while its networks output zero it is
+a transform codec, and training improves on that. `VocoderBody` codes how loud each band is and leaves the phase to its
+decoder, which generates it for speech and continues tones for music. At this bit rate it is the best by far
+(docs/training-log.md), and its codes change slowly, which suits language models; but its output only sounds like the
+recording and does not match its waveform.
 
-Streaming keeps state instead of padding. Offline is one push through the same code.
+Streaming keeps state instead of padding. Offline use is a single push through the same code.
 """
 
 from audiolm.bodies.config import CodecConfig

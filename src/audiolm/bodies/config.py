@@ -1,4 +1,4 @@
-"""What makes a codec: everything a saved bundle needs to build it again."""
+"""The architecture of a codec."""
 
 import math
 from typing import Literal, Self
@@ -18,12 +18,12 @@ class CodecConfig(Config):
     codebook_size: int = Field(default=1024, ge=1, le=1 << 16)  # token stores keep 16 bits of a code
     groups: PositiveInt = 1
     latent: PositiveInt = 96  # vocoder body: mel bands
-    phases: Literal["invented", "continued"] = "invented"  # vocoder body: continued for what has pitch above all, as music
+    phases: Literal["invented", "continued"] = "invented"  # vocoder body: "continued" for tonal sound such as music
     decay: float = Field(default=0.98, ge=0, lt=1)
     revive_below: float = Field(default=0.05, ge=0)
     channels: PositiveInt = 32  # waveform body: C of the paper
     encoder_width: PositiveInt = 256  # spectral and vocoder bodies
-    encoder_layers: NonNegativeInt = 4  # 0: the straight path alone
+    encoder_layers: NonNegativeInt = 4  # 0: no encoder network, only the body's fixed transform
     decoder_width: PositiveInt = 384
     decoder_layers: NonNegativeInt = 8
     compression: float = Field(default=0.7, gt=0)  # spectral and vocoder bodies: exponent of the magnitudes
@@ -38,9 +38,9 @@ class CodecConfig(Config):
         for name, size in (("latent", self.latent), ("num_codebooks", self.num_codebooks)):
             if size % self.groups:
                 raise ValueError(f"groups={self.groups} must divide {name}={size}")
-        parts = {"vocoder": 4, "spectral": 2}.get(self.body, 1)  # its windows begin and end at such a part of a hop
+        parts = {"vocoder": 4, "spectral": 2}.get(self.body, 1)  # its windows start and end at this fraction of a hop
         if self.hop % parts:
-            raise ValueError(f"strides {self.strides}: the {self.body} body wants a hop that {parts} divides; change the strides")
+            raise ValueError(f"strides {self.strides}: the {self.body} body needs a hop divisible by {parts}; change the strides")
         if self.body == "spectral" and self.latent > self.hop:
             raise ValueError(f"latent={self.latent}: a spectrum has hop={self.hop} numbers; give latent={self.hop} or less")
         return self

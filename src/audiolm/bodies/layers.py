@@ -1,4 +1,4 @@
-"""Causal layers that stream: each takes the dictionary `state` and finds its own past in it (none: silence)."""
+"""Causal layers that stream: each keeps its past in the dictionary `state` (initially none: silence)."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ State = dict[nn.Module, Tensor]
 
 
 class CausalConv1d(nn.Module):
-    """Convolution (B, C, F) that pads the past only; `kernel - stride` inputs of history."""
+    """Convolution (B, C, F) that pads the past only, with (kernel - 1) * dilation + 1 - stride inputs of history."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class CausalConv1d(nn.Module):
 
 
 class CausalUpsample1d(nn.Module):
-    """Transposed convolution with kernel 2S and stride S; the half that reaches into the future waits in the state."""
+    """Transposed convolution with kernel 2S and stride S; the half that reaches into the future is kept in the state."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class CausalUpsample1d(nn.Module):
 
 
 def silent(layer: nn.Linear) -> nn.Linear:
-    """A layer that starts by saying nothing."""
+    """The layer with weights and bias set to zero, so that it initially outputs zero."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -51,7 +51,7 @@ def silent(layer: nn.Linear) -> nn.Linear:
 class CausalBlock(nn.Module):
     """ConvNeXt block (B, F, D) at the frame rate: causal depthwise convolution, layer norm, inverted bottleneck.
 
-    The closing layer starts at zero, so a new stack is the identity.
+    The last layer starts at zero, so a new stack is the identity.
     """
 
     def __init__(self, width: int, kernel: int = 7) -> None:

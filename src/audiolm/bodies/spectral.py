@@ -1,4 +1,4 @@
-"""A transform codec with networks around it: it starts as the principal components of spectra, and training improves on that."""
+"""A transform codec with networks around it: it starts from principal components of spectra, and training improves on that."""
 
 import math
 
@@ -13,13 +13,13 @@ from audiolm.bodies.layers import CausalBlock, State, silent
 class SpectralBody(nn.Module):
     """Compressed MDCT -> causal ConvNeXt blocks -> latents -> causal blocks -> compressed MDCT.
 
-    The MDCT (Princen, Bradley 1986) has as many coefficients as samples and overlaps by half, so no bits go into saying
-    anything twice. Its windows of two hops are centred on each frame's hop: an encoder frame hears, and a decoder frame
-    shapes, `margin` = hop / 2 samples (10 ms) past its own end; that is the look-ahead, once on either side. The first
-    and the last window end steeply at the sound's ends, so that F frames give back F hops exactly.
+    The MDCT (Princen, Bradley 1986) overlaps by half but has only as many coefficients as samples, so no bits are spent
+    twice. Its windows of two hops are centred on each frame's hop: an encoder frame depends on, and a decoder frame affects,
+    `margin` = hop / 2 samples (10 ms) past its own end, which is the look-ahead of the encoder and the delay of the decoder.
+    The first and the last window have a steep edge at the sound's ends, so that F frames give back exactly F hops.
 
-    The straight path (analysis, synthesis) is linear: the principal components of compressed MDCT spectra. The blocks
-    add what linear coding cannot know, from a start at zero; the encoder's also see the phase (MDST).
+    The straight path (analysis, synthesis) is linear: the principal components of compressed MDCT spectra. The blocks,
+    which start at zero, add what linear coding cannot represent; the encoder's also see the phase (MDST).
     """
 
     encoder_parts = ("analysis.", "encoder")
@@ -33,7 +33,7 @@ class SpectralBody(nn.Module):
         self.cosines = nn.Buffer(math.sqrt(2 / config.hop) * angles.cos(), persistent=False)  # MDCT, (2 hop, hop)
         self.sines = nn.Buffer(math.sqrt(2 / config.hop) * angles.sin(), persistent=False)  # MDST
         self.window = nn.Buffer((math.pi / (2 * config.hop) * time).sin(), persistent=False)
-        # At the sound's ends: nothing beyond, all of it within.
+        # Half window at the sound's ends: 0 outside the sound, 1 inside.
         self.opening = nn.Buffer((time[: config.hop] > self.margin).float(), persistent=False)
         self.analysis = nn.Linear(config.hop, config.latent).requires_grad_(False)
         self.encoder = nn.ModuleList(CausalBlock(config.encoder_width) for _ in range(config.encoder_layers))
@@ -47,7 +47,7 @@ class SpectralBody(nn.Module):
         self.decoder_out = silent(nn.Linear(config.decoder_width, config.hop))
 
     def spectra(self, audio: Tensor, first: bool, last: bool) -> tuple[Tensor, Tensor]:
-        """MDCT and MDST (B, F, hop) of audio (B, 1, F * hop + 2 * margin), whose ends may be those of the sound."""
+        """MDCT and MDST (B, F, hop) of audio (B, 1, F * hop + 2 * margin); first, last: whether it has the sound's ends."""
         frames = audio[:, 0].float().unfold(-1, 2 * self.hop, self.hop)
         left, right = frames[..., : self.hop] * self.window[: self.hop], frames[..., self.hop :] * self.window[self.hop :]
         if first:
@@ -61,7 +61,7 @@ class SpectralBody(nn.Module):
     def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
         """Latents (B, D, F) of audio (B, 1, F * hop + 2 * margin)."""
         mdct, mdst = self.spectra(audio, first=self not in state, last=last)
-        state[self] = mdct.new_zeros(0)  # only tells that the sound has begun
+        state[self] = mdct.new_zeros(0)  # only a flag that the sound has begun
         straight = self.analysis(self._compress(mdct))
         if not self.encoder:
             return straight.transpose(1, 2)
@@ -72,7 +72,7 @@ class SpectralBody(nn.Module):
         return (straight + self.encoder_out(x)).transpose(1, 2)
 
     def decode(self, latents: Tensor, state: State) -> Tensor:
-        """Audio of latents (B, D, F), `lag` samples behind them: the first push gives that much less, `close` the rest."""
+        """Audio of latents (B, D, F), delayed by `lag` samples: the first push returns that much less, `close` the rest."""
         latents = latents.transpose(1, 2)
         x = self.decoder_in(latents)
         for block in self.decoder:
@@ -99,10 +99,11 @@ class SpectralBody(nn.Module):
 
     @torch.no_grad()
     def start(self, audio: Tensor) -> None:
-        """Principal components of the compressed spectra of audio (B, 1, T) become the straight path, for good.
+        """Set the straight path, for good, to the principal components of the compressed spectra of audio (B, 1, T).
 
-        One scale makes the latents' mean energy 1, so that distances between latents stay those between spectra. The
-        path is not trained further: it holds the latents where the codebooks are (left free, their scale runs away).
+        A single scale makes the latents' mean energy 1, so that distances between latents are proportional to those
+        between spectra. The path is not trained further, which keeps the latents near the codebooks (if it is trained,
+        their scale drifts away).
         """
         audio = audio[..., : audio.shape[-1] // self.hop * self.hop]
         padded = F.pad(audio, (self.margin, self.margin))

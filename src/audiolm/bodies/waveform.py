@@ -61,8 +61,8 @@ class WaveformBody(nn.Module):
         return self.last(F.elu(x), state)
 
     def close(self, state: State) -> Tensor:
-        """Nothing is outstanding: audio (B, 1, 0)."""
+        """Empty audio (B, 1, 0): nothing is delayed."""
         return state[self.last].new_zeros(len(state[self.last]), 1, 0)
 
     def start(self, audio: Tensor) -> None:
-        """Nothing to prepare: convolutions start at random."""
+        """Nothing to do: convolutions are initialised at random."""

@@ -1,9 +1,9 @@
-"""What trains the codec: reconstruction losses, and discriminators that judge its sound.
+"""The codec's training losses: reconstruction losses, and discriminators with their adversarial losses.
 
-The losses are those that pay most for little compute (SoundStream III-E, DAC, and a compressed complex spectrum that
-teaches phase early); the discriminators look at complex spectra at several resolutions (EnCodec's MS-STFT, SoundStream
-III-D), with hinge losses and feature matching. Real and imaginary parts are channels, so that no precision is lost to
-complex half floats.
+The reconstruction losses are those that give most for little compute (SoundStream III-E, DAC, and a compressed complex
+spectrum that teaches phase early). The discriminators work on complex spectra at several resolutions (EnCodec's MS-STFT,
+SoundStream III-D), with hinge losses and feature matching. Real and imaginary parts are separate channels, which avoids
+half-precision complex numbers.
 """
 
 from functools import lru_cache
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @lru_cache(maxsize=32)
 def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
-    """Triangular mel filters (bands, window // 2 + 1) with unit peak, HTK scale, from 0 Hz to half the rate."""
+    """Triangular mel filters (bands, window // 2 + 1) with unit peak, HTK scale, from 0 Hz to half the sample rate."""
     edges = 700 * (10 ** (torch.linspace(0, 2595 * torch.log10(torch.tensor(1 + sample_rate / 1400)), bands + 2) / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1)
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
@@ -44,7 +44,7 @@ def mel_loss(audio: Tensor, reference: Tensor, sample_rate: int, windows: tuple[
 def spectral_losses(
     audio: Tensor, reference: Tensor, power: float = 0.5, windows: tuple[int, ...] = (320, 640, 1280)
 ) -> tuple[Tensor, Tensor]:
-    """Mean absolute differences of compressed spectra, complex (phase counts) and of their magnitudes alone."""
+    """Mean absolute differences of compressed spectra: of the complex values (phase counts), and of the magnitudes alone."""
     whole = magnitudes = audio.new_zeros(())
     for window in windows:
         ours, theirs = (torch.view_as_real(stft(x, window, window // 2)) for x in (audio, reference))
@@ -57,7 +57,7 @@ def spectral_losses(
 class SpectralDiscriminator(nn.Module):
     """One resolution of the MS-STFT discriminator (EnCodec section 3.4): 2-D convolutions over a complex spectrum.
 
-    Returns logits (B, 1, frames, bins / 8) and the features of every layer, for matching.
+    Returns logits (B, 1, frames, bins / 8) and the features of every layer, for feature matching.
     """
 
     def __init__(self, window: int, channels: int) -> None:
@@ -73,7 +73,7 @@ class SpectralDiscriminator(nn.Module):
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
         spectrum = torch.view_as_real(stft(audio, self.window, self.window // 4))
-        # Compressed magnitudes: quiet sounds and high bands would hardly move the logits otherwise.
+        # Compress magnitudes; otherwise quiet sounds and high bands would hardly affect the logits.
         spectrum = spectrum * (spectrum.square().sum(-1, keepdim=True) + 1e-8) ** -0.35
         x = spectrum.permute(0, 3, 2, 1)  # (B, 2, frames, bins)
         features: list[Tensor] = []
@@ -84,7 +84,7 @@ class SpectralDiscriminator(nn.Module):
 
 
 class Discriminators(nn.Module):
-    """A spectral discriminator per window length; losses are means over them."""
+    """One spectral discriminator per window length; the losses are averaged over them."""
 
     def __init__(self, windows: tuple[int, ...] = (1024, 512, 256), channels: int = 16) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Recordings as training reads them: decoded once, and cut into crops.
+"""Recordings for training: decoded once, stored, and cut into crops.
 
     store = AudioStore.prepare("out/audio", recordings)       # 16-bit samples at one rate, memory-mapped
     crops = AudioCrops(store, "train", seconds=1.0, batch_size=8, seed=0)
     crops.batch(step)                                          # (B, 1, T)
 
-A batch depends on nothing but (seed, step).
+A batch depends only on (seed, step).
 """
 
 import json
@@ -25,12 +25,12 @@ from audiolm.files import make_folder, whole_file
 from audiolm.training.data import Recording, Skipped, report
 from audiolm.training.storage import fetched, is_remote, stored
 
-FORMAT = 1  # of the stores on disk
+FORMAT = 1  # version of the on-disk format of stores
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A recording of an AudioStore: `length` samples from `start` of its shard."""
+    """A recording in an AudioStore: `length` samples from sample `start` of its shard."""
 
     name: str
     speaker: str
@@ -42,10 +42,10 @@ class Entry:
 
 
 class AudioStore:
-    """Mono recordings of one rate as 16-bit samples in memory-mapped shards: reading a crop costs no decoding.
+    """Mono recordings at one sample rate, as 16-bit samples in memory-mapped shards: reading a crop needs no decoding.
 
-    FOLDER/header.json, skipped.json and, for each shard, 00000.i16 (samples) and 00000.json (its index). A shard exists
-    when its index does, so a preparation killed at any moment loses one shard at most and the same call goes on.
+    FOLDER holds header.json, skipped.json and, for each shard, 00000.i16 (samples) and 00000.json (index). A shard counts
+    only once its index is written, so a killed preparation loses at most one shard, and the same call resumes it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -57,7 +57,7 @@ class AudioStore:
             entries = [Entry(**row) for row in json.loads(index.read_text(encoding="utf-8"))]
             samples = index.with_suffix(".i16")
             if not samples.is_file() or samples.stat().st_size != 2 * sum(entry.length for entry in entries):
-                raise InputError(f"{samples}: damaged, not the length its index gives; do it again: --only prepare --force")
+                raise InputError(f"{samples}: damaged, its length differs from its index; redo it with: --only prepare --force")
             self.entries += entries
         self._shard = cache(lambda shard: np.memmap(self.folder / f"{shard:05d}.i16", np.dtype("<i2"), mode="r"))
 
@@ -72,13 +72,14 @@ class AudioStore:
         skipped: Skipped | None = None,
         show: Callable[..., None] | None = None,
     ) -> "AudioStore":
-        """Decode what is not in the store yet, mixed down and resampled, and open it.
+        """Decode the recordings that the store does not hold yet, mixed to mono and resampled, and open the store.
 
-        Recordings that cannot be decoded are left out and reported, with those already in `skipped`, on stderr and in
-        skipped.json. `show(done)` is called after each. InputError where nothing is left or the store has another rate.
+        Recordings that cannot be decoded are left out and reported, together with those already in `skipped`, on stderr and
+        in skipped.json. `show(done)` is called after each recording. Raises InputError if no recording can be used or the
+        store has another sample rate.
         """
         write_header(Path(folder), "audio store", {"sample_rate": sample_rate})
-        for leftover in Path(folder).glob(".[0-9]*"):  # of a preparation that was killed: up to an hour of sound
+        for leftover in Path(folder).glob(".[0-9]*"):  # temporary files of a killed preparation, up to a shard each
             leftover.unlink(missing_ok=True)
         store, skipped = cls(folder), list(skipped or [])
         known = {entry.name for entry in store.entries}
@@ -116,15 +117,15 @@ class AudioStore:
         return len(self.entries)
 
     def split(self, name: str) -> list[int]:
-        """Numbers of the recordings in a split."""
+        """Indices of the recordings in a split."""
         return [number for number, entry in enumerate(self.entries) if entry.split == name]
 
     def hours(self, split: str | None = None) -> float:
-        """Hours of sound in a split, or in all."""
+        """Hours of audio in a split, or in all splits."""
         return sum(e.length for e in self.entries if split in (None, e.split)) / self.sample_rate / 3600
 
     def read(self, number: int, start: int = 0, length: int | None = None) -> Tensor:
-        """Samples (T,) float32 of a recording, from `start`, at most `length` of them; only they are read from disk."""
+        """Samples (T,) float32 of a recording: at most `length` of them from `start`; no others are read from disk."""
         entry = self.entries[number]
         stop = entry.length if length is None else min(entry.length, start + length)
         samples = self._shard(entry.shard)[entry.start + start : entry.start + stop]
@@ -147,20 +148,20 @@ def _decode_into(file: Any, recording: Recording, sample_rate: int, minimum: flo
 
 
 def read_header(folder: Path, kind: str) -> dict[str, Any]:
-    """header.json of a store; InputError where the folder is no store of this kind, or of a newer format."""
+    """A store's header.json. Raises InputError if the folder is not a store of this kind, or has a newer format."""
     try:
         header = json.loads((folder / "header.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no {kind} (its header.json is missing or damaged); check the path") from error
+        raise InputError(f"{folder}: not a valid {kind} (its header.json is missing or damaged); check the path") from error
     if header.get("kind") != kind:
-        raise InputError(f"{folder}: holds {header.get('kind', 'something else')}, no {kind}; give another folder")
+        raise InputError(f"{folder}: holds {header.get('kind', 'something else')}, not {kind}; give another folder")
     if header["format"] > FORMAT:
         raise InputError(f"{folder}: written by a newer version (format {header['format']}); update audiolm")
     return header
 
 
 def write_header(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
-    """Make the folder a store of this kind, or check that it is one with the same values."""
+    """Make the folder a store of this kind, or check that it already is one with the same header values."""
     if not (folder / "header.json").is_file():
         if not is_remote(folder):
             make_folder(folder)
@@ -176,11 +177,11 @@ def write_header(folder: Path, kind: str, values: Mapping[str, Any]) -> None:
 
 
 class Placement:
-    """Where the crops of an endless shuffled series lie: crop n -> (recording, start), a pure function of (seed, n).
+    """An endless shuffled sequence of crop positions: crop n -> (recording, start), a pure function of (seed, n).
 
-    In an epoch each recording of length l gives about l / crop crops, at least one. The middle of a crop is uniform over
-    the recording (one crop in each of its equal parts) and the crop is then pushed inside, so that every moment is
-    trained on equally often, beginnings and ends included. Lengths, crop and starts are in one unit, any.
+    In an epoch a recording of length l gives about l / crop crops, at least one. It is divided into as many equal parts;
+    the centre of each crop is drawn uniformly within its part, and the crop is then shifted to lie inside the recording, so
+    beginnings and ends are not undersampled. Lengths, crop and starts share one unit, whichever.
     """
 
     def __init__(self, lengths: Sequence[int], crop: int, seed: int) -> None:
@@ -203,15 +204,15 @@ class Placement:
 
 
 class Crops(Protocol):
-    """Batches (B, 1, T) float32 that depend on nothing but the step."""
+    """Batches (B, 1, T) float32 that depend only on the step."""
 
     def batch(self, step: int) -> Tensor: ...
 
 
 class AudioCrops:
-    """Batches (B, 1, T) float32 of `seconds` each from one split. A recording shorter than that is followed by silence.
+    """Batches (B, 1, T) float32 of crops of `seconds` from one split. Shorter recordings are padded with silence.
 
-    A crop starts at a multiple of `align` samples: 640 is one semantic and two acoustic tokens.
+    A crop starts at a multiple of `align` samples: 640 samples are one semantic frame and two acoustic frames.
     """
 
     def __init__(self, store: AudioStore, split: str, seconds: float, batch_size: int, seed: int = 0, align: int = 640) -> None:
@@ -229,7 +230,7 @@ class AudioCrops:
         return -(-len(self.placement) // self.batch_size)
 
     def batch(self, step: int) -> Tensor:
-        """Batch of any step from 0 on."""
+        """The batch of a step, counted from 0."""
         batch = torch.zeros(self.batch_size, 1, self.length)
         for row in range(self.batch_size):
             recording, start = self.placement[step * self.batch_size + row]

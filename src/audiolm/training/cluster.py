@@ -1,7 +1,7 @@
-"""A corpus tokenised by many processes on many machines: Ray Data maps `corpus.tokenize_shard` over the shards of the plan.
+"""Tokenise a corpus with many processes on many machines: Ray Data maps `corpus.tokenize_shard` over the planned shards.
 
-Each shard is written by whoever made it, to a folder that all machines see or to an object store, and nothing else is kept
-anywhere. So a machine may die (its shards are made again elsewhere), and so may the job (the same command goes on).
+Each worker writes its own shards, to a folder that all machines see or to an object store, and no other state is kept.
+So a machine may die (its shards are redone elsewhere), and so may the job (the same command resumes it).
 """
 
 import logging
@@ -22,7 +22,7 @@ from audiolm.training.corpus import SHARD_SECONDS, finish, plan_shards, tokenize
 from audiolm.training.data import Recording, Skipped
 from audiolm.training.token_store import TokenStore
 
-LOCAL_MEMORY = 256 << 20  # bytes of Ray's object store on one machine: it carries plans and weights, no sound
+LOCAL_MEMORY = 256 << 20  # bytes of Ray's object store on one machine: it carries plans and weights, no audio
 
 
 def tokenize_on_ray(
@@ -38,19 +38,19 @@ def tokenize_on_ray(
     shard_seconds: float = SHARD_SECONDS,
     skipped: Skipped | None = None,
 ) -> TokenStore:
-    """As `tokenize_corpus`, by the machines of a Ray cluster; `show(done)` is called after each shard.
+    """Like `tokenize_corpus`, on a Ray cluster; `show(done)` is called after each shard.
 
-    address: "local" starts Ray on this machine and stops it at the end; "auto" or HOST:PORT is a cluster that runs.
-    workers: at most so many shards at once; all processors otherwise. device: "cuda" gives each worker a GPU of its own.
-    Recordings and store must be where every machine finds them under the same name. A worker has one thread. InputError as
-    `tokenize_corpus`, and where there is no such cluster.
+    address: "local" starts Ray on this machine and stops it at the end; "auto" or HOST:PORT is a running cluster.
+    workers: the most shards processed at once; by default one per processor. device: "cuda" gives each worker a GPU of its
+    own. Every machine must find the recordings and the store under the same paths. A worker uses one thread. Raises
+    InputError as `tokenize_corpus` does, and if the cluster cannot be reached.
     """
     store = TokenStore.create(folder, tokenizer_key(semantic, codec))
     plan, left_out = plan_shards(store, recordings, shard_seconds), list(skipped or [])
     done = len(recordings) - sum(map(len, plan.values()))
     with cluster(address, workers) as ray:
         networks = ray.put((semantic.cpu(), codec.cpu()))
-        there = [replace(each, path=each.path.absolute()) for each in recordings]  # workers stand in folders of their own
+        there = [replace(each, path=each.path.absolute()) for each in recordings]  # workers run in other working directories
         rows = [{"shard": shard, "recordings": pickle.dumps([there[n] for n in plan[shard]])} for shard in plan]
         if rows:
             dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -77,18 +77,18 @@ def _work(row: dict[str, Any], networks: Any, folder: Path, device: str) -> dict
     semantic, codec = (each.to(device) for each in ray.get(networks))
     recordings: list[Recording] = pickle.loads(row["recordings"])
     skipped, wrong = Skipped(), ""
-    # One that had written its shard and died before it could say so is asked again.
+    # Ray runs the task again if a worker wrote its shard but died before returning.
     if not (folder / f"{row['shard']:05d}.parquet").is_file():
         try:
             skipped = tokenize_shard(semantic, codec, recordings, range(len(recordings)), folder, row["shard"])
-        except InputError as error:  # the store cannot be written: the caller's mistake, not this machine's
+        except InputError as error:  # the store cannot be written: for the caller to solve, a retry would not help
             wrong = str(error)
     return {"shard": row["shard"], "skipped": pickle.dumps(skipped), "error": wrong}
 
 
 @contextmanager
 def cluster(address: str, workers: int | None = None) -> Iterator[Any]:
-    """Ray, connected; a local one listens on this machine alone and ends with the block. No usage statistics are sent."""
+    """A connected Ray; a local one listens on this machine only and stops with the block. No usage statistics are sent."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -106,7 +106,7 @@ def cluster(address: str, workers: int | None = None) -> Iterator[Any]:
         )
     except (ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"--address {address}: no Ray cluster there ({reason}); start one with: ray start --head") from error
+        raise InputError(f"--address {address}: no Ray cluster found ({reason}); start one with: ray start --head") from error
     try:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,11 +1,11 @@
-"""A corpus of recordings -> a token store: what the language models are trained on.
+"""Tokenise a corpus of recordings into a token store, on which the language models are trained.
 
-    plan_shards       what is not in the store yet, cut into shards of about an hour
-    tokenize_shard    one shard of it: the only function that does work; any process, on any machine, may call it
-    tokenize_corpus   all of it in this process; audiolm.training.cluster does the same on many machines
+    plan_shards       divides what is not in the store yet into shards of about an hour
+    tokenize_shard    makes one shard: the only function that does work; any process, on any machine, may call it
+    tokenize_corpus   makes all shards in this process; audiolm.training.cluster does the same on many machines
 
-Whatever stands in the store already is skipped, so a killed job goes on where it was, and ends with the same store; a
-recording that cannot be read is reported and left out, never fatal and never silent.
+Recordings already in the store are skipped, so a killed job resumes where it was and ends with the same store. A recording
+that cannot be read is reported and left out; it never stops the job and is never dropped silently.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ SHARD_SECONDS = 3600.0
 
 
 class Decoded(Protocol):
-    """Recordings at one rate, such as an `AudioStore`."""
+    """Decoded recordings at one sample rate, such as an `AudioStore`."""
 
     entries: list[Entry]
     sample_rate: int
@@ -53,8 +53,8 @@ def tokenize_corpus(
 ) -> TokenStore:
     """Tokenize every recording of `source` that the store at `folder` does not hold yet; `show(done)` is called after each.
 
-    `skipped`: what was left out before, to be reported with the rest, on stderr and in the store's skipped.json. `folder`
-    may be in an object store. InputError where the store was made by other tokenizers, or nothing could be tokenized.
+    `skipped`: recordings left out earlier, to be reported with the others on stderr and in the store's skipped.json. `folder`
+    may be in an object store. Raises InputError if the store was made by other tokenizers or nothing could be tokenized.
     """
     store = TokenStore.create(folder, tokenizer_key(semantic, codec))
     plan, left_out = plan_shards(store, source, shard_seconds), list(skipped or [])
@@ -67,9 +67,9 @@ def tokenize_corpus(
 
 
 def plan_shards(store: TokenStore, source: Source, shard_seconds: float = SHARD_SECONDS) -> dict[int, list[int]]:
-    """Number of each shard to write -> numbers of its recordings in `source`: those that the store does not hold.
+    """Number of each shard to write -> indices in `source` of its recordings, all of which the store does not hold yet.
 
-    What an earlier job could not read comes last. So every other shard is the same again after a job was killed.
+    Recordings that an earlier job could not read come last, so that the other shards stay the same after a killed job.
     """
     plan: dict[int, list[int]] = {}
     unused, entries = store.unused(), _entries(source)
@@ -94,7 +94,7 @@ def tokenize_shard(
     shard: int,
     show: Callable[[int], None] | None = None,
 ) -> Skipped:
-    """Tokenize the recordings `numbers` of `source` and write them as shard `shard`; what was left out, and why."""
+    """Tokenize the recordings `numbers` of `source` and write them as shard `shard`; returns what was left out, and why."""
     writer = TokenWriter(folder, {"semantic": semantic.spec, "acoustic": codec.spec}, shard)
     entries, skipped = _entries(source), []
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def tokenize_shard(
 
 
 def finish(folder: Path, skipped: Skipped) -> TokenStore:
-    """Open the store that a job has filled, and report all that is left out of it. InputError where nothing is in it."""
+    """Open the store that a job has filled, and report what was left out of it. Raises InputError if it is empty."""
     store = TokenStore(folder)
     left_out = store.skipped | dict(skipped)
     report(list(left_out.items()), folder / "skipped.json")
@@ -131,14 +131,14 @@ def finish(folder: Path, skipped: Skipped) -> TokenStore:
 
 
 def encode(tokenizer: SemanticTokenizer | Codec, audio: Tensor, grid: int) -> Tensor:
-    """Codes (Q, F) of samples (T,), padded with silence to a multiple of `grid` samples, so that both kinds end together."""
+    """Codes (Q, F) of samples (T,), padded with silence to a multiple of `grid` samples so that both streams end together."""
     device = next(tokenizer.buffers()).device  # an encoder without layers has no parameters
     padded = nn.functional.pad(audio, (0, -len(audio) % grid))[None, None].to(device)
     return tokenizer.encode(padded)[0].cpu()
 
 
 def tokenizer_key(semantic: SemanticTokenizer, codec: Codec) -> Key:
-    """What identifies the tokens of these tokenizers: hashes of their weights, specifications, rate, layer and k."""
+    """The key that identifies these tokenizers' tokens: weight hashes, specifications, sample rate, layer and k."""
     return store_key(
         codec.sample_rate,
         {"semantic": (semantic.spec, weights_hash(semantic)), "acoustic": (codec.spec, weights_hash(codec.coder()))},
@@ -148,7 +148,7 @@ def tokenizer_key(semantic: SemanticTokenizer, codec: Codec) -> Key:
 
 
 def weights_hash(module: nn.Module | Mapping[str, Tensor]) -> str:
-    """16 hex digits of what a tokenizer computes with; a codebook's training averages do not count."""
+    """Hash, 16 hex digits, of the weights a tokenizer computes with; a codebook's training averages are excluded."""
     digest = hashlib.sha256()
     state = module.state_dict() if isinstance(module, nn.Module) else module
     for name, tensor in sorted(state.items()):

@@ -1,8 +1,8 @@
-"""Recordings: find them in a folder, a manifest or an object store, and split them by speaker.
+"""Find recordings in a folder, a manifest or an object store, and split them by speaker.
 
     recordings = scan("folder or manifest.csv")
 
-One bad file among thousands is reported and left out, never fatal and never silent.
+A bad file is reported and left out; it never stops the scan and is never dropped silently.
 """
 
 import csv
@@ -51,14 +51,14 @@ def scan(
 ) -> list[Recording]:
     """Recordings of a folder (any tree of sound files, or one with a manifest.csv at its top), of a manifest, or one sound file.
 
-    Each may lie in an object store (s3://...): there a column `seconds` saves fetching every file to learn its length.
-    A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and any others. Where no
-    split is given, speakers are dealt to train, valid and test by hash, so that no speaker is in two of them; a file's
-    speaker is its parent folder's name where no column says it; with one speaker, recordings are dealt instead.
-    `settled`: splits of speakers that were dealt before, who keep them.
+    Each may be in an object store (s3://...); there a column `seconds` saves fetching every file to learn its length.
+    A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and others. If no split is
+    given, speakers are assigned to train, valid and test by hash, so that no speaker is in two of them. A file's speaker is
+    the name of its parent folder unless a column gives it; with a single speaker, recordings are assigned instead.
+    `settled`: splits that speakers were assigned to before, which they keep.
 
-    What cannot be read, files of less than `minimum` seconds among it, is left out and appended to `skipped`, or else named
-    on stderr. InputError where the source is no such thing, or nothing is left.
+    Files that cannot be read or are shorter than `minimum` seconds are left out and appended to `skipped`, or named on stderr
+    if it is None. Raises InputError if the source is none of these, or no recording can be used.
     """
     source = _source(source)
     left_out: Skipped = []
@@ -67,14 +67,14 @@ def scan(
     for row in rows:
         try:
             if row["name"] in names:
-                raise InputError(f"{source}: lists {row['name']} twice; the first line counts")
+                raise InputError(f"{source}: lists {row['name']} twice; the first line is used")
             names.add(row["name"])
             (row["name"] + row["speaker"]).encode()
             found.append((row, _seconds(row, minimum)))
-        except UnicodeEncodeError:  # no hash, no index and no page could hold it
+        except UnicodeEncodeError:  # such a name can neither be hashed nor written to an index
             name, path = (str(row[key]).encode(errors="backslashreplace").decode() for key in ("name", "path"))
             left_out.append((name, f"{path}: its name is not UTF-8; rename it"))
-        except OSError as error:  # before it is opened: a name that is too long, a folder that may not be looked into
+        except OSError as error:  # before the file is opened: the name is too long, or the folder is not accessible
             left_out.append((row["name"], f"{row['path']}: cannot be read ({error.strerror})"))
         except InputError as error:
             left_out.append((row["name"], str(error)))
@@ -96,12 +96,12 @@ def scan(
 
 
 def listed(source: str | os.PathLike[str]) -> set[str]:
-    """Names of the recordings in a folder or a manifest, of which none is opened. InputError as `scan`'s."""
+    """Names of the recordings in a folder or a manifest; opens none of them. Raises InputError as `scan` does."""
     return {row["name"] for row in _rows(_source(source), [])}
 
 
 def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
-    """Numbers of recordings: one of each speaker, then a second of each, and so on; the order within is the seed's."""
+    """Indices of recordings in rounds: one of each speaker, then a second of each, ...; the seed decides each round's order."""
     order: list[int] = torch.randperm(len(speakers), generator=torch.Generator().manual_seed(seed)).tolist()
     rounds: dict[str, int] = {}
     ranks = {}
@@ -111,12 +111,12 @@ def in_turn(speakers: Sequence[str], seed: int) -> list[int]:
 
 
 def by_speaker(recordings: Sequence[Recording], seed: int) -> list[Recording]:
-    """Recordings in turn."""
+    """Recordings in the order of `in_turn`, one speaker after the other."""
     return [recordings[number] for number in in_turn([each.speaker for each in recordings], seed)]
 
 
 def report(skipped: Skipped, path: Path | None = None) -> None:
-    """Say on stderr what was left out, the first few by name, and write all of it to `path` as JSON."""
+    """Print to stderr what was left out, the first five by name, and write the whole list to `path` as JSON."""
     for name, reason in skipped[:5]:
         print(f"left out {name}: {reason}", file=sys.stderr)
     if len(skipped) > 5:
@@ -127,15 +127,15 @@ def report(skipped: Skipped, path: Path | None = None) -> None:
 
 
 def _source(path: str | os.PathLike[str]) -> Path:
-    """A folder's manifest, where it has one."""
+    """The source's path; a folder's manifest.csv if it has one."""
     source = place(path)
     try:
         if source.is_dir() and (source / "manifest.csv").is_file():
             source = source / "manifest.csv"
         if not source.exists():
             raise InputError(f"{source}: no such folder or manifest; check the path")
-    except OSError as error:  # a folder that may not be looked into
-        raise InputError(f"{source}: cannot be read ({error.strerror}); check the path and its rights") from error
+    except OSError as error:  # such as a folder without access rights
+        raise InputError(f"{source}: cannot be read ({error.strerror}); check the path and its permissions") from error
     return source
 
 
@@ -155,11 +155,11 @@ def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
 
 
 def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
-    """What is in a folder and below, but hidden files. Links to folders are followed, as rglob does not; none comes twice."""
-    seen = {str(above) for above in Path(os.path.realpath(top)).parents}  # a link up leads out of the corpus
+    """All files in a folder tree but hidden ones. Unlike rglob it follows links to folders; no folder is visited twice."""
+    seen = {str(above) for above in Path(os.path.realpath(top)).parents}  # a link to a parent would lead out of the corpus
     folders, links = [top], list[Path]()
     while folders or links:
-        folder = folders.pop() if folders else links.pop(0)  # links last, so that what lies in the tree has its name in the tree
+        folder = folders.pop() if folders else links.pop(0)  # links last, so that files in the tree are named by their place
         real = os.path.realpath(folder)
         if real in seen:
             continue
@@ -187,7 +187,7 @@ def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{manifest}: cannot be read as CSV ({error}); save it as UTF-8 text with commas") from error
     if not rows or "path" not in rows[0]:
-        raise InputError(f"{manifest}: a manifest has a first line of column names, 'path' among them, and a line per recording")
+        raise InputError(f"{manifest}: a manifest needs a header line of column names including 'path', and a line per recording")
     for number, row in enumerate(rows, 2):
         if "_" in row or not row["path"]:
             raise InputError(f"{manifest}: line {number} has {'too many columns' if '_' in row else 'no path'}; correct it")
@@ -200,7 +200,7 @@ def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
 def _seconds(row: Mapping[str, Any], minimum: float) -> float:
     path, said = row["path"], row.get("seconds")
     if said and (is_remote(path) or path.is_file()):
-        # The manifest's word saves opening every file of a large corpus; a file that belies it is left out when decoded.
+        # Trusting the manifest saves opening every file of a large corpus; a file that is too short is left out when decoded.
         try:
             seconds = float(said)
         except ValueError:
@@ -229,16 +229,16 @@ def _splits(
                 raise InputError(f"{source}: split of {row['name']} is {split!r}; give train, valid or test to all, or to none")
         return [_SPLIT_NAMES[split] for split in given]
     if not (valid >= 0 and test >= 0 and valid + test < 1):
-        raise InputError(f"valid={valid} and test={test}: shares of the speakers, together below 1")
+        raise InputError(f"valid={valid} and test={test}: must be shares of the speakers, at least 0 and together below 1")
     by = "speaker" if len({row["speaker"] for row in rows} | set(settled)) > 1 else "name"
     settled = settled if by == "speaker" else {}
-    # A hash, not a shuffle: a speaker stays in its split when others join the corpus.
+    # A hash, not a shuffle: a speaker keeps its split when others join the corpus.
     draws = {row[by]: int(hashlib.sha256(f"{seed}/{row[by]}".encode()).hexdigest()[:12], 16) / 16**12 for row in rows}
     dealt = {who: "valid" if draw < valid else "test" if draw < valid + test else "train" for who, draw in draws.items()}
     dealt |= settled
     wanted = [split for split, share in zip(SPLITS, (1.0, valid, test), strict=True) if share]
     for rank, split in enumerate(wanted):
-        # A handful of speakers may leave a split empty: it takes one of the largest, or a less important one's last.
+        # With few speakers a split may be empty: it takes one of the largest split, or the last of a less important one.
         counts = {name: list(dealt.values()).count(name) for name in SPLITS}
         free = {name: [who for who in dealt if dealt[who] == name and who not in settled] for name in SPLITS}
         donors = [name for name in SPLITS if free[name] and (counts[name] > 1 or name in wanted[rank:])]

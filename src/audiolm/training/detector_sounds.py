@@ -1,7 +1,8 @@
-"""What a detector is trained on and measured by: recordings, the same through the codec, and what a model makes of them.
+"""The sounds a detector is trained and measured on: recordings, their codec reconstructions, and what a model generates.
 
-Which recordings and what is made of each is a list of plans, made from the corpus's own splits; sounds are written where they
-are missing, so that a killed command goes on. Nothing is marked: the detector is to hear the voice.
+A list of plans, made from the corpus's own splits, says which recordings are used and what is generated from each. Only
+missing sounds are written, so a killed command can be resumed. No sound is watermarked: the detector must learn to hear the
+model itself.
 """
 
 import math
@@ -26,25 +27,26 @@ from audiolm.training.data import Recording, by_speaker
 from audiolm.training.run import progress
 
 PROMPT = 3.0  # seconds, the paper's
-KINDS = ("continued", "revoiced", "parallel", "unconditional", "continued", "acoustic")  # taken in turn; parallel: continued so
-NEEDS = {"parallel": {"semantic", "parallel"}, "acoustic": {"acoustic"}}  # stages that a kind wants; others the semantic one
-NOTHING = "nothing"  # the kind of a further negative
-BATCH = 16  # sounds generated side by side
+# Used in rotation; "parallel" is a continuation by the parallel decoder, "acoustic" one by acoustic tokens alone.
+KINDS = ("continued", "revoiced", "parallel", "unconditional", "continued", "acoustic")
+NEEDS = {"parallel": {"semantic", "parallel"}, "acoustic": {"acoustic"}}  # stages that a kind needs; the others: semantic
+NOTHING = "nothing"  # the kind of an extra negative
+BATCH = 16  # sounds generated in one batch
 
 
 class SoundsConfig(Config):
-    """How many sounds, and how long."""
+    """How many clips, and how long."""
 
     clips: int = Field(default=72, ge=1)  # of the train split
-    measured: int | None = Field(default=None, ge=1)  # of test, half as many of valid; two thirds of `clips`
-    negatives: int = Field(default=0, ge=0)  # further clips of train of which nothing is generated, as real ones cost little
-    seconds: float = Field(default=4.0, ge=1)  # of each generated sound, as far as its recording goes
+    measured: int | None = Field(default=None, ge=1)  # of the test split, half as many of valid; default: two thirds of `clips`
+    negatives: int = Field(default=0, ge=0)  # extra train clips from which nothing is generated, since real ones cost little
+    seconds: float = Field(default=4.0, ge=1)  # of each generated sound; less if its recording is shorter
     seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A piece of a recording and what is made of it: files NAME.real.flac, NAME.codec.flac and NAME.KIND.flac."""
+    """A piece of a recording and what is made from it: files NAME.real.flac, NAME.codec.flac and NAME.KIND.flac."""
 
     name: str
     split: str
@@ -52,15 +54,15 @@ class Plan:
     kind: str
     seed: int
     start: float = 0.0  # seconds into the recording, where the prompt begins
-    codebooks: int | None = None  # levels of what the codec leaves and of what is generated, which must not tell them apart
+    codebooks: int | None = None  # RVQ levels, the same for reconstruction and generated sound so that they give nothing away
 
     @property
     def sounds(self) -> tuple[str, ...]:
-        """Of its files."""
+        """The kinds of its files."""
         return ("real", "codec", *([self.kind] if self.kind != NOTHING else []))
 
     def plain(self) -> list[str | float | None]:
-        """What decides its sounds, JSON-ready."""
+        """Everything that determines its sounds, ready for JSON."""
         of = self.recording
         return [self.name, of.name, of.seconds, self.start, self.kind, self.seed, self.codebooks]
 
@@ -79,7 +81,10 @@ class Clip:
 
 
 def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
-    """Of what a model generates: all, and without a fine stage if it can do without (config.json's stages)."""
+    """Numbers of RVQ levels a model can generate: those before its fine stage, if it has coarse and fine stages, and all (None).
+
+    `stages`: those of config.json.
+    """
     coarse = [stages["coarse"]["stage"]["predict"]["last"]] if {"coarse", "fine"} <= set(stages) else []
     return [*coarse, None]
 
@@ -87,41 +92,39 @@ def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
 def plan(
     recordings: Sequence[Recording], config: SoundsConfig, stages: Sequence[str], levels: Sequence[int | None] = (None,)
 ) -> list[Plan]:
-    """Which pieces of recordings, of as many speakers as can be, and what is generated from each; splits are the corpus's own.
+    """Which pieces of recordings, of as many speakers as possible, and what is generated from each; the splits are the corpus's.
 
-    A recording's further pieces have their turn when all recordings' first ones had theirs.
+    The second pieces of recordings are used only after the first pieces of all, and so on.
     """
     kinds = [kind for kind in KINDS if NEEDS.get(kind, {"semantic"}) <= set(stages)]
     if not kinds:
-        raise InputError(
-            f"this model generates nothing of its own (stages: {', '.join(stages) or 'none'}); train its stages first"
-        )
+        raise InputError(f"this model cannot generate on its own (stages: {', '.join(stages) or 'none'}); train its stages first")
     plans = []
     measured = config.measured or math.ceil(config.clips * 2 / 3)
     for split, wanted in (("train", config.clips), ("valid", math.ceil(measured / 2)), ("test", measured)):
         found = [each for each in recordings if each.split == split and each.seconds >= PROMPT + 1]
         if not found:
-            raise InputError(f"no {split} recording lasts {PROMPT + 1:g} s; give more recordings, or a split column")
-        # The fewer the levels, the less gives a voice away: the first number of them has three quarters of training.
+            raise InputError(f"no {split} recording is {PROMPT + 1:g} s or longer; give more recordings, or a split column")
+        # With fewer levels generated sound is harder to detect: the first (lowest) number gets three quarters of training.
         turns = [levels[0]] * 3 + [*levels[1:]] if split == "train" and len(levels) > 1 else levels
         pieces = _pieces(by_speaker(found, config.seed), config.seconds)
         for number, (recording, start) in enumerate(pieces[: wanted + config.negatives * (split == "train")]):
             turn, place = divmod(number, len(kinds))
             kind = kinds[place] if number < wanted else NOTHING
-            codebooks = turns[(turn + place) % len(turns)]  # of each kind as many
+            codebooks = turns[(turn + place) % len(turns)]  # so that each kind occurs equally often with each number
             plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), start, codebooks))
     return plans
 
 
 def _pieces(recordings: Sequence[Recording], seconds: float) -> list[tuple[Recording, float]]:
-    """Recordings with starts `seconds` apart, as long as a prompt and at least a second after it are left."""
+    """Recordings with starts `seconds` apart, while a prompt and at least one second after it remain."""
     longest = max(each.seconds for each in recordings)
     starts = [turn * seconds for turn in range(1 + int((longest - PROMPT - 1) / seconds))]
     return [(each, start) for start in starts for each in recordings if each.seconds >= start + PROMPT + 1]
 
 
 def make_sounds(folder: Path, plans: Sequence[Plan], out: Path, seconds: float, workers: int = 0) -> None:
-    """Write what is not there yet, a batch of one kind at a time; workers: that many processes of one thread each, 0: here."""
+    """Write the missing sounds, in batches of one kind. workers: number of processes of one thread each; below 2: this one."""
     due = [each for each in plans if not all(each.path(out, kind).is_file() for kind in each.sounds)]
     batches = []
     for kind, codebooks in dict.fromkeys((each.kind, each.codebooks) for each in due):
@@ -140,14 +143,14 @@ def _each_done(folder: Path, batches: Sequence[Sequence[Plan]], out: Path, secon
             assert model is not None
             yield make_batch(model, batch, out, seconds)
         return
-    # One thread each: two processes are faster than one of two threads. Spawned, because torch does not survive a fork.
+    # One thread each: two processes are faster than one with two threads. Spawned, because torch does not survive a fork.
     with ProcessPoolExecutor(workers, get_context("spawn"), _begin_worker, (folder,)) as pool:
         for future in as_completed([pool.submit(_work, batch, out, seconds) for batch in batches]):
             yield future.result()
 
 
 def _loaded(folder: Path) -> AudioLM:
-    """A model that makes all its levels unless it is told otherwise."""
+    """The model, generating all its levels unless told otherwise."""
     model = bundle.load(folder)
     model.about.pop("codebooks", None)
     return model
@@ -166,12 +169,12 @@ _worker: dict[str, AudioLM] = {}
 
 
 def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float) -> int:
-    """Write the sounds of plans of one kind and number of levels, nothing of them marked; returns how many plans."""
+    """Write the sounds of plans of one kind and number of levels, without watermark; returns the number of plans."""
     kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
     chain = "acoustic" if kind == "acoustic" or "semantic" not in model.stages else "full"
     both = "parallel" in model.stages and {"coarse", "piano"} & set(model.stages) and chain == "full"
     decoder = ("parallel" if kind == "parallel" else "autoregressive") if both else None
-    levels = model.chosen(chain, decoder, codebooks)["codebooks"]  # the codec's must not be more than what is generated
+    levels = model.chosen(chain, decoder, codebooks)["codebooks"]  # reconstructions get no more levels than generated sound
     for each in batch:
         read_to = each.start + PROMPT + seconds
         sound = next(blocks(each.recording.path, read_to, model.sample_rate, mono=True)).trim(start=each.start)

@@ -1,9 +1,9 @@
-"""One engine for a processor, a GPU, many GPUs, many nodes: Lightning Fabric, as torchrun's environment says.
+"""One engine for a CPU, a GPU, many GPUs or many nodes: Lightning Fabric, configured from torchrun's environment.
 
     fabric = engine("auto", "auto")                 # one process, or data parallel under torchrun
-    fabric = engine("auto", "auto", shard=True)     # FSDP2: parameters, gradients and optimiser spread over the processes
+    fabric = engine("auto", "auto", shard=True)     # FSDP2: parameters, gradients and optimiser sharded over the processes
 
-The loops stay visible: Fabric moves, casts, reduces and clips, and decides nothing.
+The training loops are written out: Fabric moves and casts tensors, reduces and clips gradients, and decides nothing.
 """
 
 import os
@@ -23,15 +23,15 @@ from torch.distributed.fsdp import fully_shard
 
 from audiolm.errors import InputError
 
-# How long a process waits for the others: while the first alone prepares or tokenises. One that has died, torchrun notices.
+# How long a process waits for the others, for instance while the first alone prepares or tokenises; torchrun notices deaths.
 PATIENCE = timedelta(days=2)
 Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 
 
 def engine(device: str = "auto", precision: Precision = "32-true", shard: bool = False) -> Fabric:
-    """A launched Fabric. `shard`: networks that it sets up are sharded where there is more than one process.
+    """A launched Fabric. `shard`: the networks it sets up are sharded if there is more than one process.
 
-    precision "auto": bf16-mixed where the hardware multiplies bfloat16, else 32-true.
+    precision "auto": bf16-mixed if the hardware multiplies bfloat16, else 32-true.
     """
     world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     strategy: Any = "auto"
@@ -44,17 +44,17 @@ def engine(device: str = "auto", precision: Precision = "32-true", shard: bool =
             devices=local,
             num_nodes=world // local,
             precision=best_precision(device) if precision == "auto" else precision,
-            # Without torchrun one process trains, also where a cluster's own variables (SLURM, MPI) speak of more.
+            # Without torchrun a single process trains, even if a cluster's own variables (SLURM, MPI) announce more.
             plugins=[TorchElasticEnvironment() if world > 1 else LightningEnvironment()],
         )
-    except (RuntimeError, ValueError) as error:  # of Lightning, where the accelerator is not there
+    except (RuntimeError, ValueError) as error:  # from Lightning, if there is no such accelerator
         raise InputError(f"device={device}: not on this machine ({str(error).splitlines()[0]}); run `audiolm doctor`") from error
     fabric.launch()
     return fabric
 
 
 def best_precision(device: str) -> Literal["32-true", "bf16-mixed"]:
-    """bf16-mixed where the hardware has bfloat16 products."""
+    """bf16-mixed if the hardware multiplies bfloat16, else 32-true."""
     if device in ("auto", "cuda", "gpu") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -64,9 +64,9 @@ def best_precision(device: str) -> Literal["32-true", "bf16-mixed"]:
 
 
 def sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP2, in place: each block of a list is gathered when its turn comes, what is left with the whole."""
+    """FSDP2, in place: each block of a module list is gathered when it runs, all other parameters with the whole module."""
     for tensor in (*module.parameters(), *module.buffers()):
-        torch.distributed.broadcast(tensor.data, 0)  # as data parallel does: all begin with the first one's
+        torch.distributed.broadcast(tensor.data, 0)  # as data parallel does: all start with the first process's values
     for blocks in [each for each in module.modules() if isinstance(each, nn.ModuleList)]:
         for block in blocks:
             fully_shard(block, mesh=mesh["data_parallel"])
@@ -75,12 +75,12 @@ def sharded(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
 
 
 def placed(module: nn.Module, fabric: Fabric) -> Any:
-    """A module that is not trained (an average of weights), on the device and sharded as Fabric shards what it trains."""
+    """A module that is not trained (an average of weights), on the device and sharded as Fabric shards trained modules."""
     module = module.to(fabric.device)
     return sharded(module, fabric.strategy.device_mesh) if isinstance(fabric.strategy, ModelParallelStrategy) else module
 
 
 def clip(fabric: Fabric, model: Any, optimizer: Any, most: float) -> Tensor:
-    """Scale the gradients down to a norm of `most`; the norm that they had, () on every process."""
+    """Clip the gradients to a norm of `most`; returns the norm before clipping, () on every process."""
     norm: Any = fabric.clip_gradients(model, optimizer, max_norm=most, error_if_nonfinite=False)
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

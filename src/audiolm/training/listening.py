@@ -1,4 +1,4 @@
-"""What a stage's language model sounds like while it is trained: a fixed set of prompts, continued and decoded."""
+"""What a stage's language model sounds like during training: a fixed set of prompts, continued and decoded."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -22,9 +22,10 @@ class Batches(Protocol):
 def stage_listener(
     stage: Stage, codec: Decoder, batches: Batches, count: int = 2, seconds: float = 3.0, prompt: float = 1.0
 ) -> Callable[[LanguageModel], dict[str, Waveform]] | None:
-    """A function of the stage's model: what it makes of the first `count` items, after `prompt` seconds of each, or a third.
+    """A function that takes the stage's model and returns its continuations of the first `count` items.
 
-    Beside each stands what the item's own codes sound like. None for a stage whose codes no codec decodes (semantic ones).
+    The prompt is `prompt` seconds of each item, at most a third of it. With each continuation comes the sound of the item's
+    own codes. None for a stage whose codes the codec cannot decode (semantic ones).
     """
     predict = stage.predict
     if predict.spec.name != codec.spec.name:
@@ -54,6 +55,6 @@ def stage_listener(
 
 
 def device_of(codec: Decoder) -> torch.device:
-    """Where its weights are, if it has any."""
+    """The device of its weights; the CPU if it has none."""
     weights = codec.parameters() if isinstance(codec, nn.Module) else iter(())
     return next((weight.device for weight in weights), torch.device("cpu"))

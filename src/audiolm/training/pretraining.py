@@ -1,11 +1,13 @@
-"""Three ways to train the semantic encoder without text, on one network.
+"""Three self-supervised objectives to train the semantic encoder without text, on one network.
 
-    WavToVecBert   contrast against a learnt quantiser in the lower blocks, predict its ids in the upper ones (2108.06209)
-    BestRQ         predict the nearest of random vectors to a random projection of the hidden frames (2202.01855)
-    Clusters       predict k-means units of MFCC or of an earlier encoder's layer (HuBERT, 2106.07447)
+    WavToVecBert   contrastive loss against a learnt quantizer in the lower blocks, prediction of its ids in the upper ones
+                   (2108.06209)
+    BestRQ         predict which random vector is nearest to a random projection of the hidden frames (2202.01855)
+    Clusters       predict k-means units of MFCC or of a layer of an earlier encoder (HuBERT, 2106.07447)
 
-All of them see frames in which spans are hidden and are scored on the hidden frames only. The input may be an augmented
-recording and the targets its clean original, frame for frame. M is a count of mel frames (100 Hz), F of frames (25 Hz): M = 4 F.
+All of them hide (mask) spans of the input frames and are scored on the hidden frames; MaskConfig.visible adds a loss on the
+others. The input may be an augmented recording and the targets its clean original, frame by frame. M is a number of mel frames
+(100 Hz), F of encoder frames (25 Hz): M = 4 F.
 """
 
 import math
@@ -22,17 +24,17 @@ from audiolm.errors import InputError
 
 
 class MaskConfig(Config):
-    """Which frames are hidden: spans of `span` frames until about `fraction` of all frames is hidden."""
+    """Which frames are hidden: random spans of `span` frames that together cover about `fraction` of all frames."""
 
     span: int = Field(default=6, ge=1)
     fraction: float = Field(default=0.45, gt=0, lt=1)
-    noise: float = Field(default=0.1, ge=0)  # deviation of what stands in their place; the mel has deviation 1
-    visible: float = Field(default=0.0, ge=0)  # weight of the loss on frames that are seen: a quick start where compute is short
+    noise: float = Field(default=0.1, ge=0)  # standard deviation of the noise that replaces them; the mel has 1
+    visible: float = Field(default=0.0, ge=0)  # weight of the loss on the other frames: a faster start when compute is scarce
 
 
 def span_mask(batch: int, frames: int, config: MaskConfig, generator: Generator) -> Tensor:
     """Hidden frames (B, F), True where hidden; every item hides at least one span and shows at least one frame."""
-    start = 1 - (1 - config.fraction) ** (1 / config.span)  # so that a frame lies under no span with 1 - fraction
+    start = 1 - (1 - config.fraction) ** (1 / config.span)  # so that no span covers a frame with probability 1 - fraction
     span = max(1, min(config.span, frames - 1))
     starts = torch.rand(batch, frames, generator=generator) < start
     rows, free = torch.arange(batch), max(1, frames - span)
@@ -43,13 +45,13 @@ def span_mask(batch: int, frames: int, config: MaskConfig, generator: Generator)
 
 
 def hide(mel: Tensor, hidden: Tensor, noise: float, generator: Generator) -> Tensor:
-    """Put noise in the mel frames (B, M, bins) of hidden frames (B, F)."""
+    """Mel (B, M, bins) with the frames under hidden frames (B, F) replaced by noise."""
     fill = noise * torch.randn(mel.shape, generator=generator).to(mel)
     return torch.where(hidden.repeat_interleave(STACK, 1)[..., None].to(mel.device), fill, mel)
 
 
 def guess(logits: Tensor, targets: Tensor, hidden: Tensor | None = None, visible: float = 0.0) -> dict[str, Tensor]:
-    """Cross entropy and accuracy over hidden frames of logits (B, F, Q, N) against ids (B, F, Q); all are hidden where None.
+    """Cross entropy and accuracy of logits (B, F, Q, N) against ids (B, F, Q) over the hidden frames (None: all frames).
 
     The loss on the other frames is added with weight `visible`; HuBERT finds 0 best in the long run.
     """
@@ -63,12 +65,12 @@ def guess(logits: Tensor, targets: Tensor, hidden: Tensor | None = None, visible
 
 
 def centred(mel: Tensor) -> Tensor:
-    """Frames (B, M, D) without each clip's own mean and deviation: a voice and a microphone weigh less in the targets."""
+    """Frames (B, M, D), normalised by each clip's mean and standard deviation: voice and microphone affect targets less."""
     return (mel - mel.mean(1, keepdim=True)) / (mel.std(1, keepdim=True) + 1e-2)
 
 
 class BestRQConfig(Config):
-    """`codebooks` random quantisers, each of `codes` unit vectors of `dimension`."""
+    """`codebooks` random quantizers, each with `codes` unit vectors of `dimension`."""
 
     kind: Literal["best_rq"] = "best_rq"
     mask: MaskConfig = MaskConfig()
@@ -78,7 +80,7 @@ class BestRQConfig(Config):
 
 
 class BestRQ(nn.Module):
-    """Predict ids of random quantisers that are never trained: no teacher, no collapse, one matrix product for the labels."""
+    """Predict ids of random quantizers that are never trained: no teacher, no collapse, and cheap targets."""
 
     projection: Tensor
     codebook: Tensor
@@ -108,17 +110,17 @@ class BestRQ(nn.Module):
 
 
 class WavToVecBertConfig(Config):
-    """The first `contrastive_layers` blocks find the right quantised frame, the others predict its id (2108.06209)."""
+    """The first `contrastive_layers` blocks identify the true quantised frame, the others predict its id (2108.06209)."""
 
     kind: Literal["w2v_bert"] = "w2v_bert"
     mask: MaskConfig = MaskConfig()
     contrastive_layers: int = Field(default=4, ge=1)
     codes: int = Field(default=320, ge=2)
-    codebooks: int = Field(default=1, ge=1)  # of the product quantiser
+    codebooks: int = Field(default=1, ge=1)  # of the product quantizer
     dimension: int = Field(default=256, ge=1)  # of quantised frames, over all codebooks
     negatives: int = Field(default=100, ge=1)
-    temperature: float = Field(default=0.1, gt=0)  # of the contrast
-    gumbel: tuple[float, float, float] = (2.0, 0.5, 0.9995)  # first and last temperature of the choice, and its decay per update
+    temperature: float = Field(default=0.1, gt=0)  # of the contrastive loss
+    gumbel: tuple[float, float, float] = (2.0, 0.5, 0.9995)  # Gumbel softmax: first and last temperature, decay per update
     diversity: float = Field(default=0.1, ge=0)
 
     @model_validator(mode="after")
@@ -128,7 +130,7 @@ class WavToVecBertConfig(Config):
         return self
 
     def check(self, network: ConformerConfig) -> None:
-        """InputError where no block of the network is left to predict."""
+        """Raises InputError if no block of the network is left for the prediction."""
         if self.contrastive_layers >= network.layers:
             raise InputError(
                 f"objective.contrastive_layers={self.contrastive_layers} must be less than the network's {network.layers} layers"
@@ -136,7 +138,7 @@ class WavToVecBertConfig(Config):
 
 
 class WavToVecBert(nn.Module):
-    """Contrast and masked prediction at once: L = L_contrast + diversity * L_diversity + L_prediction."""
+    """Contrastive loss and masked prediction together: L = L_contrast + diversity * L_diversity + L_prediction."""
 
     updates: Tensor
 
@@ -151,9 +153,9 @@ class WavToVecBert(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def quantise(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Frames (L, D) -> quantised (L, dimension), ids (L, Q), and how evenly codes are chosen, 0 to 1.
+        """Frames (L, D) -> quantised (L, dimension), ids (L, Q), and how evenly codes are used, 0 to 1 (perplexity / codes).
 
-        Training draws one code by the Gumbel trick and lets gradients pass to all; evaluation takes the likeliest.
+        Training samples a code by the Gumbel trick with straight-through gradients; evaluation takes the likeliest.
         """
         logits = self.choose(x).float().unflatten(-1, (self.config.codebooks, -1))
         first, last, decay = self.config.gumbel
@@ -171,19 +173,19 @@ class WavToVecBert(nn.Module):
         return self.out(torch.einsum("lqn,qnd->lqd", hard, self.codebook).flatten(1)), ids, evenness
 
     def contrast(self, context: Tensor, quantised: Tensor, hidden: Tensor, generator: Generator) -> Tensor:
-        """Cross entropy of telling each hidden frame's quantised vector from those of other hidden frames of its clip."""
+        """Cross entropy of picking each hidden frame's quantised vector among those of other hidden frames of its clip."""
         counts = hidden.sum(1)
         starts, rows = counts.cumsum(0) - counts, torch.nonzero(hidden)[:, 0]
         draws = torch.rand(len(rows), self.config.negatives, generator=generator).to(hidden.device)
         others = starts[rows, None] + (draws * counts[rows, None]).long().clamp_max(counts[rows, None] - 1)
         candidates = torch.cat((quantised[:, None], quantised[others]), 1)
         logits = nnf.cosine_similarity(context[:, None], candidates, -1) / self.config.temperature
-        same = (candidates[:, 1:] == quantised[:, None]).all(-1)  # the same code is not a wrong answer
+        same = (candidates[:, 1:] == quantised[:, None]).all(-1)  # an equal code is not a negative
         logits = torch.cat((logits[:, :1], logits[:, 1:].masked_fill(same, -torch.inf)), 1)
         return nnf.cross_entropy(logits, torch.zeros(len(rows), dtype=torch.int64, device=logits.device))
 
     def forward(self, conformer: Conformer, mel: Tensor, clean: Tensor, generator: Generator) -> dict[str, Tensor]:
-        """As BestRQ's; also the two parts of the loss and the evenness of the codes in use."""
+        """Like BestRQ's; also returns the two parts of the loss and the evenness of code usage."""
         hidden = span_mask(len(mel), mel.shape[1] // STACK, self.config.mask, generator).to(mel.device)
         quantised, ids, evenness = self.quantise(conformer.features(clean)[hidden], generator)
         outputs = conformer(hide(mel, hidden, self.config.mask.noise, generator))
@@ -196,7 +198,7 @@ class WavToVecBert(nn.Module):
 
 
 class ClustersConfig(Config):
-    """Targets are `units` k-means units of `layer` of the encoder of an earlier pass, or of MFCC where `layer` is None."""
+    """Targets are `units` k-means units of `layer` of an earlier pass's encoder, or of MFCC if `layer` is None."""
 
     kind: Literal["clusters"] = "clusters"
     mask: MaskConfig = MaskConfig()
@@ -205,7 +207,7 @@ class ClustersConfig(Config):
 
 
 class Clusters(nn.Module):
-    """Predict the units that `teacher` gives to clean mel: (B, M, bins) -> (B, F) int64. The teacher is not trained."""
+    """Predict the units that `teacher` assigns to clean mel: (B, M, bins) -> (B, F) int64. The teacher is not trained."""
 
     def __init__(self, config: ClustersConfig, network: ConformerConfig, teacher: nn.Module):
         super().__init__()
@@ -213,7 +215,7 @@ class Clusters(nn.Module):
         self.head = nn.Linear(network.width, config.units)
 
     def forward(self, conformer: Conformer, mel: Tensor, clean: Tensor, generator: Generator) -> dict[str, Tensor]:
-        """As BestRQ's."""
+        """Like BestRQ's."""
         hidden = span_mask(len(mel), mel.shape[1] // STACK, self.config.mask, generator).to(mel.device)
         with torch.no_grad():
             targets = self.teacher.eval()(clean)

@@ -1,4 +1,4 @@
-"""Python's, numpy's and torch's random states: seeded, kept, put back."""
+"""Seed, save and restore the random states of Python, numpy and torch."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,7 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch (every device)."""
+    """Seed Python, numpy and torch (every device)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -28,7 +28,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore what `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -40,7 +40,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def random_untouched() -> Iterator[None]:
-    """Whatever is drawn inside (an evaluation, a sample to listen to) leaves the training's randomness as it was."""
+    """Restores all random states at the end, so that an evaluation or a sample inside does not change the training."""
     state = random_state()
     try:
         yield

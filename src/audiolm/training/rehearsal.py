@@ -1,10 +1,10 @@
-"""The training loops of a recipe, made of nothing to know their size, and rehearsed for a few steps to know their speed.
+"""The training loops of a recipe: their size from fake tensors, and their speed from running a few real steps.
 
     for loop in loops("codec", shop):
-        needs = loop.needs("32-true")                 # of fake tensors, which have shapes and no memory
-        timing = loop.rehearse(shop.fabric.device)    # the real loop, a stopwatch in the place of its run folder
+        needs = loop.needs("32-true")                 # with fake tensors, which have shapes but no memory
+        timing = loop.rehearse(shop.fabric.device)    # the real loop, with a stopwatch in place of its run folder
 
-Where an earlier step's result is there the loop runs on that, else on random numbers of the same shape.
+A loop runs on the results of earlier steps if they exist, else on random numbers of the same shape.
 """
 
 import math
@@ -36,11 +36,11 @@ from audiolm.training.train_codec import train_codec
 from audiolm.training.train_encoder import train_encoder
 from audiolm.training.train_lm import train_lm
 
-SECONDS, STEPS = 2.0, 10  # a loop is timed for so long or so many steps, after a first one to warm up; for one step at least
+SECONDS, STEPS = 2.0, 10  # a loop is timed until either is reached, after one warm-up step; for at least one step
 
 
 class Needs(NamedTuple):
-    """Of a batch: bytes held throughout, bytes that the forward pass keeps for the backward pass, additions and products."""
+    """Bytes held throughout training; and per batch, bytes of activations kept for the backward pass, and FLOPs."""
 
     throughout: int
     activations: int
@@ -48,7 +48,7 @@ class Needs(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds that a step takes, seconds before the first one, and bytes at the peak where the system tells."""
+    """Seconds per step, seconds before the first step, and peak memory in bytes (None if the system does not report it)."""
 
     step: float
     before: float
@@ -57,33 +57,33 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True)
 class Loop:
-    """`build` gives the network (and what helps to train it), `forward` its loss on a batch of zeros of the real shape."""
+    """`build` returns the network (and any helper networks), `forward` its loss on a batch of zeros of the real shape."""
 
     table: str  # its table in the recipe
     config: Any
-    seconds: float  # of sound in a crop
+    seconds: float  # of audio in a crop
     build: Callable[[], tuple[nn.Module, ...]]
     forward: Callable[..., Tensor]
     run: Callable[[Any, Run], object]  # the real loop
-    share: float = 1.0  # of the steps, how many are such
+    share: float = 1.0  # of the step's training steps that run this loop
     tokens: int = 0  # in a crop
-    copies: int = 4  # of the weights: themselves, gradients, two moments, and an average where there is one
+    copies: int = 4  # of the weights: weights, gradients, two moments, and a moving average if there is one
     looks: tuple[str, int] | None = (
-        None  # the option that says how many batches it looks at before the first step; how few will do
+        None  # the option for the number of batches read before the first step, and the fewest that will do
     )
 
     def parameters(self) -> int:
-        """Of the network."""
+        """Number of parameters of the network."""
         with FakeTensorMode():
             return sum(each.numel() for each in self.build()[0].parameters())
 
     def needs(self, precision: str) -> Needs:
-        """Known without a byte being allocated."""
+        """Memory and compute, found with fake tensors, which allocate nothing."""
         kept: dict[int, Any] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage  # kept alive, so that no other gets its name
+            kept[storage._cdata] = storage  # kept alive, so that no other storage gets the same address
             return tensor
 
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -94,15 +94,15 @@ class Loop:
                 torch.autocast("cpu", torch.bfloat16, enabled="bf16" in precision),
             ):
                 self.forward(*parts)
-            mel_filters.cache_clear()  # those of this pass were fake
+            mel_filters.cache_clear()  # the filters of this pass are fake
             weights = [each for part in parts for each in (*part.parameters(), *part.buffers())]
         own = {each.untyped_storage()._cdata for each in weights}
         throughout = self.copies * sum(each.nbytes for each in weights)
         activations = sum(storage.nbytes() for name, storage in kept.items() if name not in own)
-        return Needs(throughout, activations, 3 * counter.get_total_flops())  # the backward pass has twice the forward's
+        return Needs(throughout, activations, 3 * counter.get_total_flops())  # the backward pass takes twice the forward's
 
     def rehearse(self, device: torch.device) -> "Timing":
-        """Do a few steps."""
+        """Run a few steps and time them."""
         changed: dict[str, Any] = {"steps": 1_000_000, "minutes": None}
         more = 1.0
         if self.looks:
@@ -121,11 +121,11 @@ class Loop:
 
 
 class Enough(Exception):
-    """So many steps will do."""
+    """Raised to end a loop once enough steps are timed."""
 
 
 class Stopwatch(Run):
-    """In the place of a run folder: nothing is kept, and the loop ends when enough steps are timed."""
+    """Replaces a run folder: keeps nothing, and ends the loop when enough steps are timed."""
 
     def __init__(self, folder: str, config: Any) -> None:
         super().__init__(folder, config, tracker="none", listen_every=0)
@@ -144,12 +144,12 @@ class Stopwatch(Run):
 def _forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError):  # no Linux
+    with suppress(OSError):  # not Linux
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _peak(device: torch.device) -> float | None:
-    """The most bytes since `_forget_peak`, of the GPU or of this process; None where the system does not tell."""
+    """Peak memory in bytes since `_forget_peak`, of the GPU or this process; None if the system does not report it."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_reserved(device))
     try:
@@ -163,7 +163,7 @@ def _peak(device: torch.device) -> float | None:
 
 
 def loops(step: str, shop: Workshop) -> list[Loop]:
-    """Of a step: the codec's without and with critics, the encoder's passes, the one of a stage; none of any other."""
+    """The loops of a step: the codec's without and with discriminators, the encoder's passes, or a stage's; else none."""
     if step == "codec":
         return _codec_loops(shop)
     if step == "encoder":
@@ -177,7 +177,7 @@ def _codec_loops(shop: Workshop) -> list[Loop]:
 
     def forward(codec: nn.Module, critics: nn.Module | None = None) -> Tensor:
         sound = torch.zeros(own.batch_size, 1, round(own.seconds * rate))
-        made, _ = codec.eval()(sound)  # eval: no codebook may learn from zeros
+        made, _ = codec.eval()(sound)  # eval: codebooks must not be updated from zeros
         judged = [] if critics is None else [logits.sum() for logits, _ in critics(made[: own.discriminator_batch])]
         return mel_loss(made, sound, rate) + sum(spectral_losses(made, sound)) + sum(judged)
 
@@ -223,18 +223,18 @@ def _stage_loop(shop: Workshop, name: Any) -> Loop:
 
     def run(copy: Any, watch: Run) -> object:
         made = shop.out / "tokens"
-        # Those of a recipe that has been changed since are other tokens.
+        # Tokens of a recipe that has been changed since cannot be used.
         ready = (made / "done.json").is_file() and {each.spec for each in stage.streams} <= {*TokenStore(made).specs.values()}
         batches: Any = shop.token_crops(name, "train") if ready else RandomTokens(stage, own.batch_size)
         return train_lm(stage, copy, batches, watch, shop.fabric)
 
     build = partial(language_model, stage, own.network)
-    _ = stage.offsets  # which a stage keeps: they must not be fake
+    _ = stage.offsets  # a stage caches them: they must not be fake
     return Loop(name, own, stage.crop, lambda: (build(),), forward, run, tokens=tokens, copies=5 if own.ema else 4)
 
 
 def _sound(shop: Workshop, own: Any) -> Any:
-    """Crops of the recordings, or of noise."""
+    """Crops of the prepared recordings, else of noise."""
     if (shop.out / "prepare" / "done.json").is_file():
         return shop.crops(own)[0]
     return Noise(own.batch_size, round(own.seconds * shop.config.codec.network.sample_rate))
@@ -242,7 +242,7 @@ def _sound(shop: Workshop, own: Any) -> Any:
 
 @dataclass(frozen=True)
 class Noise:
-    """Batches (B, 1, T)."""
+    """Batches (B, 1, T) of noise."""
 
     size: int
     length: int
@@ -253,7 +253,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class RandomTokens:
-    """A stage's crops of random codes, of which none repeats itself: the longest that a line can be."""
+    """A stage's crops of random codes: these rarely repeat, so deduplication hardly shortens them and sequences are longest."""
 
     stage: Stage
     size: int

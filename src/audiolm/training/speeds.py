@@ -1,7 +1,7 @@
-"""More voices than there are: the training recordings played faster or slower, and so higher or lower, as if by others.
+"""Speed perturbation (Ko et al., Interspeech 2015): training recordings played faster or slower, as if by other speakers.
 
-The oldest of augmentations (Ko et al., Interspeech 2015), done before tokenising, so that a recording keeps one voice from
-its beginning to its end, which is what the coarse stage is to learn. Valid and test recordings are never changed.
+Speed changes pitch too, so the copies count as further voices. It is done before tokenising, so that a recording keeps one
+voice from beginning to end, which is what the coarse stage is to learn. Valid and test recordings are never changed.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from audiolm.training.audio_store import AudioStore
 
 
 class AtSpeeds:
-    """The recordings of a store at each of `speeds` (1: as it is; 1.1: a tenth faster and higher).
+    """The recordings of a store at each of `speeds` (1: unchanged; 1.1: 10 % faster and higher).
 
-    The copies are named "name@speed" and their speakers "speaker@speed": to whoever hears them they are other people.
+    The copies are named "name@speed" and their speakers "speaker@speed", since they sound like other people.
     """
 
     def __init__(self, store: AudioStore, speeds: Sequence[float]) -> None:

@@ -1,6 +1,6 @@
-"""Where things lie: a local path, or a URL of an object store (s3://, gs://, az://, ...) reached by fsspec.
+"""Storage: a local path, or a URL of an object store (s3://, gs://, az://, ...) accessed through fsspec.
 
-Both have the methods of pathlib.Path; what is remote is fetched before it is read and stored once it is whole.
+Both have the methods of pathlib.Path. Remote files are fetched before they are read, and stored once they are complete.
 """
 
 import os
@@ -17,7 +17,7 @@ LOCAL = ("file://", "local://")
 
 
 def place(where: str | os.PathLike[str]) -> Path:
-    """A path, local or remote. InputError where what speaks to that kind of store is not installed."""
+    """A path, local or remote. Raises InputError if the package that accesses that kind of store is not installed."""
     text = str(where)
     for scheme in LOCAL:
         text = text.removeprefix(scheme)
@@ -29,19 +29,19 @@ def place(where: str | os.PathLike[str]) -> Path:
         raise InputError(f"{text}: object storage needs universal_pathlib; run: pip install 'audiolm[ray]'") from error
     try:
         remote = UPath(where)
-        remote.fs  # noqa: B018  (a property: imports what speaks to the store)
+        remote.fs  # noqa: B018  (a property: imports the package that accesses the store)
     except (ImportError, ValueError) as error:
         raise InputError(f"{text}: cannot be reached ({' '.join(str(error).split())}); s3:// needs: pip install s3fs") from error
     return cast(Path, remote)  # not a subclass, but it has all methods that are used here
 
 
 def is_remote(path: Path) -> bool:
-    """Whether it lies in an object store: there is no memory map of it, and a search reads over the network."""
+    """Whether the path is in an object store: it cannot be memory-mapped, and a glob goes over the network."""
     return not isinstance(path, Path)
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What is in a folder now, others' work included: fsspec remembers a remote folder as it was when it first looked."""
+    """What a folder holds now, including other processes' files: fsspec caches the listing of a remote folder."""
     if is_remote(folder):
         cast(Any, folder).fs.invalidate_cache()
     return sorted(folder.glob(pattern))
@@ -49,7 +49,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 @contextmanager
 def fetched(path: Path) -> Iterator[Path]:
-    """A local file with what `path` holds: itself, or a copy for as long as the block lasts. Errors name `path`."""
+    """A local file with the contents of `path`: itself, or a copy that lasts as long as the block. Errors name `path`."""
     if not is_remote(path):
         yield path
         return
@@ -59,8 +59,8 @@ def fetched(path: Path) -> Iterator[Path]:
             cast(Any, path).fs.get_file(cast(Any, path).path, str(local))
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such file; check the path") from error
-        except Exception as error:  # each store has errors of its own
-            raise InputError(f"{path}: cannot be fetched ({' '.join(str(error).split())}); check address and rights") from error
+        except Exception as error:  # each store has its own exceptions
+            raise InputError(f"{path}: cannot be fetched ({' '.join(str(error).split())}); check address and access") from error
         try:
             yield local
         except InputError as error:
@@ -69,7 +69,7 @@ def fetched(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def stored(path: Path) -> Iterator[Path]:
-    """Yield a local path to write to; on success `path` holds it, whole, on any failure `path` is untouched."""
+    """Yield a local path to write to. On success `path` then holds the complete file; on any failure `path` is untouched."""
     if not is_remote(path):
         with whole_file(path) as temporary:
             try:
@@ -81,6 +81,6 @@ def stored(path: Path) -> Iterator[Path]:
         local = Path(folder) / path.name
         yield local
         try:
-            cast(Any, path).fs.put_file(str(local), cast(Any, path).path)  # an object appears when it is whole
+            cast(Any, path).fs.put_file(str(local), cast(Any, path).path)  # an object appears only when it is complete
         except Exception as error:
-            raise InputError(f"{path}: cannot be stored ({' '.join(str(error).split())}); check address and rights") from error
+            raise InputError(f"{path}: cannot be stored ({' '.join(str(error).split())}); check address and access") from error

@@ -1,4 +1,4 @@
-"""The index of a token store: per shard a Parquet table, a row per recording; in its metadata what was left out, and why."""
+"""The index of a token store: per shard a Parquet table, a row per recording; its metadata says what was left out, and why."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ PLAIN = ("name", "speaker", "split", "seconds", "shard", "checksum", "columns")
 
 @dataclass(frozen=True)
 class TokenEntry:
-    """A tokenised recording: for each stream the first of its frames in the shard and their number."""
+    """A tokenised recording: for each stream, its first frame in the shard and its number of frames."""
 
     name: str
     speaker: str
@@ -30,7 +30,7 @@ class TokenEntry:
 
 
 class TokenEntries:
-    """The index of a store, by column: about a hundred bytes a recording. An entry is made when it is asked for."""
+    """The index of a store, by column: about a hundred bytes per recording. Entries are made when they are accessed."""
 
     def __init__(self, table: Any, streams: Sequence[str]) -> None:
         self.table, self.streams = table, streams
@@ -42,7 +42,7 @@ class TokenEntries:
         return len(self.shard)
 
     def of_split(self, split: str) -> list[int]:
-        """Numbers of the recordings in a split."""
+        """Indices of the recordings in a split."""
         equal = parquet().compute.equal(self.table["split"], split)
         return np.flatnonzero(equal.to_numpy()).tolist()
 
@@ -60,7 +60,7 @@ class TokenEntries:
 
 
 def parquet() -> Any:
-    """pyarrow with what is used of it."""
+    """pyarrow, with the submodules used here imported."""
     try:
         import pyarrow.compute
         import pyarrow.parquet
@@ -79,7 +79,7 @@ def schema_of(streams: Sequence[str]) -> Any:
 
 
 def write_index(path: Path, rows: list[dict[str, Any]], streams: Sequence[str], skipped: Mapping[str, str]) -> None:
-    """Write the index of a shard, which makes the shard exist."""
+    """Write the index of a shard; the shard counts from then on."""
     arrow = parquet()
     schema = schema_of(streams).with_metadata({"skipped": json.dumps(dict(skipped))})
     with stored(path) as temporary:
@@ -90,9 +90,9 @@ def read_index(path: Path, streams: Sequence[str]) -> tuple[Any, dict[str, str]]
     """The rows of an index, and what was left out of its shard."""
     arrow = parquet()
     try:
-        # From memory and in this thread, which read_table is not: threads may outlive the program, and abort its end.
+        # From memory and in this thread, unlike read_table, whose threads may outlive the program and abort its exit.
         table = arrow.parquet.ParquetFile(arrow.BufferReader(path.read_bytes())).read(use_threads=False)
         skipped = json.loads((table.schema.metadata or {}).get(b"skipped", b"{}"))
         return table.select(schema_of(streams).names).cast(schema_of(streams)), skipped
     except (arrow.ArrowException, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: not a whole index ({str(error).splitlines()[0]}); delete the shard, tokenise again") from error
+        raise InputError(f"{path}: damaged index ({str(error).splitlines()[0]}); delete the shard, tokenise again") from error

@@ -1,12 +1,13 @@
 """Tokens of a corpus on disk: uint16 codes in memory-mapped safetensors shards, an index in Parquet, a key in the header.
 
-    STORE/header.json              the key: which tokenizers made the ids, at which rate; ids mean nothing under others
+    STORE/header.json              the key: which tokenizers made the codes, at which rate; codes mean nothing to others
     STORE/00000.safetensors        per stream one array (frames, levels) of all the shard's recordings
     STORE/00000.parquet            per recording its name, speaker, split, seconds, place in the arrays, checksum; and what
                                    was left out of the shard, and why
 
-A shard exists when its index does; both are written whole, so a killed job loses one shard at most and goes on. Shards know
-nothing of each other: many processes may write them side by side. The store may lie in an object store (s3://...).
+A shard counts only once its index is written. Both files are written atomically, so a killed job loses at most one shard and
+can be resumed. Shards are independent: many processes may write them in parallel. The store may be in an object store
+(s3://...).
 """
 
 import itertools
@@ -41,7 +42,7 @@ NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 def store_key(sample_rate: int, tokenizers: Mapping[str, tuple[TokenSpec, str]], **details: Any) -> Key:
-    """What identifies a store: per stream its specification and the hash of the tokenizer's weights; layer, k, ..."""
+    """The key that identifies a store: per stream its specification and the hash of the tokenizer's weights; layer, k, ..."""
     streams = {name: {"hash": weights, "spec": asdict(spec)} for name, (spec, weights) in tokenizers.items()}
     return {"sample_rate": sample_rate, "streams": streams, **details}
 
@@ -52,14 +53,14 @@ def specs_of(key: Key) -> dict[str, TokenSpec]:
 
 
 class TokenStore:
-    """Open and read a token store. Streams are named by their specification: "semantic", "acoustic".
+    """Open and read a token store. Streams have the names of their specifications: "semantic", "acoustic".
 
-    Codes are read through a memory map, so that any number of processes share one copy of them (pickle it, or fork); the
-    shards of a remote store are copied to a temporary folder when they are first read.
+    Codes are read through a memory map, so that any number of processes (given the store by pickle or fork) share one copy;
+    the shards of a remote store are copied to a temporary folder when they are first read.
     """
 
     def __init__(self, folder: str | os.PathLike[str], expect: Key | None = None) -> None:
-        """InputError where the folder is no token store, is damaged, or its key differs from `expect` (it says in what)."""
+        """Raises InputError if the folder is not a token store, is damaged, or its key differs from `expect` (it says how)."""
         self.folder = place(folder)
         self.key: Key = read_header(self.folder, "token store")["key"]
         changed = difference(self.key, expect) if expect is not None else None
@@ -86,7 +87,7 @@ class TokenStore:
 
     @classmethod
     def create(cls, folder: str | os.PathLike[str], key: Key) -> "TokenStore":
-        """Make an empty store, or open the one that is there to append to it; InputError where its key is another."""
+        """Make an empty store, or open the existing one to append to it. Raises InputError if that has another key."""
         where = place(folder)
         if not (where / "header.json").is_file():
             write_header(where, "token store", {"key": key})
@@ -97,7 +98,7 @@ class TokenStore:
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of all recordings; readers need none of them."""
+        """Names of all recordings, loaded only when needed: reading codes does not use them."""
         return set(self.entries.table["name"].to_pylist())
 
     def __contains__(self, name: str) -> bool:
@@ -108,29 +109,29 @@ class TokenStore:
         return sorted(listed(self.folder, "[0-9]*.parquet"), key=lambda path: int(path.stem))
 
     def unused(self) -> Iterator[int]:
-        """Numbers of shards that are not there yet, ascending, without end."""
+        """Unused shard numbers, ascending, without end."""
         used = {int(path.stem) for path in self.indexes()}
         return (number for number in itertools.count() if number not in used)
 
     def split(self, name: str) -> list[int]:
-        """Numbers of the recordings in a split."""
+        """Indices of the recordings in a split."""
         return self.entries.of_split(name)
 
     def speakers(self) -> dict[str, str]:
-        """Speakers who are in one split alone, and which: what is added of them belongs there."""
+        """Split of each speaker who is in only one; recordings of theirs that are added belong to the same."""
         pairs = set(zip(*(self.entries.table[name].to_pylist() for name in ("speaker", "split")), strict=True))
         counts = Counter(speaker for speaker, _ in pairs)
         return {speaker: split for speaker, split in pairs if counts[speaker] == 1}
 
     def read(self, number: int, stream: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Codes (Q, F) int64 of frames [start, stop) of a recording; only they are read from disk."""
+        """Codes (Q, F) int64 of frames [start, stop) of a recording; no others are read from disk."""
         first, frames = int(self.entries.starts[stream][number]), int(self.entries.frames[stream][number])
         last = first + min(frames, frames if stop is None else stop)
         codes = self._shard(int(self.entries.shard[number])).get_slice(stream)[first + start : last]
         return torch.from_numpy(codes.astype(np.int64)).T
 
     def summary(self) -> dict[str, Any]:
-        """What is in it: recordings and hours of each split, frames of each stream, the key."""
+        """Contents: numbers of recordings, shards and left-out recordings; hours per split, frames per stream, the key."""
         table = self.entries.table.group_by("split").aggregate([("seconds", "sum"), ("seconds", "count")])
         splits = {
             row["split"]: {"recordings": row["seconds_count"], "hours": row["seconds_sum"] / 3600} for row in table.to_pylist()
@@ -140,7 +141,7 @@ class TokenStore:
         return {**about, "splits": splits, "frames": frames, "key": self.key}
 
     def _left_out(self) -> set[str]:
-        """Names of what was left out, by a shard's writer or before (skipped.json), and has not come since."""
+        """Names of recordings left out, by a shard's writer or earlier (skipped.json), and not added since."""
         before = read_json(self.folder / "skipped.json") or []
         return ({row["name"] for row in before} | set(self.skipped)) - self.names
 
@@ -156,9 +157,9 @@ class TokenStore:
 
 
 def verify(folder: str | os.PathLike[str]) -> int:
-    """Read every shard of a store, also of one too damaged to open, and compare the checksums; the number of shards.
+    """Read every shard of a store, even one too damaged to open, and compare the checksums; returns the number of shards.
 
-    InputError naming each damaged shard, what is wrong with it, and the cure.
+    Raises InputError that names each damaged shard, what is wrong with it, and how to repair it.
     """
     where, damaged = place(folder), {}
     streams = list(specs_of(read_header(where, "token store")["key"]))
@@ -183,7 +184,7 @@ def verify(folder: str | os.PathLike[str]) -> int:
 
 
 class TokenWriter:
-    """Collects recordings and writes them as the shard of this number. What was not flushed is not there."""
+    """Collects recordings and writes them as shard `number`. Nothing is on disk before `flush`."""
 
     def __init__(self, folder: Path, specs: Mapping[str, TokenSpec], number: int) -> None:
         self.folder, self.specs, self.number = folder, specs, number
@@ -206,7 +207,7 @@ class TokenWriter:
         if codes.keys() != self.specs.keys():
             raise InputError(f"{name}: codes of {sorted(codes)} where the store keeps {sorted(self.specs)}")
         for stream, spec in self.specs.items():
-            Tokens(codes[stream], spec)  # refuses foreign ids
+            Tokens(codes[stream], spec)  # rejects codes that do not fit the specification
             if len(codes[stream]) != spec.num_codebooks:
                 raise InputError(
                     f"{name}: {len(codes[stream])} of {spec.num_codebooks} {stream} levels; a store keeps all of them"
@@ -224,7 +225,7 @@ class TokenWriter:
         self._skipped[name] = reason
 
     def flush(self) -> None:
-        """Write the shard and then its index; nothing where no recording was added."""
+        """Write the shard and then its index; nothing if no recording was added."""
         if not self._rows:
             return
         path = self.folder / f"{self.number:05d}.safetensors"
@@ -252,15 +253,15 @@ def _open_shard(path: Path) -> Any:
 
 
 class Item(TypedDict):
-    """A training example of a stage, before it is packed into ids."""
+    """A training example of a stage, before it is packed into a sequence of ids."""
 
     given: list[Tensor]  # (levels, F) of each given stream
     predicted: Tensor  # (levels, F)
-    ends: bool  # the crop ends where the recording truly ends: only then is there an EOS
+    ends: bool  # whether the crop ends at the recording's end: only then is there an EOS
 
 
 class TokenCrops:
-    """Batches of a stage's crops from one split. Every crop starts at an instant where a frame of each stream begins."""
+    """Batches of a stage's crops from one split. Every crop starts where a frame of each stream begins."""
 
     def __init__(self, store: TokenStore, stage: Stage, split: str, batch_size: int, seed: int = 0) -> None:
         self.store, self.stage, self.batch_size = store, stage, batch_size
@@ -273,7 +274,7 @@ class TokenCrops:
         self.recordings = store.split(split)
         if not self.recordings:
             raise InputError(f"{store.folder}: holds no {split} recordings; give more speakers, or a split column")
-        # In units of the stage's grid; a last unit may be part-filled, and is then still the recording's end.
+        # Frames per unit of the stage's grid. A recording's last unit may be partly filled, and still counts as its end.
         self.frames = [round(stream.spec.frame_rate * stage.grid) for stream in stage.streams]
         self.crop = max(1, round(stage.crop / stage.grid))
         self.placement = Placement([self._units(number) for number in self.recordings], self.crop, seed)
@@ -288,7 +289,7 @@ class TokenCrops:
         return -(-len(self.placement) // self.batch_size)
 
     def batch(self, step: int) -> list[Item]:
-        """Batch of any step from 0 on; nothing but (seed, step) decides it."""
+        """The batch of a step, counted from 0; it depends only on (seed, step)."""
         return [self._item(*self.placement[step * self.batch_size + row]) for row in range(self.batch_size)]
 
     def _item(self, recording: int, start: int) -> Item:

@@ -1,4 +1,4 @@
-"""Where a run is watched: TensorBoard, or Weights & Biases. Both only repeat what stands in the run folder."""
+"""Experiment trackers: TensorBoard, or Weights & Biases. Both only repeat what is in the run folder."""
 
 import io
 import os
@@ -15,7 +15,7 @@ TrackerName = Literal["tensorboard", "wandb", "none"]
 
 
 class Tracker(Protocol):
-    """Takes what a run shows. `picture` is a PNG."""
+    """Receives a run's metrics, sounds and plots. `picture` is a PNG."""
 
     def figures(self, step: int, values: Mapping[str, float]) -> None: ...
     def sound(self, step: int, name: str, sound: Waveform) -> None: ...
@@ -24,7 +24,7 @@ class Tracker(Protocol):
 
 
 def open_tracker(name: TrackerName, folder: Path, config: Mapping[str, Any], step: int) -> Tracker | None:
-    """The tracker of a run that goes on at `step`. TensorBoard that is not installed is None: its files are a convenience."""
+    """The tracker of a run that resumes at `step`. None without TensorBoard installed: its files are only a convenience."""
     if name == "wandb":
         return WeightsAndBiases(folder, config)
     try:
@@ -49,7 +49,7 @@ class TensorBoard:
         self.writer.add_audio(name, sound.mono().samples.clamp(-1, 1), step, sound.sample_rate)
 
     def picture(self, step: int, name: str, picture: bytes) -> None:
-        from PIL import Image  # comes with matplotlib, which has drawn it
+        from PIL import Image  # installed with matplotlib, which drew the picture
 
         pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
         self.writer.add_image(name, pixels, step, dataformats="HWC")
@@ -59,7 +59,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of Weights & Biases per run folder: resumed, it goes on in the same curves. WANDB_MODE=offline keeps it local."""
+    """One Weights & Biases run per run folder; a resumed run continues the same curves. WANDB_MODE=offline keeps it local."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         try:
@@ -69,14 +69,14 @@ class WeightsAndBiases:
         self.wandb = wandb
         known = folder / "wandb.id"
         if not known.is_file():
-            known.write_text(os.urandom(4).hex(), encoding="utf-8")  # not python's random: that belongs to the training
+            known.write_text(os.urandom(4).hex(), encoding="utf-8")  # not Python's random, whose state belongs to the training
         names = {
             "name": folder.name,
             "id": known.read_text(encoding="utf-8"),
             "project": os.environ.get("WANDB_PROJECT", "audiolm"),
         }
         self.run: Any = wandb.init(dir=str(folder), config=dict(config), resume="allow", **names)
-        # Its own step may not go back, ours does when a killed run goes on from its checkpoint.
+        # W&B's own step may not go back; ours does when a killed run resumes from its checkpoint.
         self.run.define_metric("*", step_metric="step")
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:

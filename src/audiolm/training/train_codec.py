@@ -1,8 +1,8 @@
-"""Train the codec: reconstruction first, and a critic for the last part of the budget.
+"""Train the codec: reconstruction losses first, with discriminators ("critics") for the last part of the budget.
 
-Two optimisers, one visible loop. The codec starts as a transform codec (principal components, k-means), so even its
-first checkpoint speaks; the discriminators join after `adversarial_from` of the steps, because on small budgets they cost
-half the speed and buy nothing before the reconstruction is good.
+Two optimisers in one explicit loop. The codec is initialised from data (principal components, k-means), so even its first
+checkpoint is intelligible; the discriminators join after `adversarial_from` of the steps, because on small budgets they cost
+half the speed and gain nothing before the reconstruction is good.
 """
 
 import time
@@ -27,7 +27,7 @@ class LossWeights(Config):
     """Weights of the codec's losses."""
 
     mel: float = Field(default=1.0, ge=0)
-    spectrum: float = Field(default=20.0, ge=0)  # complex: 0 for the vocoder body, whose phases are its own
+    spectrum: float = Field(default=20.0, ge=0)  # complex: 0 for the vocoder body, which generates its own phases
     magnitude: float = Field(default=20.0, ge=0)
     commitment: float = Field(default=0.5, ge=0)
     energy: float = Field(default=3.0, ge=0)
@@ -36,11 +36,11 @@ class LossWeights(Config):
 
 
 class CodecTrainConfig(Config):
-    """Architecture, budget and losses. `seconds` and `batch_size` say what crops to make."""
+    """Architecture, budget and losses. `seconds` and `batch_size` define the crops."""
 
     network: CodecConfig = CodecConfig()
     weights: LossWeights = LossWeights()
-    # Samples, of the losses on spectra; longer: tones.
+    # Window lengths, in samples, of the losses on spectra; longer windows suit tones.
     windows: tuple[Annotated[int, Field(ge=2)], ...] = Field(default=(320, 640, 1280), min_length=1)
     seconds: float = Field(default=1.0, gt=0)
     batch_size: int = Field(default=8, ge=1)
@@ -51,15 +51,15 @@ class CodecTrainConfig(Config):
     warmup: int = Field(default=200, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.995, ge=0, lt=1)  # moving average of the weights; that is what is evaluated and kept
-    gain: float = Field(default=6.0, ge=0)  # dB, random level of each crop, up or down
-    dropout: float = Field(default=0.5, ge=0, le=1)  # share of the batch that uses a random number of levels
-    adversarial_from: float = Field(default=0.8, ge=0, le=1)  # share of the steps without discriminators; 1: never
+    ema: float = Field(default=0.995, ge=0, lt=1)  # moving average of the weights, which is what is evaluated and kept
+    gain: float = Field(default=6.0, ge=0)  # dB, largest random gain of each crop, up or down
+    dropout: float = Field(default=0.5, ge=0, le=1)  # share of crops that use a random number of levels
+    adversarial_from: float = Field(default=0.8, ge=0, le=1)  # share of the steps before the discriminators join; 1: never
     discriminator_lr: float = Field(default=3e-4, gt=0)
     discriminator_channels: int = Field(default=16, ge=1)
     discriminator_batch: int = Field(default=4, ge=1)  # crops of each batch that the discriminators see
-    train_encoder: bool = True  # False: the codes of the started codec are final and only the decoder learns
-    start_batches: int = Field(default=50, ge=1)  # crops for the principal components and the k-means start
+    train_encoder: bool = True  # False: the initialised codec's codes stay as they are and only the decoder learns
+    start_batches: int = Field(default=50, ge=1)  # batches for initialisation by principal components and k-means
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=1000, ge=1)
     valid_batches: int = Field(default=8, ge=1)
@@ -75,9 +75,9 @@ class CodecTrainConfig(Config):
 
 
 def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric, valid: Crops | None = None) -> Codec:
-    """Train a codec and return it, with averaged weights, in eval mode. Batches come from `crops` at the codec's rate.
+    """Train a codec and return it, with averaged weights, in eval mode. `crops` are at the codec's sample rate.
 
-    In data parallel where there are processes; the codebooks' moving averages are of all processes' frames.
+    Data parallel if there are several processes; the codebooks' moving averages are over all processes' frames.
     """
     torch.manual_seed(config.seed)
     codec = Codec(config.network)
@@ -107,10 +107,10 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
             rate = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            heard: list[tuple[Tensor, Tensor]] = []  # what the critics are to tell apart
+            heard: list[tuple[Tensor, Tensor]] = []  # real and reconstructed crops for the critics
             losses, total = dict[str, Tensor](), torch.zeros(())
             for part in range(config.accumulate):
-                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                # Every process has its own batches, and a batch's randomness depends only on its index.
                 index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
                 torch.manual_seed(config.seed * 1_000_003 + index)
                 audio, keep = prepare(crops.batch(index), config, Generator().manual_seed(config.seed * 1_000_003 + index))
@@ -121,7 +121,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                     losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, windows=config.windows)
                     if step > critic_from:
                         heard.append((audio[few], sound[few].detach()))
-                        # The bare critics: data parallel would wait for gradients that they are not to have here.
+                        # The unwrapped critics: DDP would wait for gradients that they must not receive here.
                         critics.requires_grad_(False)
                         with fabric.autocast():
                             judged = generator_losses(critics(audio[few]), critics(sound[few]))
@@ -161,7 +161,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
 
 
 def prepare(audio: Tensor, config: CodecTrainConfig, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Crops (B, 1, T) at random levels that never clip, and how many quantiser levels each uses (B,): quantizer dropout."""
+    """Crops (B, 1, T) with a random gain that never clips, and the number of levels each uses (B,): quantizer dropout."""
     batch = len(audio)
     decibels = config.gain * (2 * torch.rand(batch, 1, 1, generator=generator) - 1)
     room = 0.99 / audio.abs().amax(-1, keepdim=True).clamp_min(1e-3)
@@ -174,7 +174,7 @@ def prepare(audio: Tensor, config: CodecTrainConfig, generator: Generator) -> tu
 
 @torch.no_grad()
 def follow(average: Codec, codec: Codec, decay: float) -> None:
-    """One step of the moving average of the parameters; the codebooks are averages already and are taken as they are."""
+    """One step of the moving average of the parameters; buffers are copied, since the codebooks are averages already."""
     for ours, theirs in zip(average.parameters(), codec.parameters(), strict=True):
         ours.lerp_(theirs.to(ours), 1 - decay)
     for ours, theirs in zip(average.buffers(), codec.buffers(), strict=True):
@@ -183,7 +183,7 @@ def follow(average: Codec, codec: Codec, decay: float) -> None:
 
 @torch.no_grad()
 def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tensor]:
-    """Losses with all levels and with a third of them, and per level: share of codes in use, energy left."""
+    """Losses with all levels and with a third of them; for each level, the share of codes used and the residual energy."""
     with random_untouched():
         device = next(codec.parameters()).device
         audio = torch.cat([valid.batch(index) for index in range(batches)]).to(device)
@@ -202,7 +202,7 @@ def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tens
 
 @torch.no_grad()
 def reconstructions(codec: Codec, crops: Crops, count: int = 3) -> dict[str, Waveform]:
-    """The first crops, as they are and through all levels of the codec."""
+    """The first crops: the originals, and their reconstructions with all levels."""
     audio = crops.batch(0)[:count].to(next(codec.parameters()).device)
     sounds = {"original": audio, "reconstruction": codec.decode(codec.encode(audio))[..., : audio.shape[-1]]}
     return {

@@ -1,13 +1,15 @@
-"""Train a detector of a model's own voice (AudioLM section IV-H), on any bundle and any recordings, by one command.
+"""Train a detector of a model's own output (AudioLM section IV-H) for any bundle, from any recordings, with one command.
 
-    OUT/sounds/        for each recording: the real clip, the same through the codec, and one generated sound; without a mark
-    OUT/sounds.json    of which model and which recordings they are
+    OUT/sounds/        for each clip: the real sound, its codec reconstruction, and a generated sound (not for extra
+                       negatives); none is watermarked
+    OUT/sounds.json    which model and plans they were made from
     OUT/run/           the training's run folder
-    OUT/detector.safetensors, detector.json, detector.md       what goes into a bundle, its figures, and its part of the card
+    OUT/detector.safetensors, detector.json, detector.md       what goes into a bundle, its figures, its model card section
 
-Positives are continuations by either decoder (the prompt is cut off), revoiced, unconditional and acoustic-only sounds;
-negatives are real clips through the codec, and a few untouched ones, as users bring them. Recordings of train, valid and
-test are apart, and speakers as far as the corpus keeps them apart. Killed at any moment, the same command goes on.
+Positives are of five kinds, as far as the model has the stages: continuations by the autoregressive and by the parallel
+decoder and by acoustic tokens alone (all without their prompts), revoiced sounds, and sounds without a prompt. Negatives are
+codec reconstructions of real clips, and a few untouched real clips, such as users have. Recordings of train, valid and test
+are disjoint, and speakers as far as the corpus's splits separate them. A killed run is resumed by the same command.
 """
 
 import json
@@ -47,7 +49,7 @@ KIND_NAMES = {
 
 
 class DetectorTrainConfig(SoundsConfig):
-    """What is generated, and the training."""
+    """Which sounds are generated, and how the detector is trained."""
 
     channels: tuple[int, ...] = detector.SMALL
     batch_size: int = Field(default=32, ge=4)
@@ -55,8 +57,8 @@ class DetectorTrainConfig(SoundsConfig):
     lr: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     warmup: int = Field(default=30, ge=0)
-    further: bool = False  # begin with the model's own detector, whose channels it then has
-    untouched: float = Field(default=0.1, ge=0, lt=1)  # share of the negatives that did not go through the codec
+    further: bool = False  # start from the model's own detector, including its channels
+    untouched: float = Field(default=0.1, ge=0, lt=1)  # share of the negatives that are untouched real clips
     log_every: int = Field(default=25, ge=1)
     save_every: int = Field(default=100, ge=1)
 
@@ -66,14 +68,14 @@ def train_detector(
 ) -> dict[str, Any]:
     """Make sounds, train, measure, and write a detector into `out`; returns its figures. workers: processes that generate.
 
-    InputError where the recordings are too few or too short, or the model generates nothing, or has no detector to go on from.
+    Raises InputError if the recordings are too few or too short, the model cannot generate, or `further` finds no detector.
     """
     config, out = config or DetectorTrainConfig(), Path(out)
     folder = bundle.folder_of(model)
     about = bundle.read_config(folder)
     identity = detector.identity(about)
     if config.further and not (folder / detector.FILE).is_file():
-        raise InputError(f"{model} has no detector to go further from; leave --further out")
+        raise InputError(f"{model} has no detector to train further; leave --further out")
     torch.manual_seed(config.seed)
     begin = detector.load(folder / detector.FILE).network if config.further else CropClassifier(1, config.channels)
     plans = plan(scan(data), config, tuple(about["stages"]), levels_of(about["stages"]))
@@ -84,14 +86,14 @@ def train_detector(
     recorded = read_json(out / "sounds.json")
     if recorded is not None and recorded != made_of:
         changed = ", ".join(name for name, value in made_of.items() if recorded.get(name) != value)
-        raise InputError(f"{out / 'sounds'}: sounds of something else ({changed}); set it back, or give another folder")
+        raise InputError(f"{out / 'sounds'}: made from other inputs or settings ({changed}); restore them or give another folder")
     write_json(out / "sounds.json", made_of)
     make_sounds(folder, plans, out / "sounds", config.seconds, workers)
     clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
     with run:
         network = fit(config, clips["train"], run, begin)
     about = {"model": about["about"].get("name"), "weights": identity}
-    network.load_state_dict(detector.packed(network))  # what ships, rounded, is what is measured
+    network.load_state_dict(detector.packed(network))  # measure the rounded weights that will be saved
     slope, offset = calibrate(network, clips["valid"])
     figures = measure(Detector(network, slope, offset, about), clips["test"])
     figures["clips"] = {split: len(each) for split, each in clips.items()}
@@ -108,7 +110,7 @@ def train_detector(
 
 
 def pack(out: Path, folder: Path) -> None:
-    """Put a trained detector into a bundle's folder, and its figures into the card there, in place of older ones."""
+    """Put a trained detector into a bundle's folder and its figures into the model card there, replacing older ones."""
     with whole_file(folder / detector.FILE) as temporary:
         temporary.write_bytes((out / detector.FILE).read_bytes())
     readme = folder / "README.md"
@@ -124,7 +126,7 @@ def pack(out: Path, folder: Path) -> None:
 
 
 class CropBatches:
-    """Batches of attacked crops: half generated, half real. Nothing but (seed, step) decides one."""
+    """Batches of attacked crops, half generated, half real. A batch depends only on (seed, step)."""
 
     def __init__(self, clips: Sequence[Clip], config: DetectorTrainConfig) -> None:
         self.clips, self.config = clips, config
@@ -144,11 +146,11 @@ class CropBatches:
             start = int(place * max(1, len(samples) - CROP + 1))
             crop = samples[start : start + CROP].float() / 32768
             crop = nn.functional.pad(crop, (0, CROP - len(crop)))
-            rows.append((crop * 10 ** (gain * 1.5 - 1.0)).clamp(-1, 1))  # -20 to 10 dB: some of it is clipped
+            rows.append((crop * 10 ** (gain * 1.5 - 1.0)).clamp(-1, 1))  # -20 to 10 dB: some crops are clipped
         return torch.stack(rows), labels.float()
 
     def _attacked(self, clip: int, kind: str, variant: int) -> Tensor:
-        """(T) in 16 bits, which take half the memory."""
+        """Attacked samples (T,) as 16-bit integers, which take half the memory."""
         generator = Generator().manual_seed((clip * VARIANTS + variant) * 3 + ("generated", "codec", "real").index(kind))
         sound = random_attack(getattr(self.clips[clip], kind), generator)
         return (sound.samples[0] * 32768).round().clamp(-32768, 32767).to(torch.int16)
@@ -165,7 +167,7 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run, network: C
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config.lr, config.steps, config.warmup)
             audio, labels = batches.batch(step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=fast):  # with channels last, less than half the time
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):  # together with channels_last: less than half the time
                 logits = network.train()(audio)[:, 0].float()
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
             optimizer.zero_grad()
@@ -183,11 +185,11 @@ def fit(config: DetectorTrainConfig, clips: Sequence[Clip], run: Run, network: C
 
 
 def settle(network: CropClassifier, batches: CropBatches, count: int = 50) -> None:
-    """Means and variances of batch normalisation over many batches by the final weights: training leaves the last ten's."""
+    """Set batch normalisation's statistics over many batches with the final weights: in training they span about ten."""
     layers = [each for each in network.modules() if isinstance(each, nn.BatchNorm2d)]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # all batches weigh the same
+        layer.momentum = None  # a plain average over batches
     with torch.no_grad(), progress(count, label="normalisation") as show:
         for step in range(1, count + 1):
             network.train()(batches.batch(step)[0])
@@ -198,19 +200,22 @@ def settle(network: CropClassifier, batches: CropBatches, count: int = 50) -> No
 
 
 def calibrate(network: CropClassifier, clips: Sequence[Clip]) -> tuple[float, float]:
-    """From clips of the valid speakers: slope and offset for whole sounds. And logits are moved so that 0 tells crops apart:
-    generated from codec-passed ones, as untouched ones are told by the codec alone and would leave no room for these."""
+    """Calibrate on the valid clips: shift the logits so that 0 separates crops, and return slope and offset for whole sounds.
+
+    The shift uses generated and codec-reconstructed sounds only: untouched ones are easy to tell by the codec alone, and would
+    bias it. Slope and offset use untouched ones as well.
+    """
     real, codec, generated = valid_logits(network, clips)
     slope, offset = calibrated(torch.cat(codec).tolist(), torch.cat(generated).tolist())
     old = network.head.bias.clone()
     with torch.no_grad():
-        network.head.bias.copy_((old + offset / slope).bfloat16())  # as it will be kept
+        network.head.bias.copy_((old + offset / slope).bfloat16())  # rounded as it will be saved
     moved = float(network.head.bias.detach() - old.detach())
     return calibrated(*([file_score(logits + moved) for logits in each] for each in ([*real, *codec], generated)))
 
 
 def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> Iterator[list[Tensor]]:
-    """Of real clips, of those through the codec, and of generated ones, clean and under some attacks: logits of each sound."""
+    """Logits of each sound, clean and under some attacks: of real clips, then codec reconstructions, then generated ones."""
     with progress(3 * len(CALIBRATED_UNDER) * len(clips), label="calibration") as show:
         for done, kind in enumerate(("real", "codec", "generated")):
             found = []
@@ -221,9 +226,11 @@ def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> Iterator[lis
 
 
 def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
-    """Of crops of the test clips, one a second: accuracy, balanced accuracy with its 95 % interval, and EER, under each attack;
-    of whole clips the balanced accuracy at a probability of one half. `levels`: of each number of levels alone, not attacked.
-    `untouched`: against raw originals, and what they score. `kinds`: of each kind of generated sound the share that is found.
+    """The figures on the test clips, generated against codec-reconstructed.
+
+    attacks: under each attack, accuracy, balanced accuracy with its 95 % interval and EER of one-second crops that do not
+    overlap; balanced accuracy of whole clips at a probability of one half. levels: the same for each number of levels, without
+    attack. untouched: the same against untouched originals. kinds: share of crops detected, per kind of generated sound.
     """
     same: dict[str, list[Clip]] = {}
     kinds: dict[str, list[Tensor]] = {}
@@ -248,7 +255,7 @@ def _measured(made: Detector, clips: Sequence[Clip], attack: Callable[[Waveform]
     for kind in (negative, "generated"):
         sounds = [attack(getattr(clip, kind)) for clip in clips]
         logits = [crop_logits(made.network, sound)[:, 0] for sound in sounds]
-        crops[kind] = [each[::4] for each in logits]  # those that do not overlap
+        crops[kind] = [each[::4] for each in logits]  # crops that do not overlap
         files[kind] = [made.slope * file_score(each) + made.offset > 0 for each in logits]
     real, generated = crops[negative], crops["generated"]
     alarms = torch.tensor([[int((each > 0).sum()), len(each)] for each in real]).double()
@@ -272,7 +279,7 @@ def _measured(made: Detector, clips: Sequence[Clip], attack: Callable[[Waveform]
 
 
 def card(figures: Mapping[str, Any]) -> str:
-    """The section of a model card."""
+    """The model card's section on the detector."""
     clips, speakers, unseen = figures["clips"], figures["speakers"], figures["unseen_speakers"]
     apart = unseen == speakers["test"]
     crops = "1 s crops of unseen speakers" if apart else "1 s crops"
@@ -285,22 +292,23 @@ def card(figures: Mapping[str, Any]) -> str:
         [
             "## Detector",
             "",
-            "`audiolm detect` tells what this model generates from real speech that went through its codec, mark or no mark. "
-            f"Trained on {clips['train']} clips of {speakers['train']} speakers, from {figures['positives']} of which something "
-            f"was generated, calibrated on {clips['valid']} of {speakers['valid']}, measured on {clips['test']} real and as many "
-            f"generated clips of {speakers['test']} {'others' if apart else f'speakers, {unseen} of them others'} "
-            f"({figures['attacks']['none']['crops']} crops of each kind); where the model can do without its fine stage, half of "
+            "`audiolm detect` tells sound that this model generated from real sound that went through its codec, watermarked or "
+            f"not. Trained on {clips['train']} clips of {speakers['train']} speakers ({figures['positives']} of them with a "
+            f"generated sound), calibrated on {clips['valid']} of {speakers['valid']}, measured on {clips['test']} real and as "
+            f"many generated clips of {speakers['test']} speakers{', all unseen' if apart else f', {unseen} of them unseen'} "
+            f"({figures['attacks']['none']['crops']} crops of each kind). If the model can do without its fine stage, half of "
             "both kinds have only the levels before it. In brackets: 95 % intervals by bootstrap over clips. "
             "AudioLM's own detector: 98.6 % (section IV-H).",
             "",
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            "Of the generated crops, not attacked, it finds: "
+            "Share of generated crops detected, without attack: "
             + ", ".join(f"{KIND_NAMES[kind]} {100 * share:.1f} %" for kind, share in figures["kinds"].items())
             + ".",
             "",
-            f"Against recordings that did not go through the codec, which is no merit since the codec alone gives them away: "
-            f"{untouched[0]} of crops, {untouched[3]} of clips. It knows this model's voice and no other program's.",
+            f"Against recordings that did not go through the codec (easier, since the codec alone gives generated sound away): "
+            f"balanced accuracy, %: {untouched[0]} of crops, {untouched[3]} of clips. It detects this model's output only, no "
+            "other program's.",
             "",
         ]
     )

@@ -1,10 +1,10 @@
 """Train the semantic encoder from audio alone, cluster one of its layers, and choose the layer by measurement.
 
     conformer = train_encoder(config, crops, run, fabric, valid)             # one pass of masked prediction
-    conformer = train_encoder(second, crops, run, fabric, valid, conformer)  # HuBERT's second pass, on the first one's units
-    units = fit_units(conformer, layer, k, crops)
+    conformer = train_encoder(second, crops, run, fabric, valid, conformer)  # HuBERT's second pass, on units of the first
+    units = fit_units(conformer, UnitsConfig(layer=4), crops)
 
-Batches, masks and augmentation are functions of (seed, step), so that a resumed run sees what an uninterrupted one would.
+Batches, masks and augmentation are functions of (seed, step), so that a resumed run sees the same as an uninterrupted one.
 """
 
 import time
@@ -27,21 +27,21 @@ from audiolm.training.run import Run, learning_rate
 
 
 class AugmentConfig(Config):
-    """What is done to the input and not to the targets."""
+    """Augmentation of the input; the targets come from the clean audio."""
 
     gain: float = Field(default=6.0, ge=0)  # dB, up or down
-    mix: float = Field(default=0.3, ge=0, le=1)  # share of clips into which another of the batch is mixed
-    snr: tuple[float, float] = (5.0, 20.0)  # dB, of those
-    warp: float = Field(default=0.1, ge=0, lt=0.5)  # longest relative shift of the frequency axis: other vocal tracts
+    mix: float = Field(default=0.3, ge=0, le=1)  # share of clips into which another clip of the batch is mixed
+    snr: tuple[float, float] = (5.0, 20.0)  # dB, range of the signal-to-noise ratio of these
+    warp: float = Field(default=0.1, ge=0, lt=0.5)  # largest relative stretch of the frequency axis: other vocal tracts
 
 
 class EncoderConfig(Config):
-    """One pass. `seconds` and `batch_size` say what crops to make; the learning rate warms up, then falls by half a cosine."""
+    """One pass. `seconds` and `batch_size` define the crops; the learning rate warms up, then falls along half a cosine."""
 
     network: ConformerConfig = ConformerConfig()
     objective: Annotated[BestRQConfig | WavToVecBertConfig | ClustersConfig, Field(discriminator="kind")] = BestRQConfig()
     augment: AugmentConfig = AugmentConfig()
-    warm_start: bool = False  # begin with the weights of the earlier pass
+    warm_start: bool = False  # start from the weights of the earlier pass
     seconds: float = Field(default=4.0, gt=0)
     batch_size: int = Field(default=10, ge=1)
     accumulate: int = Field(default=1, ge=1)  # batches in a step
@@ -51,7 +51,7 @@ class EncoderConfig(Config):
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     compile: bool = False
-    fit_batches: int = Field(default=100, ge=1)  # crops for the statistics of the mel and, with Clusters, for its k-means
+    fit_batches: int = Field(default=100, ge=1)  # batches for the mel's statistics and, with Clusters, for its k-means
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=500, ge=1)
     valid_batches: int = Field(default=8, ge=1)
@@ -61,13 +61,13 @@ class EncoderConfig(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if round(self.seconds * 16_000) <= 640:
-            raise ValueError(f"seconds={self.seconds:g}: one frame, of which nothing can be hidden; give 0.08 or more")
+            raise ValueError(f"seconds={self.seconds:g}: a single frame, of which nothing can be hidden; give 0.08 or more")
         if isinstance(self.objective, WavToVecBertConfig):
             self.objective.check(self.network)
         return self
 
     def check(self, name: str, earlier: ConformerConfig | None) -> None:
-        """InputError, calling the pass `name`, where it wants another network than that of the pass before it (None: none)."""
+        """Raise InputError, naming this pass `name`, if it does not fit the earlier pass's network (None: no earlier pass)."""
         layer, own = self.objective.layer if isinstance(self.objective, ClustersConfig) else None, self.network
         if earlier is None:
             if self.warm_start or layer is not None:
@@ -78,14 +78,14 @@ class EncoderConfig(Config):
         if layer is not None and layer > earlier.layers:
             raise InputError(f"{name}: objective.layer={layer} is above the earlier pass's {earlier.layers} layers")
         if layer is not None and (earlier.bins, earlier.window) != (own.bins, own.window):
-            raise InputError(f"{name}: the earlier pass knows another mel; give both the same network.bins and .window")
+            raise InputError(f"{name}: the earlier pass uses another mel; give both the same network.bins and .window")
 
 
 # ------------------------------------------------------------------------------------------------------- augmentation
 
 
 def augment(audio: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Audio (B, 1, T) with a random gain, and in some clips the next clip of the batch as noise."""
+    """Audio (B, 1, T) with a random gain, and another clip of the batch mixed into some clips as noise."""
     batch = len(audio)
 
     def draw(low: float, high: float) -> Tensor:
@@ -99,7 +99,7 @@ def augment(audio: Tensor, config: AugmentConfig, generator: Generator) -> Tenso
 
 
 def warp(mel: Tensor, most: float, generator: Generator) -> Tensor:
-    """Mel (B, M, bins) as of a longer or shorter vocal tract: each clip's frequency axis stretched by up to `most`."""
+    """Mel (B, M, bins) as from a longer or shorter vocal tract: each clip's frequency axis stretched by up to `most`."""
     factor = 1 + most * (2 * torch.rand(len(mel), 1, generator=generator) - 1)
     bins, top = mel.shape[-1], 1127 * torch.log1p(torch.tensor(8000 / 700))
     hertz = 700 * torch.expm1(torch.linspace(0, 1, bins) * top / 1127)
@@ -114,18 +114,18 @@ def warp(mel: Tensor, most: float, generator: Generator) -> Tensor:
 
 
 class MfccSource(nn.Module):
-    """Normalised mel -> MFCC (B, F, 39), each clip centred."""
+    """Normalised mel -> MFCC (B, F, 39), normalised within each clip."""
 
     def forward(self, mel: Tensor) -> Tensor:
         return centred(mfcc(mel))
 
 
 class LayerSource(nn.Module):
-    """The mel of `student`'s statistics -> one layer's features (B, F, D) of a trained encoder, which has its own."""
+    """Mel normalised by `student`'s statistics -> one layer's features (B, F, D) of a trained encoder with its own ones."""
 
     def __init__(self, conformer: Conformer, layer: int, student: Conformer):
         super().__init__()
-        self.conformer, self.layer, self.student = conformer, layer, [student]  # in a list: no part of this module
+        self.conformer, self.layer, self.student = conformer, layer, [student]  # in a list: not a submodule
 
     def forward(self, mel: Tensor) -> Tensor:
         student = self.student[0]
@@ -134,7 +134,7 @@ class LayerSource(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Normalised mel (B, M, bins) -> the k-means units (B, F) of what `source` makes of it."""
+    """Normalised mel (B, M, bins) -> the k-means units (B, F) of the features that `source` makes from it."""
 
     def __init__(self, source: nn.Module, units: int, width: int):
         super().__init__()
@@ -145,7 +145,7 @@ class Teacher(nn.Module):
 
 
 class Pretraining(nn.Module):
-    """Network and objective as the one module that Fabric wraps."""
+    """Network and objective as a single module for Fabric to wrap."""
 
     def __init__(self, conformer: Conformer, objective: nn.Module):
         super().__init__()
@@ -159,7 +159,7 @@ class Pretraining(nn.Module):
 
 
 def build(config: EncoderConfig, previous: Conformer | None) -> Pretraining:
-    """Network and objective of a pass, their statistics and target clusters still blank."""
+    """Network and objective of a pass; statistics and target clusters are not fitted yet."""
     config.check("train_encoder", None if previous is None else previous.config)
     torch.manual_seed(config.seed)
     conformer, objective = Conformer(config.network), config.objective
@@ -207,7 +207,7 @@ def train_encoder(
             model.train()
             result: dict[str, Tensor] = {}
             for part in range(config.accumulate):
-                # Every process has its own batches, and what is random in one depends on nothing but its number.
+                # Every process has its own batches, and a batch's randomness depends only on its index.
                 index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
                 torch.manual_seed(config.seed * 1_000_003 + index)
                 audio = fabric.to_device(crops.batch(index))
@@ -231,14 +231,14 @@ def train_encoder(
                 run.log(step, **figures)
             run.checkpoint(step, state, config.save_every, config.steps, score, norm=norm)
     fabric.barrier()
-    trained = Conformer(config.network)  # not sharded, nor compiled
+    trained = Conformer(config.network)  # neither sharded nor compiled
     run.load(config.steps, {"conformer": trained})
     return trained.to(fabric.device).eval()
 
 
 @torch.no_grad()
 def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -> None:
-    """Statistics of the mel (an earlier pass's stay), then the clusters of a `Clusters` objective, from the first crops."""
+    """Fit the mel's statistics (a warm start keeps its own), then the clusters of a `Clusters` objective, on the first crops."""
     conformer, objective = pretraining.conformer, pretraining.objective
     if not config.warm_start:
         fit_statistics(config, conformer, crops)
@@ -249,19 +249,19 @@ def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -
 
 
 def fit_statistics(config: EncoderConfig, conformer: Conformer, crops: Crops) -> None:
-    """Mean and deviation of each bin of the mel, from the first crops."""
+    """Fit mean and standard deviation of each mel bin on the first crops."""
     mel = [log_mel(audio, conformer.filters, config.network.window) for audio in first(crops, config.fit_batches)]
     conformer.fit_normalisation(torch.cat(mel))
 
 
 def first(crops: Crops, batches: int) -> Iterator[Tensor]:
-    """The first batches, one at a time."""
+    """The batches of steps 1 to `batches`, one at a time."""
     return (crops.batch(step) for step in range(1, batches + 1))
 
 
 @torch.no_grad()
 def validate(model: nn.Module, valid: Crops, batches: int, fabric: Fabric) -> dict[str, float]:
-    """Mean figures on held-out crops, the same masks each time; training's randomness is not touched."""
+    """Mean figures on held-out crops, with the same masks each time; training's random state is not touched."""
     model.eval()
     results = [model(fabric.to_device(audio), None, Generator().manual_seed(0)) for audio in first(valid, batches)]
     return {f"valid_{name}": float(torch.stack([result[name] for result in results]).mean()) for name in results[0]}
@@ -271,11 +271,11 @@ def validate(model: nn.Module, valid: Crops, batches: int, fabric: Fabric) -> di
 
 
 class UnitsConfig(Config):
-    """Which layer becomes tokens and how many units it gets. `layer` None: the layer that `choose_layer` measures best."""
+    """Which layer becomes tokens, and how many units. `layer` None: the layer that measures best in `choose_layer`."""
 
     layer: int | None = Field(default=None, ge=0)
     units: int = Field(default=512, ge=2, le=1 << 16)  # token stores keep 16 bits of a code
-    batches: int = Field(default=200, ge=1)  # training crops the centroids are fitted on
+    batches: int = Field(default=200, ge=1)  # batches of training crops to fit the centroids on
     epochs: int = Field(default=10, ge=1)
     seed: Seed = 0
 
@@ -294,9 +294,9 @@ def layer_frames(conformer: Conformer, layers: Iterable[int], crops: Crops, batc
 
 
 def fit_units(conformer: Conformer, config: UnitsConfig, crops: Crops) -> KMeans:
-    """k-means of one layer (`config.layer` must be given) on training crops."""
+    """Fit k-means to one layer's features (`config.layer` must be given) on training crops."""
     if config.layer is None or not 0 <= config.layer <= conformer.config.layers:
-        raise InputError(f"fit_units: layer {config.layer} is none of 0 to {conformer.config.layers}; choose one by choose_layer")
+        raise InputError(f"fit_units: layer {config.layer} is not in 0 to {conformer.config.layers}; choose one by choose_layer")
     frames = layer_frames(conformer, [config.layer], crops, config.batches)[config.layer]
     return KMeans.fit(frames, config.units, config.epochs, seed=config.seed)
 
@@ -304,9 +304,9 @@ def fit_units(conformer: Conformer, config: UnitsConfig, crops: Crops) -> KMeans
 def choose_layer(
     conformer: Conformer, config: UnitsConfig, crops: Crops, measure: Callable[[Callable[[Tensor], Tensor]], float]
 ) -> tuple[dict[int, float], int]:
-    """Fit units of every layer on training crops, `measure` each, and return {layer: figure} and the layer of the highest.
+    """Fit units to each of layers 1 to the last on training crops, `measure` them, and return {layer: figure} and the best layer.
 
-    measure: takes a function audio (1, 1, T) -> units (F) and gives a figure where more is better, on speakers that the
+    measure: takes a function audio (1, 1, T) -> units (F) and returns a figure, the higher the better, on speakers that the
     encoder was not trained on (audiolm.measuring.phonetics.measure_units over the valid split).
     """
     table = {}

@@ -1,8 +1,8 @@
 """Train the language model of any stage (AudioLM §III-B): one loop, whatever is given and predicted.
 
-Cross entropy on the predicted codes only, and on EOS where a recording truly ends. Progress is told in bits per token for
-each level, beside what a unigram model, which knows only how frequent each code is, would need. A parallel stage differs in
-what `collate_items` hides from it and in nothing else; its figures are of masked codes, whose neighbours it sees.
+The loss is cross entropy on the predicted codes only, and on EOS where a recording ends. Progress is reported in bits per
+token for each level, next to those of a unigram model, which knows only each code's frequency. A parallel stage differs only
+in its batches, in which `collate_items` masks codes; its figures are on masked codes, with their neighbours visible.
 """
 
 import copy
@@ -30,29 +30,29 @@ from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
 
 
 class Batches(Protocol):
-    """Batches that depend on nothing but the step: items with `given`, `predicted` (codes) and `ends` (a true end)."""
+    """Batches that depend only on the step: items with `given` and `predicted` (codes), and `ends` (at a recording's end)."""
 
     def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
 
 
-Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # what a model makes of a fixed set of prompts
-Vectors = Mapping[str, Sequence[Tensor]]  # of a kind of tokens, for each level: what its codes stand for, (N, D)
+Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # a model's continuations of a fixed set of prompts
+Vectors = Mapping[str, Sequence[Tensor]]  # token kind -> for each level, the vectors that its codes stand for (N, D)
 
 
 class LMTrainConfig(Config):
-    """Architecture and budget. `batch_size` says what batches to make; each step takes `accumulate` of them."""
+    """Architecture and budget. A batch has `batch_size` crops; each step takes `accumulate` batches."""
 
     network: TransformerConfig = TransformerConfig()
     batch_size: int = Field(default=16, ge=1)
     accumulate: int = Field(default=1, ge=1)
     steps: int = Field(default=20_000, ge=1)
-    minutes: float | None = Field(default=None, gt=0)  # a budget of time in place of one of steps; the schedule follows it
+    minutes: float | None = Field(default=None, gt=0)  # a time budget instead of `steps`; the schedule follows it
     lr: float = Field(default=1e-3, gt=0)
     floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
     warmup: float = Field(default=0.02, ge=0, lt=1)  # share of the budget
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.0, ge=0, lt=1)  # moving average of the weights; if any, that is what is evaluated and kept
+    ema: float = Field(default=0.0, ge=0, lt=1)  # moving average of the weights; if above 0, it is what is evaluated and kept
     compile: bool = False
     log_every: int = Field(default=50, ge=1)
     valid_every: int = Field(default=500, ge=1)  # each validation makes a checkpoint; the best one is what training returns
@@ -73,9 +73,9 @@ def train_lm(
     start: LanguageModel | None = None,
     vectors: Vectors | None = None,
 ) -> LanguageModel:
-    """Train a stage's language model and return the best by the valid batches (the last where there are none), in eval mode.
+    """Train a stage's language model and return the best on the valid batches (if there are none, the last), in eval mode.
 
-    start: a network of the same sizes, with whose weights it begins. vectors: as for `place_codes`, where there is no start.
+    start: a network of the same sizes whose weights are the initial ones. vectors: for `place_codes`, used without `start`.
     """
     torch.manual_seed(config.seed)
     network = language_model(stage, config.network)
@@ -89,7 +89,7 @@ def train_lm(
         network.transformer.compile()
     model = fabric.setup_module(network)
     optimizer: Any = optimizer_of(network, config)
-    told = torch.zeros(2, stage.predict.levels)  # nats and counts of each level since the last line of metrics
+    told = torch.zeros(2, stage.predict.levels)  # nats and token counts of each level since the last line of metrics
     state: dict[str, Any] = {"model": network, "optimizer": optimizer, "seconds": 0.0, "told": told, "hours": 0.0}
     if config.ema:
         state["average"] = average
@@ -103,7 +103,7 @@ def train_lm(
     budget = config.steps if config.minutes is None else math.ceil(60 * config.minutes)
 
     def position() -> float:
-        """How much of the budget is spent: finished steps, or seconds."""
+        """How much of the budget is spent, in finished steps or in seconds."""
         return step if config.minutes is None else state["seconds"]
 
     def scheduled() -> float:
@@ -117,7 +117,7 @@ def train_lm(
                 group["lr"] = scheduled()
             model.train()
             for part in range(config.accumulate):
-                # Every process has its own batches, and what is random in one (dropout) depends on nothing but its number.
+                # Every process has its own batches, and a batch's randomness (dropout) depends only on its index.
                 index = ((step - 1) * config.accumulate + part) * fabric.world_size + fabric.global_rank
                 torch.manual_seed(config.seed * 1_000_003 + index)
                 items = batches.batch(index)
@@ -163,11 +163,10 @@ def train_lm(
 
 @torch.no_grad()
 def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
-    """Let each code's embedding, and its row of its head, begin as a random projection of the vector that it stands for.
+    """Initialise each code's embedding, and its row of the output head, as a random projection of the vector it stands for.
 
-    So codes that sound alike are neighbours from the first step on, and nothing has to be learned of each one from nothing:
-    300 steps do what some 700 did (docs/training-log.md). The levels of one kind of tokens share a projection, since their
-    vectors add up to one sound.
+    Codes that sound alike are thus neighbours from the first step on: 300 steps achieve what took some 700 before
+    (docs/training-log.md). The levels of one kind of tokens share a projection, since their vectors add up to one sound.
     """
     width, projections = network.embedding.embedding_dim, dict[str, Tensor]()
     for stream, offsets in zip(stage.streams, stage.offsets, strict=True):
@@ -186,8 +185,8 @@ def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
 
 @torch.no_grad()
 def listen(step: int, run: Run, listener: Listener, stage: Stage, config: LMTrainConfig, network: LanguageModel) -> None:
-    """Keep what a copy of the network makes of the prompts: neither the network nor the randomness of training is touched."""
-    weights = whole(network.state_dict(), keep=run.main)  # every process gives what it holds; one listens
+    """Save a network copy's continuations of the prompts, so that neither the network nor training's randomness is touched."""
+    weights = whole(network.state_dict(), keep=run.main)  # every process contributes its shards; only the main one generates
     if run.main:
         with random_untouched():
             twin = language_model(stage, config.network).to(network.heads.device)
@@ -196,7 +195,7 @@ def listen(step: int, run: Run, listener: Listener, stage: Stage, config: LMTrai
 
 
 class Batch(NamedTuple):
-    """Items as the language model takes them: ids (B, L), the index of each START (B,), codes to predict (B, F, Q)."""
+    """Input of the language model: ids (B, L), the index of each START (B,), codes to predict (B, F, Q)."""
 
     ids: Tensor
     starts: Tensor
@@ -204,7 +203,7 @@ class Batch(NamedTuple):
 
 
 def collate_items(stage: Stage, items: Sequence[Mapping[str, Any]], step: int, seed: int = 0) -> Batch | Masked:
-    """Items as the stage's network takes them; (seed, step) decide what is hidden from a parallel one."""
+    """Items as input of the stage's network; for a parallel stage, (seed, step) decide which codes are masked."""
     return mask(stage, items, seed * 1_000_003 + step) if stage.parallel else collate(stage, items)
 
 
@@ -224,7 +223,7 @@ def collate(stage: Stage, items: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def optimizer_of(network: nn.Module, config: LMTrainConfig) -> torch.optim.AdamW:
-    """AdamW, in one kernel where there is one; weights of products decay, embeddings and norms do not."""
+    """Fused AdamW; weight decay applies to matrices, not to embeddings, norms and biases."""
     decaying = {name: parameter.ndim > 1 and "embedding" not in name for name, parameter in network.named_parameters()}
     groups = [
         {"params": [p for name, p in network.named_parameters() if decaying[name] is decays], "weight_decay": decay}
@@ -242,9 +241,9 @@ def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
 
 @torch.no_grad()
 def bits_per_token(model: LanguageModel, stage: Stage, batches: Batches, count: int) -> dict[str, float]:
-    """Bits per token over the first `count` batches: "bits" of all, "bits_1" of codebook 1, and so on. The end counts too.
+    """Bits per token over the first `count` batches: "bits" of all, "bits_1" of codebook 1, and so on; EOS is a token too.
 
-    Leaves the model's mode and all random states as they were.
+    Restores the model's mode and all random states.
     """
     training = model.training
     sums = torch.zeros(2, stage.predict.levels)
@@ -258,10 +257,10 @@ def bits_per_token(model: LanguageModel, stage: Stage, batches: Batches, count: 
 
 
 def unigram_bits(stage: Stage, batches: Batches, valid: Batches, count: int, valid_count: int) -> dict[str, float]:
-    """As `bits_per_token`, of a model that knows each level's frequencies in `count` training batches and nothing else."""
+    """Like `bits_per_token`, for a unigram model: each level's code frequencies in `count` training batches."""
     levels, codes = stage.predict.levels, stage.predict.spec.codebook_size + 1
-    found, seen = torch.ones(levels, codes), torch.zeros(levels, codes)  # one of each: none is impossible
-    found[1:, -1] = 0  # but the end inside a frame
+    found, seen = torch.ones(levels, codes), torch.zeros(levels, codes)  # start from one each, so that no code is impossible
+    found[1:, -1] = 0  # except EOS inside a frame
     for counts, source, length in ((found, batches, count), (seen, valid, valid_count)):
         for index in range(length):
             for level, targets in enumerate(collate_items(stage, source.batch(index), index).targets.flatten(0, 1).T):
