@@ -78,8 +78,8 @@ def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "aut
     weight = next(network.parameters())
     chosen = best(weight.device) if precision == "auto" else precision
     if chosen is not None and chosen not in available(weight.device):
-        having = ", ".join(available(weight.device)) or "none"
-        raise InputError(f"precision {chosen}: not available on {weight.device.type}; choose from: {having}, auto")
+        having = ", ".join([*available(weight.device), "auto"])
+        raise InputError(f"precision {chosen}: not available on {weight.device.type}; choose from: {having}")
     if weight.dtype == torch.float32 or chosen is None:
         for module in network.modules():
             if isinstance(module, Packable):

@@ -111,7 +111,7 @@ def plan(
         for number, (recording, start) in enumerate(pieces[: wanted + config.negatives * (split == "train")]):
             turn, place = divmod(number, len(kinds))
             kind = kinds[place] if number < wanted else NOTHING
-            codebooks = turns[(turn + place) % len(turns)]  # so that each kind occurs equally often with each number
+            codebooks = turns[(turn + place) % len(turns)]  # so that every kind has the same mix of numbers
             plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), start, codebooks))
     return plans
 
