@@ -50,7 +50,7 @@ def test_a_batch_is_its_items(stage: Stage, positions: str) -> None:
     model, frames = model_of(stage, positions), [8, 3, 0, 11]
     parts, prompts = items_of(stage, [0.4, 0.72, 0.4, 0.2], [0.2, 0.0, 0.4, 0.08])
     for eos in (False, True):
-        options: Options = {**OPTIONS, "allow_eos": eos}
+        options: Options = {**OPTIONS, "allow_eos": eos, "keep_repeats": stage.predict.levels == 1}
         together = sample(model, stage, parts, prompts, frames, [5, 6, 7, 8], **options)
         for row, codes in enumerate(together):
             alone = sample(model, stage, [parts[row]], [prompts[row]], [frames[row]], [5 + row], **options)
@@ -126,6 +126,36 @@ def test_draws_follow_the_distribution() -> None:
     assert draw(logits[:9] * torch.nan, uniform[:9], 1.0).max() < 5
     edge = torch.tensor([1 - 2**-24])  # the largest number below 1
     assert draw(torch.tensor([[0.0, 0.0, -torch.inf]]), edge, 1.0).tolist() == [1]
+
+
+def test_repeats_keep_their_probability_at_any_temperature() -> None:
+    probability = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    logits, uniform = probability.log().expand(80_000, 4), torch.rand(80_000, generator=Generator().manual_seed(0))
+
+    def shares(last: int, temperature: float, top_k: int | None = None) -> Tensor:
+        before = torch.full((80_000,), last)
+        return draw(logits, uniform, temperature, top_k, last=before).bincount(minlength=4) / 80_000
+
+    others = torch.tensor([0.4, 0.0, 0.2, 0.1]) ** 2  # the distribution at a temperature of 0.5
+    cooled = 0.7 * others / others.sum() + torch.tensor([0.0, 0.3, 0.0, 0.0])
+    assert (shares(1, 0.5) - cooled).abs().max() < 0.006
+    assert (shares(1, 0) - torch.tensor([0.7, 0.3, 0.0, 0.0])).abs().max() < 0.006
+    assert (shares(1, 1.0, 1) - torch.tensor([0.7, 0.3, 0.0, 0.0])).abs().max() < 0.006
+    assert (shares(1, 1.0) - probability).abs().max() < 0.006
+    for none in (-1, 4):  # nothing before, or an id of another stream
+        assert torch.equal(shares(none, 0.5), draw(logits, uniform, 0.5).bincount(minlength=4) / 80_000)
+
+
+def test_repeats_are_kept_for_one_level_only() -> None:
+    stage = semantic(S)
+    model, prompt = model_of(stage), [codes_of(stage.predict, 0.2)]
+    (warm,) = sample(model, stage, [[]], prompt, [40], [0], temperature=1.0)
+    (same,) = sample(model, stage, [[]], prompt, [40], [0], temperature=1.0, keep_repeats=True)
+    assert (warm == same).all(0).float().mean() > 0.5  # the same distribution, in another order of summation
+    several = coarse(S, A)
+    given, prompt = items_of(several, [0.4], [0.2])
+    with pytest.raises(InputError, match="predict one level"):
+        sample(model_of(several), several, given, prompt, [4], [0], keep_repeats=True)
 
 
 def test_training_mode_and_randomness_are_left_alone() -> None:

@@ -33,17 +33,27 @@ class Sampling(Config):
     """How one stage is sampled. Temperature 0 is greedy; top_k and top_p exclude unlikely codes.
 
     passes: decoding passes over the first level, for parallel stages only; None: the paper's 16. Run time grows with them.
+    keep_repeats: a code repeats as often as the model says, whatever the temperature, top_k and top_p: they choose which code
+    comes next once it changes. For stages of one level only, such as the semantic one: a low temperature alone would make units
+    last ever longer (docs/training-log.md).
     """
 
     temperature: float = Field(default=1.0, ge=0)
     top_k: int | None = Field(default=None, ge=1)
     top_p: float | None = Field(default=None, gt=0, le=1)
     passes: int | None = Field(default=None, ge=1)
+    keep_repeats: bool = False
 
     @property
     def options(self) -> Options:
         """The settings as keyword arguments for `audiolm.sampling`."""
-        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "passes": self.passes}
+        return {
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "passes": self.passes,
+            "keep_repeats": self.keep_repeats,
+        }
 
 
 class How(TypedDict, total=False):

@@ -104,6 +104,7 @@ def fill(
     top_p: float | None = None,
     allow_eos: bool = False,
     passes: int | None = None,
+    keep_repeats: bool = False,
     noise: float = NOISE,
 ) -> list[Tensor]:
     """Generate one window, like `audiolm.sampling.sample`: each item's prompt, unchanged, and `frames[i]` new frames.
@@ -115,6 +116,8 @@ def fill(
     check(temperature, top_k, top_p)
     if allow_eos:
         raise InputError(f"stage {stage.name}: a parallel stage cannot generate an end; leave allow_eos out")
+    if keep_repeats:
+        raise InputError(f"stage {stage.name}: a parallel stage does not draw frame after frame; leave keep_repeats out")
     if not max(frames, default=0):
         return [known.long() for known in prompt]
     levels, made, device = stage.predict.levels, len(prompt[0]), model.heads.device

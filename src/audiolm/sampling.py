@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]  # frames done, total frames
 
 class Options(TypedDict, total=False):
     """How codes are drawn: temperature (default 1; 0: greedy), top_k, top_p (default: all codes), allow_eos (default False: no
-    item ends early), passes (parallel stages only).
+    item ends early), passes (parallel stages only), keep_repeats (stages of one level only; see `draw`'s `last`).
     """
 
     temperature: float
@@ -34,6 +34,7 @@ class Options(TypedDict, total=False):
     top_p: float | None
     allow_eos: bool
     passes: int | None
+    keep_repeats: bool
 
 
 def sample(
@@ -77,12 +78,15 @@ def sample_frames(
     top_p: float | None = None,
     allow_eos: bool = False,
     passes: int | None = None,
+    keep_repeats: bool = False,
 ) -> Iterator[Tensor]:
     """As `sample`, but yields each new frame (B, levels) as it is sampled: codes on the model's device, -1 after an end."""
     check(temperature, top_k, top_p)
     if passes is not None:
         raise InputError(f"stage {stage.name}: passes={passes} is for parallel stages only; omit it")
     count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
+    if keep_repeats and levels > 1:
+        raise InputError(f"stage {stage.name}: keep_repeats is for stages that predict one level; omit it")
     if count == 0:
         return
     lines = [stage.pack(parts, known) for parts, known in zip(given, prompt, strict=True)]
@@ -108,7 +112,8 @@ def sample_frames(
                 if stage.dedup_predicted:  # never seen in training: the same code twice in a row
                     repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
                     logits = logits.masked_fill(repeated, -math.inf)
-                code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p)
+                last = newest[:, -1] - offsets[level] if keep_repeats else None
+                code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p, last)
                 if level == 0 and allow_eos:
                     ended |= code == stage.predict.spec.codebook_size
                     code = code.masked_fill(ended, 0)
@@ -129,13 +134,28 @@ def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
         )
 
 
-def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None = None, top_p: float | None = None) -> Tensor:
+def draw(
+    logits: Tensor,
+    uniform: Tensor,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    last: Tensor | None = None,
+) -> Tensor:
     """Draw one code per row by inverse transform sampling: logits (B, N), uniform numbers in [0, 1) (B,) -> (B,).
 
     top_k keeps the k most likely codes, top_p the fewest that together reach that probability (after the temperature).
+    last: each row's previous code (B,), outside 0 to N - 1 if there is none. Its probability stays as the model gives it, and
+    the other settings apply to the choice among the other codes.
     """
+    if last is not None:
+        repeat = torch.arange(logits.shape[-1], device=logits.device) == last[:, None]
+        repeated = logits.softmax(-1) * repeat
+        logits = logits.masked_fill(repeat, -math.inf)
     if temperature < 1e-5:  # effectively 0; smaller values would overflow in the division
-        return logits.argmax(-1)
+        if last is None:
+            return logits.argmax(-1)
+        top_k = temperature = 1
     probability = (logits / temperature).softmax(-1)
     if top_k is not None and top_k < logits.shape[-1]:
         least = probability.topk(top_k).values[:, -1:]
@@ -145,6 +165,9 @@ def draw(logits: Tensor, uniform: Tensor, temperature: float, top_k: int | None 
         before = ordered.cumsum(-1) - ordered
         least = ordered.masked_fill(before >= top_p * probability.sum(-1, keepdim=True), math.inf).amin(-1, keepdim=True)
         probability = probability.masked_fill(probability < least, 0)
+    if last is not None:
+        share = (1 - repeated.sum(-1, keepdim=True)) / probability.sum(-1, keepdim=True)
+        probability = probability * share + repeated
     reached = probability.cumsum(-1)
     # Stay slightly below the total: rounding up to it would select a code of probability 0.
     code = torch.searchsorted(reached, uniform[:, None] * (1 - 1e-6) * reached[:, -1:], right=True)[:, 0]

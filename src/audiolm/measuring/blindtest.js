@@ -58,4 +58,4 @@ addEventListener("keydown", event => {
   if (event.key === "g") rate("generated");
   if (event.key === "p") player.paused ? player.play() : player.pause();
 });
-if (kept) { $("rater").value = state.rater; $("resumed").textContent = `goes on after ${rated()} answers`; }
+if (kept) { $("rater").value = state.rater; $("resumed").textContent = `continues after ${rated()} answers`; }

@@ -144,6 +144,8 @@ class RecipeConfig(Config):
             stage, sampling = stage_of(self, name), stage_config(self, name).sampling
             if sampling is not None and sampling.passes is not None and not stage.parallel:
                 raise ValueError(f"{name}.sampling.passes: only parallel stages have passes; leave it out")
+            if sampling is not None and sampling.keep_repeats and (stage.parallel or stage.predict.levels > 1):
+                raise ValueError(f"{name}.sampling.keep_repeats: only for stages that predict one level; leave it out")
         return self
 
 
