@@ -148,12 +148,13 @@ def draw(
     last: each row's previous code (B,), outside 0 to N - 1 if there is none. Its probability stays as the model gives it, and
     the other settings apply to the choice among the other codes.
     """
+    repeated = None
     if last is not None:
         repeat = torch.arange(logits.shape[-1], device=logits.device) == last[:, None]
         repeated = logits.softmax(-1) * repeat
         logits = logits.masked_fill(repeat, -math.inf)
     if temperature < 1e-5:  # effectively 0; smaller values would overflow in the division
-        if last is None:
+        if repeated is None:
             return logits.argmax(-1)
         top_k = temperature = 1
     probability = (logits / temperature).softmax(-1)
@@ -165,7 +166,7 @@ def draw(
         before = ordered.cumsum(-1) - ordered
         least = ordered.masked_fill(before >= top_p * probability.sum(-1, keepdim=True), math.inf).amin(-1, keepdim=True)
         probability = probability.masked_fill(probability < least, 0)
-    if last is not None:
+    if repeated is not None:
         share = (1 - repeated.sum(-1, keepdim=True)) / probability.sum(-1, keepdim=True)
         probability = probability * share + repeated
     reached = probability.cumsum(-1)
