@@ -369,7 +369,7 @@ def test_what_is_too_short_is_not_continued(tiny_model: AudioLM) -> None:
         {"recordings.clips": 1, "recordings.speakers": 1, "recordings.seconds": 2.0, "recordings.left_out": [], "seed": 0}
         | continuation_figures(tiny_model, [])
     )
-    assert "No recording lasts the 4 s" in card
+    assert "No recording has the 4 s" in card
 
 
 def test_nothing_else_changes(tiny_model: AudioLM, recordings: list[Recording]) -> None:

@@ -238,5 +238,5 @@ def test_units_of_the_measured_best_layer(tmp_path, crops, female: Waveform):
     units = fit_units(conformer, wanted.model_copy(update={"layer": best}), crops)
     assert torch.equal(unit_function(conformer, units, best)(female.samples[None]), asked[0])
     assert len(asked[0]) == -(-female.samples.shape[-1] // 640)
-    with pytest.raises(InputError, match="none of 0 to 2"):
+    with pytest.raises(InputError, match="is not in 0 to 2"):
         fit_units(conformer, wanted, crops)
