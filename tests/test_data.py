@@ -29,7 +29,7 @@ from audiolm.stages import Stage, Stream
 from audiolm.tokens import TokenSpec
 from audiolm.training.audio_store import AudioCrops, AudioStore, Placement
 from audiolm.training.data import Recording, Skipped, scan
-from audiolm.training.token_store import TokenCrops, TokenStore, TokenWriter, store_key, verify
+from audiolm.training.token_store import TokenCrops, TokenStore, TokenWriter, same_at_other_speeds, store_key, verify
 
 RATE = 16_000
 
@@ -569,6 +569,32 @@ def test_token_batches_depend_on_seed_and_step_only(tokens: TokenStore) -> None:
     forward = [one.batch(step)[1]["predicted"] for step in range(20)]
     assert all(torch.equal(other.batch(step)[1]["predicted"], forward[step]) for step in reversed(range(20)))
     assert len(one) * 3 >= len(one.placement) > (len(one) - 1) * 3
+
+
+def test_units_of_any_speed_keep_time_with_the_recording(tmp_path: Path) -> None:
+    """Codes that say at which second and speed they were made: a crop's units come from the same seconds, at any speed."""
+    lengths = {"a": 100, "a@1.25": 80, "a@0.8": 125, "b@c": 60, "a@x/b": 60}
+    store = TokenStore.create(tmp_path / "store", KEY)
+    with writing(store) as writer:
+        for number, (name, frames) in enumerate(lengths.items()):
+            units = (10 * torch.arange(frames) // frames + 10 * number)[None]  # tenth of the recording, and which recording
+            writer.add(name, {"semantic": units, "acoustic": torch.zeros(6, 2 * frames, dtype=torch.long)}, seconds=frames / 25)
+    store = TokenStore(tmp_path / "store")
+    assert same_at_other_speeds(store, range(5)) == {0: [0, 1, 2], 1: [0, 1, 2], 2: [0, 1, 2], 3: [3], 4: [4]}
+
+    own, crops = (TokenCrops(store, replace(COARSE, crop=2.0), "train", 4, 3, any_speed) for any_speed in (False, True))
+    seen: set[tuple[int, int]] = set()
+    for step in range(60):
+        for ours, theirs in zip(own.batch(step), crops.batch(step), strict=True):
+            assert torch.equal(ours["predicted"], theirs["predicted"])
+            mine, given = ours["given"][0], theirs["given"][0]
+            assert mine.shape == given.shape
+            assert (mine % 10 - given % 10).abs().max() <= 1  # at a tenth's border, rounding to frames decides
+            assert (mine % 10 == given % 10).float().mean() > 0.9
+            assert len((given // 10).unique()) == 1  # one voice in a crop
+            seen.add((int(mine[0, 0]) // 10, int(given[0, 0]) // 10))
+        assert all(torch.equal(a["given"][0], b["given"][0]) for a, b in zip(crops.batch(step), crops.batch(step), strict=True))
+    assert seen == {(a, b) for a in range(3) for b in range(3)} | {(3, 3), (4, 4)}
 
 
 def test_recording_columns_survive(tmp_path: Path) -> None:

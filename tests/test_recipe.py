@@ -431,6 +431,8 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("units.layer=4", r"units\.layer=4: the encoder has 3 layers"),
         ("coarse.sampling={passes=4}", r"coarse\.sampling\.passes: only parallel stages have passes"),
         ("coarse.sampling={keep_repeats=true}", r"coarse\.sampling\.keep_repeats: only for stages that predict one level"),
+        ("coarse.any_speed=true", r"coarse\.any_speed: tokens\.speeds has only one; give more"),
+        ("semantic.any_speed=true tokens.speeds=[0.9,1]", r"semantic\.any_speed: only for stages that are given semantic"),
         ("encoder=[{network={layers=0}}] units={}", r"give units\.layer=0"),
         ("encoder=[{network={layers=0}},{objective={kind='clusters',layer=0},network={bins=40}}]", r"encoder\.1: .* another mel"),
         ("encoder.0.warm_start=true", r"encoder\.0: warm_start and objective\.layer need .* an earlier pass"),

@@ -55,6 +55,7 @@ class StageConfig(LMTrainConfig):
     dedup: bool = False
     crop: float | None = Field(default=None, gt=0)  # seconds
     overlap: float | None = Field(default=None, ge=0)  # seconds
+    any_speed: bool = False  # the units given are those of the recording at any of tokens.speeds: see TokenCrops
     sampling: Sampling | None = None
 
 
@@ -146,6 +147,10 @@ class RecipeConfig(Config):
                 raise ValueError(f"{name}.sampling.passes: only parallel stages have passes; leave it out")
             if sampling is not None and sampling.keep_repeats and (stage.parallel or stage.predict.levels > 1):
                 raise ValueError(f"{name}.sampling.keep_repeats: only for stages that predict one level; leave it out")
+            if stage_config(self, name).any_speed and not any(stream.spec.name == "semantic" for stream in stage.given):
+                raise ValueError(f"{name}.any_speed: only for stages that are given semantic tokens; leave it out")
+            if stage_config(self, name).any_speed and len(self.tokens.speeds) < 2:
+                raise ValueError(f"{name}.any_speed: tokens.speeds has only one; give more, or leave any_speed out")
         return self
 
 

@@ -280,7 +280,7 @@ def do_tokens(shop: Workshop) -> str:
 def do_stage(shop: Workshop, name: StageName) -> str:
     config, stage = stage_config(shop.config, name), stage_of(shop.config, name)
     store = TokenStore(shop.out / "tokens")
-    crops = TokenCrops(store, stage, "train", config.batch_size, config.seed)
+    crops = TokenCrops(store, stage, "train", config.batch_size, config.seed, config.any_speed)
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
     listener = stage_listener(stage, shop.codec(), valid or crops)
     start = shop.carried[name][1] if name in shop.carried else None

@@ -13,10 +13,11 @@ can be resumed. Shards are independent: many processes may write them in paralle
 import itertools
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -261,10 +262,16 @@ class Item(TypedDict):
 
 
 class TokenCrops:
-    """Batches of a stage's crops from one split. Every crop starts where a frame of each stream begins."""
+    """Batches of a stage's crops from one split. Every crop starts where a frame of each stream begins.
 
-    def __init__(self, store: TokenStore, stage: Stage, split: str, batch_size: int, seed: int = 0) -> None:
-        self.store, self.stage, self.batch_size = store, stage, batch_size
+    any_speed: give the units of the same recording at a random one of its speeds, stretched to this one's length. Units tell
+    something of who speaks; those of another speed are another voice's, so a stage learns to take the voice from the prompt.
+    """
+
+    def __init__(
+        self, store: TokenStore, stage: Stage, split: str, batch_size: int, seed: int = 0, any_speed: bool = False
+    ) -> None:
+        self.store, self.stage, self.batch_size, self.seed = store, stage, batch_size, seed
         for stream in stage.streams:
             own = store.specs.get(stream.spec.name)
             if own != stream.spec:
@@ -278,6 +285,7 @@ class TokenCrops:
         self.frames = [round(stream.spec.frame_rate * stage.grid) for stream in stage.streams]
         self.crop = max(1, round(stage.crop / stage.grid))
         self.placement = Placement([self._units(number) for number in self.recordings], self.crop, seed)
+        self.copies = same_at_other_speeds(store, self.recordings) if any_speed else None
 
     def _units(self, number: int) -> int:
         frames = self.store.entries.frames
@@ -290,13 +298,38 @@ class TokenCrops:
 
     def batch(self, step: int) -> list[Item]:
         """The batch of a step, counted from 0; it depends only on (seed, step)."""
-        return [self._item(*self.placement[step * self.batch_size + row]) for row in range(self.batch_size)]
+        return [self._item(step * self.batch_size + row) for row in range(self.batch_size)]
 
-    def _item(self, recording: int, start: int) -> Item:
+    def _item(self, place: int) -> Item:
+        recording, start = self.placement[place]
         number, stop = self.recordings[recording], start + self.crop
         codes = [
             stream.take(self.store.read(number, stream.spec.name, start * frames, stop * frames)).contiguous()
             for stream, frames in zip(self.stage.streams, self.frames, strict=True)
         ]
+        if self.copies is not None:
+            copies = self.copies[number]
+            other = copies[np.random.default_rng((self.seed, place)).integers(len(copies))]
+            codes[0] = self._stretched(other, number, start * self.frames[0], codes[0].shape[1])
         ends = stop >= int(self.placement.lengths[recording])
         return {"given": codes[:-1], "predicted": codes[-1], "ends": ends}
+
+    def _stretched(self, other: int, number: int, start: int, count: int) -> Tensor:
+        """Codes of the first given stream in another recording, at the times that `count` frames of `number` have in it."""
+        stream = self.stage.given[0]
+        frames = self.store.entries.frames[stream.spec.name]
+        here, there = int(frames[number]), int(frames[other])
+        places = ((torch.arange(start, start + count) + 0.5) * there / here).long().clamp_max(there - 1)
+        codes = stream.take(self.store.read(other, stream.spec.name, int(places[0]), int(places[-1]) + 1))
+        return codes[:, places - places[0]].contiguous()
+
+
+def same_at_other_speeds(store: TokenStore, numbers: Sequence[int]) -> dict[int, list[int]]:
+    """For each recording its copies at all speeds ("name@1.1", see `AtSpeeds`), itself included."""
+    names = store.entries.table["name"].take(np.asarray(numbers, np.int64)).to_pylist()
+    known = set(names)
+    keys = [base if (base := re.sub(r"@[0-9.]+$", "", name)) in known else name for name in names]
+    groups: dict[str, list[int]] = {}
+    for number, key in zip(numbers, keys, strict=True):
+        groups.setdefault(key, []).append(number)
+    return {number: groups[key] for number, key in zip(numbers, keys, strict=True)}
