@@ -15,7 +15,7 @@ from audiolm import bundle
 from audiolm.audio import Waveform, read
 from audiolm.errors import InputError
 from audiolm.measuring import evaluation
-from audiolm.measuring.continuations import PROMPT, continuation_figures, continuations
+from audiolm.measuring.continuations import PROMPT, Continuation, continuation_figures, continuations
 from audiolm.measuring.figures.bench import by_speaker, tokenized
 from audiolm.measuring.metrics import (
     bootstrap,
@@ -353,6 +353,19 @@ def test_the_full_chain_is_what_generate_makes(tiny_model: AudioLM, female: Wave
     assert not asked["shuffled"].equal(asked["resaid"])
     assert asked["shuffled"].sort().values.equal(asked["resaid"].sort().values)
     assert continuation_figures(model, [made])["continuation.full.bits"][0] > 0  # type: ignore[index]
+
+
+def test_fewer_bits_than_the_original_are_no_better_than_more(tiny_model: AudioLM, female: Waveform) -> None:
+    """Silence is easy to foretell and noise is not: both are as far from speech as their bits are from the original's."""
+    real, other = female.trim(2.0, start=PROMPT), female.trim(2.0)
+    figures = {}
+    for name, sounds in {"few": (real, other), "many": (other, real)}.items():
+        made = Continuation("f", female.trim(PROMPT), {"real": sounds[0], "full": sounds[0], "acoustic": sounds[1]})
+        figures[name] = continuation_figures(tiny_model, [made])
+    bits = [figures["few"][f"continuation.{way}.bits"][0] for way in ("real", "acoustic")]  # type: ignore[index]
+    assert bits[0] != bits[1]
+    for each in figures.values():
+        assert each["claim.bits.acoustic"][0] == pytest.approx(abs(bits[0] - bits[1]))  # type: ignore[index]
 
 
 def test_a_bundle_of_tokenizers_alone(tiny_model: AudioLM, female: Waveform) -> None:

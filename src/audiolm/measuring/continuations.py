@@ -137,6 +137,7 @@ def continuation_figures(model: AudioLM, made: Sequence[Continuation]) -> dict[s
         return figures
     figures["continuation.mean_seconds"] = sum(each.sounds["real"].seconds for each in made) / len(made)
     each_clip: dict[tuple[str, str], Tensor] = {}  # (measure, way): (R), higher is better
+    bits: dict[str, Tensor] = {}  # way: (R)
     ways = [way for way in WAYS if way in made[0].sounds]
     try:
         figures |= _voices(made, ways, each_clip)
@@ -156,7 +157,9 @@ def continuation_figures(model: AudioLM, made: Sequence[Continuation]) -> dict[s
         if "semantic" in model.stages:
             nats, counts = torch.tensor([_foretold(model, *units) for units in heard], dtype=torch.float64).T
             figures[f"continuation.{way}.bits"] = ratio(nats / math.log(2), counts)
-            each_clip["bits", way] = -nats / math.log(2) / counts
+            bits[way] = nats / math.log(2) / counts
+    # Silence and drones need fewer bits than speech, so fewer are not better: what counts is how near the original's they are.
+    each_clip |= {("bits", way): -(own - bits["real"]).abs() for way, own in bits.items()}
     for (measure, way), values in each_clip.items():
         if way in ("acoustic", "shuffled") and (measure, "full") in each_clip:
             figures[f"claim.{measure}.{way}"] = mean(each_clip[measure, "full"] - values)

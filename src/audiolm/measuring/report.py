@@ -42,7 +42,7 @@ PLAYED = {
     "acoustic": "acoustic tokens only (the paper's baseline)",
     "shuffled": "the original's units in random order, by the piano stage",
 }
-CLAIMS = {"similarity": "speaker similarity", "unit_errors": "unit errors", "bits": "bits per unit"}
+CLAIMS = {"similarity": "speaker similarity", "unit_errors": "unit errors", "bits": "bits per unit, distance from the original's"}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -192,10 +192,10 @@ def _continuation(report: Mapping[str, Any]) -> str:
         f"{report['continuation.mean_seconds']:.1f} s on average; only what follows the prompt is measured. Speaker similarity: "
         "cosine between the speaker embeddings of the continuation and of the prompt (GE2E, resemblyzer's weights). Unit errors: "
         "edits per unit between the units asked for and those that the tokenizer finds in the result, without repeats. Bits per "
-        "unit: of the units found, under this model's own semantic stage, given the prompt's units. Fewer bits are more "
-        "speech-like, but silence and drones need few too: see the changes per second. The whole chain is sampled from that "
-        "very stage, which favours it. A classifier finds the prompt's speaker in 92.6 % of AudioLM's continuations (Table III); "
-        "SoundStorm's Table 1 gives them a speaker similarity of 0.46 to 0.48, by another embedding."
+        "unit: of the units found, under this model's own semantic stage, given the prompt's units. Sound that continues as real "
+        "sound does needs as many as the original: noise needs more, silence and drones need fewer. The whole chain is sampled "
+        "from that very stage, which favours it. A classifier finds the prompt's speaker in 92.6 % of AudioLM's continuations "
+        "(Table III); SoundStorm's Table 1 gives them a speaker similarity of 0.46 to 0.48, by another embedding."
     )
     if missing := report.get("continuation.voice.missing"):
         note += f" Not measured: {missing}."
