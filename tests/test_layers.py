@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
     errors kernels threads files storage tokens config containers plots audio
+    text
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
     asking tokenizers scoring generation rendering detector recognition tables_of_paper

@@ -12,7 +12,7 @@ from audiolm.sampling import Options
 from audiolm.tokens import Tokens
 
 SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds: minimum length of a prompt, maximum length that one call generates
-TEMPERATURES = {"semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
+TEMPERATURES = {"text": 0.6, "semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
 
 Chain = Literal["full", "acoustic"]
 AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); or all levels in a few passes
@@ -21,12 +21,13 @@ Progress = Callable[[str, int, int], None]  # stage, frames done, total frames
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One thing to generate: the words of `semantic` (which set its length) or else `seconds` of new sound after the prompt."""
+    """One thing to generate: the words of `text` or `semantic`, which set its length, or `seconds` of sound after the prompt."""
 
     prompt: Waveform | None = None
     seconds: float | None = None
     semantic: Tokens | None = None
     seed: int = 0
+    text: str | None = None
 
 
 class Sampling(Config):
@@ -59,11 +60,12 @@ class Sampling(Config):
 class How(TypedDict, total=False):
     """Options shared by all ways of generating.
 
-    only_new: leave the prompt out of the result (implied by `semantic`, whose words are not the prompt's). chain: "acoustic" is
-    the paper's baseline without semantic tokens. decoder: how semantic tokens become acoustic ones, if the model can do both;
-    codebooks: number of RVQ levels; both default to the model's own choice. The fine stage is skipped if the stage before it
-    already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new sound
-    inaudibly as made by this model; the prompt is never marked (audiolm.provenance).
+    only_new: leave the prompt out of the result (implied by `semantic` and `text`, whose words are not the prompt's). chain:
+    "acoustic" is the paper's baseline without semantic tokens. decoder: how semantic tokens become acoustic ones, if the model
+    can do both; codebooks: number of RVQ levels; both default to the model's own choice. The fine stage is skipped if the stage
+    before it already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new
+    sound inaudibly as made by this model; the prompt is never marked (audiolm.provenance). pace: how fast texts are read; 1 is
+    the pace of the recordings that the model was trained on.
     """
 
     only_new: bool
@@ -72,10 +74,11 @@ class How(TypedDict, total=False):
     codebooks: int | None
     sampling: Mapping[str, Sampling] | None
     watermark: bool
+    pace: float
 
 
 def at_temperatures(sampling: Mapping[str, Sampling], values: Sequence[float]) -> dict[str, Sampling]:
     """The settings with one temperature for all stages, or three: semantic, everything in between, fine."""
     semantic, coarse, fine = [*values] * (3 if len(values) == 1 else 1)
-    own = {"semantic": semantic, "fine": fine}
+    own = {"text": semantic, "semantic": semantic, "fine": fine}
     return {name: each.model_copy(update={"temperature": own.get(name, coarse)}) for name, each in sampling.items()}

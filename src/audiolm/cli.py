@@ -32,6 +32,10 @@ EXAMPLES = {
   The same words in another voice:
     audiolm revoice in.wav -o out.wav --voice other.wav
 """,
+    "speak": """
+  Read a text aloud, in the voice of a recording:
+    audiolm speak "Good morning, and good luck." -o out.wav --voice prompt.wav
+""",
     "reconstruct": """
   The codec alone:
     audiolm reconstruct in.wav -o out.wav --codebooks 3
@@ -97,7 +101,7 @@ app = App(
 )
 
 for function in (
-    *(sounds.continue_, sounds.generate, sounds.revoice, sounds.reconstruct),
+    *(sounds.continue_, sounds.generate, sounds.revoice, sounds.speak, sounds.reconstruct),
     *(training.tokenize, training.train, training.plan),
     *(measuring.evaluate, measuring.detect, measuring.info, measuring.doctor),
     serving.serve,

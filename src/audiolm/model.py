@@ -4,6 +4,7 @@
     model.generate(prompt, seconds=7)                         continuation (AudioLM section III-D)
     model.generate(seconds=5)                                 unconditional generation
     model.generate(semantic=tokens.semantic)                  acoustic generation: the same words in another voice
+    model.generate(prompt, text="Good morning.")              read aloud, in the prompt's voice
     model.reconstruct(sound, codebooks=3)                     the codec alone
     model.generate(prompt, seconds=7, chain="acoustic")       the paper's baseline without semantic tokens
     model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm instead of the coarse and fine stages
@@ -15,7 +16,7 @@ For the format on disk, see audiolm.bundle.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Unpack, get_args
 
 import torch
@@ -30,6 +31,7 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.stages import Stage, Stream, without_repeats
+from audiolm.text import RATE, timed
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
@@ -60,6 +62,7 @@ class _Way:
     speaks: bool  # semantic tokens come first
     only_new: bool
     watermark: bool
+    pace: float
 
     def known(self, stage: Stage, prompt: Tensor) -> Tensor:
         """The levels of a prompt's codes (Q, F) that a stage continues. A parallel stage skips levels that are not output."""
@@ -148,19 +151,20 @@ class AudioLM:
         semantic: Tokens | None = None,
         seed: int = 0,
         progress: Progress | None = None,
+        text: str | None = None,
         **how: Unpack[How],
     ) -> Waveform:
-        """Continue a prompt by `seconds`, generate without a prompt, or say the words of `semantic` (in the prompt's voice).
+        """Continue a prompt by `seconds`, generate without one, or say the words of `semantic` or `text` (in the prompt's voice).
 
         A continuation begins with the prompt itself, resampled. The same seed gives the same sound. how: see `How`.
         """
-        return self.generate_batch([Request(prompt, seconds, semantic, seed)], progress, **how)[0]
+        return self.generate_batch([Request(prompt, seconds, semantic, seed, text)], progress, **how)[0]
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None, **how: Unpack[How]) -> list[Waveform]:
         """`generate` for a batch of requests of any lengths; each result is what the request gives alone."""
         way = self._way(requests, **how)
         with torch.inference_mode():
-            jobs = [self._job(request) for request in requests]
+            jobs = [self._job(request) for request in self._read(requests, way, progress)]
             if way.speaks:
                 self._sample_semantic(jobs, way.settings, progress)
             self._sample_acoustic(jobs, way, progress)
@@ -173,19 +177,20 @@ class AudioLM:
         semantic: Tokens | None = None,
         seed: int = 0,
         block: float = 0.25,
+        text: str | None = None,
         **how: Unpack[How],
     ) -> Iterator[Waveform]:
         """`generate` in blocks of about `block` seconds, each as soon as it is ready; joined, they equal `generate`'s result.
 
         The prompt comes first, immediately. Memory is that of one window per stage, however long the sound.
         """
-        request = Request(prompt, seconds, semantic, seed)
+        request = Request(prompt, seconds, semantic, seed, text)
         way = self._way([request], **how)
         frames = self.codec.spec.frame_rate * block
         if not 1 <= frames < math.inf:
             raise InputError(f"block={block}: give at least {1 / self.codec.spec.frame_rate:g} s")
         with torch.inference_mode():
-            job = self._job(request)
+            job = self._job(*self._read([request], way))
         return self._stream(job, way, round(frames))
 
     @torch.inference_mode()
@@ -198,6 +203,24 @@ class AudioLM:
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
         """Acoustic generation: the words of `sound` in the voice of `voice` or a random one; options as for `generate`."""
         return self.generate(voice, semantic=self.tokenize(sound).semantic, seed=seed, **options)
+
+    def _read(self, requests: Sequence[Request], way: _Way, progress: Progress | None = None) -> list[Request]:
+        """The requests, texts being replaced by the semantic tokens of their being read aloud."""
+        due = [request for request in requests if request.text is not None]
+        if not due:
+            return list(requests)
+        stage, network = self.stage("text")
+        lines = [timed(request.text or "", self.about.get("reading_rate", RATE) * way.pace) for request in due]
+        longest = max(line.shape[1] / stage.predict.spec.frame_rate for line in lines)
+        if longest > LONGEST:
+            raise InputError(f"text: reading it takes {longest:.0f} s; give what takes at most {LONGEST:.0f} s")
+        nothing, frames = torch.zeros(1, 0, dtype=torch.int64), [line.shape[1] for line in lines]
+        seeds, options = [request.seed for request in due], way.settings["text"].options
+        read = complete(
+            network, stage, [[line] for line in lines], [nothing] * len(due), frames, seeds, _of("text", progress), **options
+        )
+        words = iter([Tokens(codes.cpu(), self.semantic.spec) for codes in read])
+        return [each if each.text is None else replace(each, text=None, semantic=next(words)) for each in requests]
 
     def chosen(
         self, chain: Chain = "full", decoder: AcousticDecoder | None = None, codebooks: int | None = None
@@ -312,6 +335,7 @@ class AudioLM:
         codebooks: int | None = None,
         sampling: Mapping[str, Sampling] | None = None,
         watermark: bool = True,
+        pace: float = 1.0,
     ) -> _Way:
         """Resolve the options for this model. InputError if it cannot satisfy them."""
         if chain not in get_args(Chain) or (decoder is not None and decoder not in get_args(AcousticDecoder)):
@@ -323,10 +347,14 @@ class AudioLM:
         if chain == "acoustic":
             if decoder == "parallel":
                 raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; omit decoder")
-            if any(request.semantic is not None for request in requests):
+            if any(request.semantic is not None or request.text is not None for request in requests):
                 raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
-        elif any(request.semantic is None for request in requests):
+        elif any(request.semantic is None and request.text is None for request in requests):
             self.stage("semantic")
+        if any(request.semantic is not None and request.text is not None for request in requests):
+            raise InputError("semantic and text: both say which words to say; give one of them")
+        if not 0 < pace < math.inf:
+            raise InputError(f"pace={pace:g}: give a number above 0; 1 is the pace of the recordings the model was trained on")
         if decoder is None and "parallel" in self.stages:
             own = self.about.get("decoder") if {"coarse", "piano"} & set(self.stages) else "parallel"
             decoder = "parallel" if own == "parallel" else "autoregressive"
@@ -348,7 +376,7 @@ class AudioLM:
         if codebooks is not None and not 1 <= codebooks <= levels:
             raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
         settings = {**self.sampling, **(sampling or {})}
-        return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark)
+        return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark, pace)
 
     def stage(self, name: str) -> tuple[Stage, LanguageModel]:
         """A stage and its network, its weights packed for generation. InputError if the model has no such stage."""

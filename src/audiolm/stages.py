@@ -2,6 +2,7 @@
 
     semantic   nothing -> S            coarse   S -> A[:4]          fine    A[:4] -> A[4:]
     acoustic   nothing -> A            piano    S -> A[:3]          (§IV-I: no fine stage)
+    text       text -> S               (SPEAR-TTS, 2302.03540: reads aloud; audiolm.text)
     parallel   S -> A                  (SoundStorm, 2305.09636: one position per frame instead of per id; audiolm.parallel)
 
 A sequence ("line") is    given ids, START, predicted ids, EOS    with EOS only where the recording really ends. Codes are
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from audiolm.errors import InputError
+from audiolm.text import SPEC as TEXT
 from audiolm.tokens import TokenSpec
 
 
@@ -253,6 +255,11 @@ def acoustic_only(acoustic: TokenSpec, levels: int | None = None) -> Stage:
 def piano(semantic: TokenSpec, acoustic: TokenSpec, levels: int = 3) -> Stage:
     """S -> A[:levels], all levels of a codec with few, large codebooks (§IV-I: 3 of 2^14 codes); no fine stage."""
     return replace(coarse(semantic, acoustic, levels), name="piano")
+
+
+def text(semantic: TokenSpec) -> Stage:
+    """Text -> S: what a text sounds like when it is read, in no voice yet (SPEAR-TTS §3)."""
+    return Stage("text", (Stream(TEXT, 0, 1),), Stream(semantic, 0, semantic.num_codebooks), crop=10.0, overlap=3.0)
 
 
 def parallel(semantic: TokenSpec, acoustic: TokenSpec, levels: int | None = None) -> Stage:

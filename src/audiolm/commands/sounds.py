@@ -1,5 +1,6 @@
 """Verbs that write sound."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from audiolm.commands import making
 from audiolm.commands.making import COMMON, GENERATING, OUT, Chain, Common, Generating, MaybeOutput, Output
 
 if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
+    from audiolm.asking import How
     from audiolm.audio import Waveform
     from audiolm.model import AudioLM
 
@@ -135,6 +137,45 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
             return model.generate_batch(requests, show, **making.how(model, common))
 
     making.write_all(common, output, make, {"verb": "revoice"})
+
+
+def speak(
+    text: str,
+    /,
+    output: Output = OUT,
+    *,
+    voice: Path | None = None,
+    pace: float = 1.0,
+    common: Generating = GENERATING,
+) -> None:
+    """Read a text aloud, in the voice of a recording or a random one.
+
+    The model needs a text stage; the packaged speech model has a small one (see its card for how much of it is understood).
+
+    Parameters
+    ----------
+    text
+        What to say, or - to read it from standard input. Punctuation makes pauses.
+    output
+        .wav, .flac, .ogg, .opus or .mp3.
+    voice
+        A recording of the voice to use, about three seconds long; default: a random voice.
+    pace
+        1: that of the recordings the model was trained on; 0.8: slower.
+    """
+    from audiolm.asking import Request
+
+    making.check_apart(output, *([] if voice is None else [voice]))
+    words = sys.stdin.read() if text == making.STDIN else text
+    speaker = None if voice is None else making.hear(voice)
+
+    def make(model: "AudioLM") -> list["Waveform"]:
+        requests = [Request(speaker, seed=common.seed + index, text=words) for index in range(common.samples)]
+        how: How = {**making.how(model, common), "pace": pace}
+        with making.bars() as show:
+            return model.generate_batch(requests, show, **how)
+
+    making.write_all(common, output, make, {"verb": "speak"})
 
 
 def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMON) -> None:

@@ -23,6 +23,7 @@ SAID = {
     "codec": "the codec alone",
     "revoiced": "acoustic generation: its units in another voice",
     "revoiced_parallel": "acoustic generation by the parallel stage",
+    "spoken": "the transcript read aloud, in another voice",
     "resaid": "continuation: its units, in the prompt's voice",
     "resaid_parallel": "continuation by the parallel stage",
 }
@@ -97,7 +98,7 @@ def layers(report: Report) -> str:
 
 
 def oracle(report: Report) -> str:
-    """Do the acoustic stages make use of their semantic tokens?"""
+    """Do the acoustic stages make use of their semantic tokens, and does the text stage make use of its text?"""
     names = [name.split(".")[1] for name in report if name.startswith("oracle.") and name.endswith(".true")]
     rows = []
     for stage in names:
@@ -111,15 +112,16 @@ def oracle(report: Report) -> str:
     for stage in names:
         low, high = report.get(f"oracle.{stage}.shuffled_gain.low"), report.get(f"oracle.{stage}.shuffled_gain.high")
         if low is not None and high is not None:
-            said = "uses its semantic tokens" if low > 0 else "shows no significant use of its semantic tokens"
+            kind = "text" if stage == "text" else "semantic tokens"
+            said = f"uses its {kind}" if low > 0 else f"shows no significant use of its {kind}"
             verdicts.append(
                 f"- The {stage} stage {said}: the true ones save {figure(report, f'oracle.{stage}.shuffled_gain', 3)} bits per "
                 "token against shuffled ones."
             )
     return section(
-        "Use of semantic tokens: bits per acoustic token",
-        table(["stage", "semantic tokens given", "bits per token", "saved by its own"], rows),
-        "Teacher-forced, with the same acoustic tokens in every row of a stage. A stage for which its own semantic tokens save "
+        "Use of the given tokens: bits per predicted token",
+        table(["stage", "semantic tokens (text stage: text) given", "bits per token", "saved by its own"], rows),
+        "Teacher-forced, with the same predicted tokens in every row of a stage. A stage for which its own given tokens save "
         "nothing ignores them.",
         "\n".join(verdicts),
     )

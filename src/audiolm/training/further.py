@@ -45,7 +45,9 @@ def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
     if not isinstance(own, Mapping) or not isinstance(own.get("network", {}), Mapping):
         return own
     stage = Stage.from_dict(base["stage"])
-    fixed: dict[str, Any] = {"dedup": stage.dedup} | ({} if name in ("semantic", "fine") else {"levels": stage.predict.levels})
+    fixed: dict[str, Any] = {"dedup": stage.dedup} | (
+        {} if name in ("semantic", "fine", "text") else {"levels": stage.predict.levels}
+    )
     network = {**base["network"], **own.get("network", {})}
     for key, value in network.items():
         if key != "dropout" and value != base["network"].get(key):

@@ -231,7 +231,7 @@ def _recordings(shop: Shop, config: GatesConfig, seconds: float = 4.0) -> list[T
 
 # --- The gates as data ------------------------------------------------------------------------------------------------
 
-WITH_GIVEN = ("coarse", "fine", "piano", "parallel")
+WITH_GIVEN = ("coarse", "fine", "piano", "parallel", "text")
 LANGUAGE_MODELS = ("semantic", "acoustic", *WITH_GIVEN)
 
 GATES = (

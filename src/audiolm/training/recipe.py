@@ -25,7 +25,7 @@ try:
 except ImportError as missing:
     raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
 
-StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano", "parallel"]
+StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano", "parallel", "text"]
 
 
 class PrepareConfig(Config):
@@ -91,6 +91,7 @@ class RecipeConfig(Config):
     acoustic: StageConfig = StageConfig()
     piano: StageConfig = StageConfig()
     parallel: StageConfig = StageConfig()
+    text: StageConfig = StageConfig()
     gates: GatesConfig = GatesConfig()
 
     @model_validator(mode="before")
@@ -100,7 +101,7 @@ class RecipeConfig(Config):
             data = upon(data)
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
-            for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano", "parallel"):
+            for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano", "parallel", "text"):
                 data[name] = _seeded(data.get(name, {}), data["seed"])
             if isinstance(data["encoder"], list | tuple):
                 data["encoder"] = [_seeded(each, data["seed"]) for each in data["encoder"]]
@@ -122,7 +123,7 @@ class RecipeConfig(Config):
         # Check here that everything fits together, rather than hours into training.
         if self.decoder == "parallel" and "parallel" not in self.stages:
             raise ValueError("decoder=parallel: stages does not list parallel; add it, or leave decoder out")
-        for name in ("semantic", "fine"):
+        for name in ("semantic", "fine", "text"):
             if stage_config(self, name).levels is not None:
                 raise ValueError(f"{name}.levels: determined by the other stages; leave it out")
         if self.codebooks and self.codebooks > self.codec.network.num_codebooks:
@@ -173,6 +174,7 @@ def stage_of(config: RecipeConfig, name: StageName) -> Stage:
         "acoustic": lambda: stages.acoustic_only(acoustic, own.levels or baseline),
         "piano": lambda: stages.piano(semantic, acoustic, own.levels or codec.num_codebooks),
         "parallel": lambda: stages.parallel(semantic, acoustic, own.levels or codec.num_codebooks),
+        "text": lambda: stages.text(semantic),
     }[name]()
     crop = own.crop or stage.crop
     # A crop shorter than the paper's keeps the paper's proportion of overlap.

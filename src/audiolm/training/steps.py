@@ -27,6 +27,7 @@ from audiolm.files import file_hash, read_json, save_tensors, write_json
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
+from audiolm.text import reading_rate
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
@@ -81,14 +82,14 @@ def steps(config: RecipeConfig) -> list[Step]:
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
             Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
-    chain.append(
-        Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens, completed=record_of(config.tokens))
-    )
+    tokens = config.tokens.plain() | ({"texts": True} if "text" in config.stages else {})
+    chain.append(Step("tokens", ("prepare", "codec", "units"), tokens, do_tokens, completed=record_of(config.tokens)))
     for name in config.stages:
         plain = trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         if name in of_base:
             plain["base"] = of_base[name]
-        chain.append(Step(name, ("tokens",), plain, partial(do_stage, name=name), True, record_of(stage_config(config, name))))
+        inputs = ("tokens", "semantic") if begins_with_semantic(config, name) else ("tokens",)
+        chain.append(Step(name, inputs, plain, partial(do_stage, name=name), True, record_of(stage_config(config, name))))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
     about = {
         "name": config.name,
@@ -273,7 +274,8 @@ def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torc
 def do_tokens(shop: Workshop) -> str:
     audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
     with progress(len(audio), label="tokens") as show:
-        store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show)
+        texts = "text" in shop.config.stages
+        store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show, texts=texts)
     return digest([store.key, [entry.checksum for entry in store.entries]])
 
 
@@ -283,9 +285,17 @@ def do_stage(shop: Workshop, name: StageName) -> str:
     crops = TokenCrops(store, stage, "train", config.batch_size, config.seed, config.any_speed)
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
     listener = stage_listener(stage, shop.codec(), valid or crops)
-    start = shop.carried[name][1] if name in shop.carried else None
+    start, kin = shop.carried[name][1] if name in shop.carried else None, None
+    if name == "text":  # it predicts what the semantic stage does
+        kin = shop.trained("semantic")[:2] if begins_with_semantic(shop.config, name) else shop.carried.get("semantic")
     with shop.run(name, trained_with(shop.config, name), "tokens") as run:
-        return shop.save(train_lm(stage, config, crops, run, shop.sharding, valid, listener, start, shop.vectors()), name)
+        trained = train_lm(stage, config, crops, run, shop.sharding, valid, listener, start, shop.vectors(), kin)
+        return shop.save(trained, name)
+
+
+def begins_with_semantic(config: RecipeConfig, name: StageName) -> bool:
+    """Whether a stage starts from what this recipe's semantic stage has learned before."""
+    return name == "text" and "semantic" in config.stages[: config.stages.index(name)]
 
 
 def do_bundle(shop: Workshop) -> str:
@@ -315,6 +325,8 @@ def do_bundle(shop: Workshop) -> str:
         about["base"] = {name: shop.base.about.get(name) for name in ("name", "licence")}
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
+    if "text" in config.stages:
+        about["reading_rate"] = round(_reading_rate(store), 2)
     model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
     bundle.save(model, shop.out / "bundle", card(about, list(networks)), getattr(torch, config.weights))
     return file_hash(shop.out / "bundle" / "config.json")
@@ -325,6 +337,14 @@ def _mean_run(store: TokenStore) -> float:
     numbers = store.split("train")[:1000]
     codes = [store.read(number, "semantic") for number in numbers]
     return sum(each.shape[1] for each in codes) / max(1, sum(each[0].unique_consecutive().numel() for each in codes))
+
+
+def _reading_rate(store: TokenStore) -> float:
+    numbers = [number for number in store.split("train")[:1000] if store.entries[number].columns.get("transcript")]
+    if not numbers:
+        raise InputError(f"{store.folder}: no train recording has a transcript, which the text stage learns from; leave text out")
+    texts = [store.entries[number].columns["transcript"] for number in numbers]
+    return reading_rate(texts, [store.read(number, "text") for number in numbers])
 
 
 # --- The same, taken from a base -----------------------------------------------------------------------------------------

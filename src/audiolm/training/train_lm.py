@@ -72,10 +72,12 @@ def train_lm(
     listener: Listener | None = None,
     start: LanguageModel | None = None,
     vectors: Vectors | None = None,
+    kin: tuple[Stage, LanguageModel] | None = None,
 ) -> LanguageModel:
     """Train a stage's language model and return the best on the valid batches (if there are none, the last), in eval mode.
 
-    start: a network of the same sizes whose weights are the initial ones. vectors: for `place_codes`, used without `start`.
+    start: a network of the same sizes whose weights are the initial ones. Without it, vectors: for `place_codes`, and kin: for
+    `take_over`.
     """
     torch.manual_seed(config.seed)
     network = language_model(stage, config.network)
@@ -83,6 +85,8 @@ def train_lm(
         network.load_state_dict(start.state_dict())
     elif vectors is not None:
         place_codes(network, stage, vectors)
+    if start is None and kin is not None:
+        take_over(network, stage, *kin)
     network = network.to(fabric.device)
     average = placed(copy.deepcopy(network).requires_grad_(False), fabric) if config.ema else network
     if config.compile:
@@ -170,6 +174,8 @@ def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
     """
     width, projections = network.embedding.embedding_dim, dict[str, Tensor]()
     for stream, offsets in zip(stage.streams, stage.offsets, strict=True):
+        if stream.spec.name not in vectors:  # text stands for no sound
+            continue
         tables = vectors[stream.spec.name][stream.first : stream.last]
         size = tables[0].shape[1]
         if stream.spec.name not in projections:
@@ -181,6 +187,22 @@ def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
             network.embedding.weight[first : first + len(placed)] = placed
             if stream is stage.predict:
                 network.heads[level] = placed
+
+
+@torch.no_grad()
+def take_over(network: LanguageModel, stage: Stage, theirs: Stage, kin: LanguageModel) -> None:
+    """Initialise with what another stage knows of the tokens that both predict: how they follow one another (SPEAR-TTS §3.2).
+
+    Its embeddings and heads of these tokens and its blocks are copied, as far as they have the same shapes.
+    """
+    if theirs.predict != stage.predict:
+        return
+    own, known = network.state_dict(), kin.state_dict()
+    same = {name: each for name, each in known.items() if name in own and own[name].shape == each.shape}
+    network.load_state_dict({name: each for name, each in same.items() if name != "embedding.weight"}, strict=False)
+    if own["embedding.weight"].shape[1] == known["embedding.weight"].shape[1]:
+        ids, others = (torch.arange(int(each.offsets[-1][0]), each.vocabulary) for each in (stage, theirs))
+        network.embedding.weight[ids] = kin.embedding.weight[others].to(network.embedding.weight)
 
 
 @torch.no_grad()

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from audiolm.audio import read
-from audiolm.measuring.figures.bench import Bench, Figures, Missing
+from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
 from audiolm.measuring.metrics import mean, ratio, shuffled
 from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
 from audiolm.stages import Stage, without_repeats
+from audiolm.text import spread
 
 MOST = 400  # pairs of a task, drawn at random
 
@@ -42,29 +43,32 @@ def stage_figures(bench: Bench) -> Figures:
 
 
 def oracle_figures(bench: Bench) -> Figures:
-    """Does a stage use its semantic tokens? Bits per token given the true ones, the same shuffled, and another recording's.
+    """Does a stage use its semantic tokens, or its text? Bits per token given the true ones, shuffled, and another recording's.
 
     Tokens are shuffled over the whole recording, not within crops; in whole runs if the stage has dedup. The gain is what the
     true tokens save, paired by recording: a stage with a gain of 0 ignores them.
     """
     figures: Figures = {}
-    found = [name for name, (stage, _) in bench.model.stages.items() if _heard(stage) and _semantic(stage)]
+    found = [name for name, (stage, _) in bench.model.stages.items() if _given(stage) & {"semantic", "text"}]
     if not found:
-        raise Missing("no stage of this model is given semantic tokens")
+        raise Missing("no stage of this model is given semantic tokens or text")
     random = torch.Generator().manual_seed(bench.seed)
     for name in found:
         stage, network = bench.model.stages[name]
+        kind = "text" if "text" in _given(stage) else "semantic"
+        clips = [clip for clip in bench.clips if kind == "semantic" or clip.transcript]
+        given = [_text(clip) if kind == "text" else clip.tokens.semantic.codes for clip in clips]
         bits: dict[str, list[Tensor]] = {}
-        for number, clip in enumerate(bench.clips):
-            true = clip.tokens.semantic.codes
+        for number, (clip, true) in enumerate(zip(clips, given, strict=True)):
             told = {"true": true, "shuffled": shuffled(true, random, stage.dedup)}
-            if len(bench.clips) > 1:
-                other = bench.clips[(number + 1) % len(bench.clips)].tokens.semantic.codes
+            if len(clips) > 1:
+                other = given[(number + 1) % len(clips)]
                 told["other"] = other.repeat(1, -(-true.shape[1] // other.shape[1]))[:, : true.shape[1]]
+            heard = {"semantic": clip.tokens.semantic.codes, "acoustic": clip.tokens.acoustic.codes}
             for way, codes in told.items():
-                each = crop_nats(network, stage, {"semantic": codes, "acoustic": clip.tokens.acoustic.codes})
+                each = crop_nats(network, stage, heard | {kind: codes})
                 bits.setdefault(way, []).append(torch.stack([each.nats.sum() / math.log(2), each.counts.sum()]))
-            bench.tell(f"oracle {name}", number + 1, len(bench.clips))
+            bench.tell(f"oracle {name}", number + 1, len(clips))
         sums = {way: torch.stack(each) for way, each in bits.items()}  # (R, 2)
         for way, each in sums.items():
             figures[f"oracle.{name}.{way}"] = ratio(*each.T)
@@ -120,5 +124,10 @@ def _heard(stage: Stage) -> bool:
     return {stream.spec.name for stream in stage.streams} <= {"semantic", "acoustic"}
 
 
-def _semantic(stage: Stage) -> bool:
-    return any(stream.spec.name == "semantic" for stream in stage.given)
+def _given(stage: Stage) -> set[str]:
+    return {stream.spec.name for stream in stage.given}
+
+
+def _text(clip: Clip) -> Tensor:
+    """Its transcript as codes (1, F)."""
+    return spread(clip.transcript or "", at_16k(clip.sound), clip.tokens.semantic.codes.shape[1])

@@ -1,9 +1,9 @@
 """Are the words preserved? Word and character error rates of an offline recogniser (AudioLM section IV-C, Table II).
 
-For whole clips of 4 to 10 s: the recording, the codec alone, and acoustic generation, which says the recording's units in
-another voice. For what follows a prompt of 3 s: the same with the units said in the prompt's voice (SoundStorm's Table 1), and
-PESQ against the recording, as both say the same at the same time. A free continuation has words of its own, and so no error
-rate.
+For whole clips of 4 to 10 s: the recording, the codec alone, acoustic generation, which says the recording's units in another
+voice, and the transcript read aloud, if the model has a text stage. For what follows a prompt of 3 s: the same with the units
+said in the prompt's voice (SoundStorm's Table 1), and PESQ against the recording, as both say the same at the same time. A free
+continuation has words of its own, and so no error rate.
 """
 
 from collections.abc import Sequence
@@ -68,6 +68,9 @@ def _whole(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
     model = bench.model
     sounds = {"real": [clip.sound for clip in clips]}
     sounds["codec"] = [model.reconstruct(sound, _levels(model), watermark=False) for sound in sounds["real"]]
+    if "text" in model.stages and _decoders(bench):
+        requests = [Request(text=clip.transcript, seed=bench.seed + n) for n, clip in enumerate(clips)]
+        sounds["spoken"] = _generated(bench, "spoken", requests, None)
     for way, decoder in _decoders(bench).items():
         requests = [Request(semantic=clip.tokens.semantic, seed=bench.seed + n) for n, clip in enumerate(clips)]
         sounds[f"revoiced{way}"] = _generated(bench, f"revoiced{way}", requests, decoder)
@@ -106,7 +109,7 @@ def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
     return {"": "autoregressive", "_parallel": "parallel"} if "parallel" in bench.model.stages else {"": "autoregressive"}
 
 
-def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder) -> list[Waveform]:
+def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder | None) -> list[Waveform]:
     made: list[Waveform] = []
     for first in range(0, len(requests), BATCH):
         made += bench.model.generate_batch(requests[first : first + BATCH], decoder=decoder, watermark=False)
