@@ -87,6 +87,24 @@ def test_language_models_were_trained_on_the_bundles_own_tokens(whole: Path) -> 
     TokenStore(whole / "tokens", expect=tokenizer_key(model.semantic, model.codec))
 
 
+def test_a_stage_that_reads_aloud_is_added_to_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """It needs transcripts, learns at which rate they are read, and begins with the base's semantic stage."""
+    recordings = sorted(path.resolve() for path in corpus.glob("*/*.wav"))
+    manifest = tmp_path / "manifest.csv"
+    options = [f"base={whole / 'bundle'}", 'stages=["text"]', *(f"text.{key}={value}" for key, value in FEW.items()), *UNGATED]
+    config = [f"data={manifest}", f"out={tmp_path / 'out'}", "threads=1", *options]
+    manifest.write_text("path,speaker\n" + "".join(f"{path},{path.parent.name}\n" for path in recordings))
+    with pytest.raises(InputError, match="no train recording has a transcript"):
+        run_recipe(load_config(RecipeConfig, ROOT / "recipes" / "further.toml", config))
+    lines = [f"{path},{path.parent.name},A few words are said\n" for path in recordings]
+    manifest.write_text("path,speaker,transcript\n" + "".join(lines))
+    run_recipe(load_config(RecipeConfig, ROOT / "recipes" / "further.toml", [*config, f"out={tmp_path / 'told'}"]))
+    model = bundle.load(tmp_path / "told" / "bundle")
+    assert {"semantic", "text"} <= set(model.stages)
+    assert 1 <= model.about["reading_rate"] <= 25
+    assert model.generate(text="A few words.", watermark=False).samples.isfinite().all()
+
+
 def test_done_stays_done(whole: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("done again")

@@ -272,9 +272,11 @@ def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torc
 
 
 def do_tokens(shop: Workshop) -> str:
-    audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
+    audio, texts = AtSpeeds(shop.audio(), shop.config.tokens.speeds), "text" in shop.config.stages
+    if texts and not any(each.split == "train" and each.columns.get("transcript") for each in audio.entries):
+        data = shop.config.data
+        raise InputError(f"{data}: no train recording has a transcript for the text stage; add the column, or leave text out")
     with progress(len(audio), label="tokens") as show:
-        texts = "text" in shop.config.stages
         store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show, texts=texts)
     return digest([store.key, [entry.checksum for entry in store.entries]])
 
@@ -340,11 +342,9 @@ def _mean_run(store: TokenStore) -> float:
 
 
 def _reading_rate(store: TokenStore) -> float:
-    numbers = [number for number in store.split("train")[:1000] if store.entries[number].columns.get("transcript")]
-    if not numbers:
-        raise InputError(f"{store.folder}: no train recording has a transcript, which the text stage learns from; leave text out")
-    texts = [store.entries[number].columns["transcript"] for number in numbers]
-    return reading_rate(texts, [store.read(number, "text") for number in numbers])
+    texts = {number: store.entries[number].columns.get("transcript") for number in store.split("train")}
+    told = [(text, store.read(number, "text")) for number, text in texts.items() if text]
+    return reading_rate(*zip(*told, strict=True))
 
 
 # --- The same, taken from a base -----------------------------------------------------------------------------------------
