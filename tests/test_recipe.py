@@ -433,6 +433,7 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("precision=16-mixed", r"precision=16-mixed: precision: input should be 'auto', '32-true' or 'bf16-mixed'"),
         ("codec.stpes=3", r"codec\.stpes=3: unknown key 'codec\.stpes'; did you mean 'codec\.steps'\?"),
         ("encoder.0.stpes=3", r"unknown key 'encoder\.0\.stpes'; did you mean 'encoder\.steps'\?"),
         ("coarse.levels=6", r"acoustic has 6 codebooks"),

@@ -40,7 +40,7 @@ class Codebook(nn.Module):
             sums, counts = self._sums(frames, self.nearest(frames))
             used = counts > 0
             self.codes[used] = sums[used] / counts[used, None]
-        # Counts start as if this sample had arrived in one batch per time constant of the average.
+        # The averages start as if every batch so far had been these frames.
         _, counts = self._sums(frames, self.nearest(frames))
         self.count.copy_(counts.clamp_min(self.revive_below))
         self.total.copy_(self.codes * self.count[:, None])

@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 @lru_cache(maxsize=32)
-def mel_filters(sample_rate: int, window: int, bands: int) -> Tensor:
+def mel_filters(sample_rate: int, window: int, bands: int, device: torch.device = CPU) -> Tensor:
     """Triangular mel filters (bands, window // 2 + 1) with unit peak, HTK scale, from 0 Hz to half the sample rate."""
     edges = 700 * (10 ** (torch.linspace(0, 2595 * torch.log10(torch.tensor(1 + sample_rate / 1400)), bands + 2) / 2595) - 1)
     frequencies = torch.linspace(0, sample_rate / 2, window // 2 + 1)
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - frequencies) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rising, falling).clamp_min(0)
+    return torch.minimum(rising, falling).clamp_min(0).to(device)  # kept there: a GPU would wait for a copy in every loss
 
 
 def stft(audio: Tensor, window: int, hop: int) -> Tensor:
@@ -33,7 +35,7 @@ def mel_loss(audio: Tensor, reference: Tensor, sample_rate: int, windows: tuple[
     """Multi-scale log-mel distance: mean absolute difference of log10 bands, averaged over the windows (DAC)."""
     total = audio.new_zeros(())
     for window in windows:
-        filters = mel_filters(sample_rate, window, max(8, window // 16)).to(audio.device)
+        filters = mel_filters(sample_rate, window, max(8, window // 16), audio.device)
         ours, theirs = (
             (filters @ stft(x, window, window // 4).abs().clamp_min(1e-7)).clamp_min(1e-4).log10() for x in (audio, reference)
         )

@@ -25,7 +25,8 @@ from audiolm.errors import InputError
 
 # How long a process waits for the others, for instance while the first alone prepares or tokenises; torchrun notices deaths.
 PATIENCE = timedelta(days=2)
-Precision = Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+# Not float16, for which Fabric cannot clip the gradients of a fused optimiser; and not weights in bfloat16: spectra need float32.
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 
 
 def engine(device: str = "auto", precision: Precision = "32-true", shard: bool = False) -> Fabric:

@@ -18,6 +18,7 @@ from audiolm.tokens import TokenSpec
 from audiolm.training.further import upon
 
 try:
+    from audiolm.training.engine import Precision
     from audiolm.training.gates import GatesConfig
     from audiolm.training.train_codec import CodecTrainConfig
     from audiolm.training.train_encoder import EncoderConfig, UnitsConfig
@@ -70,7 +71,7 @@ class RecipeConfig(Config):
     seed: Seed = 0  # for every table below that sets no seed of its own
     threads: int | None = Field(default=None, ge=1)  # CPU threads; None: one per core
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     shard: bool = False  # under torchrun: shard encoder and stages (FSDP2), not replicate them
     keep: int = Field(default=2, ge=1)  # checkpoints per training run, besides the best
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"

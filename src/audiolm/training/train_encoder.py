@@ -184,14 +184,14 @@ def train_encoder(
         conformer = Conformer(config.network)
         fit_statistics(config, conformer, crops)
         return conformer.to(fabric.device).eval()
-    pretraining = build(config, previous)
+    pretraining = build(config, previous).to(fabric.device)
     if not run.steps():
         fit_targets(config, pretraining, crops)
     conformer, objective = pretraining.conformer, pretraining.objective
     if config.compile:
         for block in conformer.blocks:
             block.compile()
-    model = fabric.setup_module(pretraining.to(fabric.device))
+    model = fabric.setup_module(pretraining)
     parameters = [parameter for parameter in pretraining.parameters() if parameter.requires_grad]
     optimizer: Any = torch.optim.AdamW(parameters, config.lr, (0.9, 0.98), weight_decay=config.weight_decay)
     state = {"conformer": conformer, "objective": objective, "optimizer": optimizer}
@@ -226,7 +226,7 @@ def train_encoder(
                 show(step, **metrics)
             score = None
             if valid is not None and (step % config.valid_every == 0 or step == config.steps):
-                figures = validate(model, valid, config.valid_batches, fabric)
+                figures = validate(model, valid, config.valid_batches, fabric.device)
                 score = figures["valid_loss"]
                 run.log(step, **figures)
             run.checkpoint(step, state, config.save_every, config.steps, score, norm=norm)
@@ -244,26 +244,28 @@ def fit_targets(config: EncoderConfig, pretraining: Pretraining, crops: Crops) -
         fit_statistics(config, conformer, crops)
     if isinstance(objective, Clusters) and isinstance(objective.teacher, Teacher):
         teacher = objective.teacher.eval()
-        frames = torch.cat([teacher.source(conformer.log_mel(audio)).flatten(0, 1) for audio in first(crops, config.fit_batches)])
+        heard = first(crops, config.fit_batches, conformer.mel_mean.device)
+        frames = torch.cat([teacher.source(conformer.log_mel(audio)).flatten(0, 1).cpu() for audio in heard])
         teacher.units.load_state_dict(KMeans.fit(frames, objective.config.units, seed=config.seed).state_dict())
 
 
 def fit_statistics(config: EncoderConfig, conformer: Conformer, crops: Crops) -> None:
     """Fit mean and standard deviation of each mel bin on the first crops."""
-    mel = [log_mel(audio, conformer.filters, config.network.window) for audio in first(crops, config.fit_batches)]
+    heard = first(crops, config.fit_batches, conformer.mel_mean.device)
+    mel = [log_mel(audio, conformer.filters, config.network.window) for audio in heard]
     conformer.fit_normalisation(torch.cat(mel))
 
 
-def first(crops: Crops, batches: int) -> Iterator[Tensor]:
-    """The batches of steps 1 to `batches`, one at a time."""
-    return (crops.batch(step) for step in range(1, batches + 1))
+def first(crops: Crops, batches: int, device: torch.device) -> Iterator[Tensor]:
+    """The batches of steps 1 to `batches`, one at a time, on a device."""
+    return (crops.batch(step).to(device) for step in range(1, batches + 1))
 
 
 @torch.no_grad()
-def validate(model: nn.Module, valid: Crops, batches: int, fabric: Fabric) -> dict[str, float]:
+def validate(model: nn.Module, valid: Crops, batches: int, device: torch.device) -> dict[str, float]:
     """Mean figures on held-out crops, with the same masks each time; training's random state is not touched."""
     model.eval()
-    results = [model(fabric.to_device(audio), None, Generator().manual_seed(0)) for audio in first(valid, batches)]
+    results = [model(audio, None, Generator().manual_seed(0)) for audio in first(valid, batches, device)]
     return {f"valid_{name}": float(torch.stack([result[name] for result in results]).mean()) for name in results[0]}
 
 
@@ -286,8 +288,8 @@ def layer_frames(conformer: Conformer, layers: Iterable[int], crops: Crops, batc
     layers, device = list(layers), conformer.mel_mean.device
     kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     conformer.eval()
-    for audio in first(crops, batches):
-        outputs = conformer(conformer.log_mel(audio.to(device)), layers=max(layers))
+    for audio in first(crops, batches, device):
+        outputs = conformer(conformer.log_mel(audio), layers=max(layers))
         for layer in layers:
             kept[layer].append(outputs[layer].flatten(0, 1).float().cpu())
     return {layer: torch.cat(frames) for layer, frames in kept.items()}
@@ -298,7 +300,7 @@ def fit_units(conformer: Conformer, config: UnitsConfig, crops: Crops) -> KMeans
     if config.layer is None or not 0 <= config.layer <= conformer.config.layers:
         raise InputError(f"fit_units: layer {config.layer} is not in 0 to {conformer.config.layers}; choose one by choose_layer")
     frames = layer_frames(conformer, [config.layer], crops, config.batches)[config.layer]
-    return KMeans.fit(frames, config.units, config.epochs, seed=config.seed)
+    return KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(conformer.mel_mean.device)
 
 
 def choose_layer(
@@ -311,7 +313,7 @@ def choose_layer(
     """
     table = {}
     for layer, frames in layer_frames(conformer, range(1, conformer.config.layers + 1), crops, config.batches).items():
-        units = KMeans.fit(frames, config.units, config.epochs, seed=config.seed)
+        units = KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(conformer.mel_mean.device)
         table[layer] = measure(unit_function(conformer, units, layer))
     return table, max(table, key=lambda layer: table[layer])
 
