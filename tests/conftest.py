@@ -118,6 +118,19 @@ def tiny_model(female: Waveform, male: Waveform) -> AudioLM:
     return AudioLM(semantic, codec, {name: (stage, language_model(stage, network)) for name, stage in values.items()})
 
 
+@pytest.fixture(scope="session")
+def reading_model(tiny_model: AudioLM) -> AudioLM:
+    """The tiny model with a text stage."""
+    from audiolm import stages
+    from audiolm.bundle import language_model
+    from audiolm.transformer import TransformerConfig
+
+    torch.manual_seed(1)
+    stage = replace(stages.text(tiny_model.semantic.spec), crop=4.0, overlap=1.0)
+    network = language_model(stage, TransformerConfig(layers=2, heads=2, width=32, ffn=32, dropout=0))
+    return replace(tiny_model, stages={**tiny_model.stages, "text": (stage, network)}, sampling={})
+
+
 @pytest.fixture
 def two_processes() -> Callable[[Callable[[int], None]], None]:
     """Call work(rank) in two processes that are one group, with the environment that torchrun gives (gloo, this machine).

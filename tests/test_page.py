@@ -264,6 +264,24 @@ def test_a_file_revoiced_reconstructed_and_a_voice_from_nothing(page: Page, male
     assert len(page.all(".take")) == 3
 
 
+def test_a_text_read_aloud(page: Page, browser: Any, reading_model: AudioLM, tmp_path: Path) -> None:
+    """Only a model with a text stage offers to speak."""
+    page.until(lambda: page.text("#model"))
+    assert not page.one("#speaks").is_displayed()
+    with serving(reading_model) as address:
+        reader = Page(browser, address)
+        reader.until(lambda: reader.one("#speaks").is_displayed())
+        reader.mode("speak")
+        reader.one("#go").click()
+        assert reader.until(lambda: reader.text("#error")) == "First write what is to be said."
+        reader.set("text", "Good morning, and good luck.")
+        reader.example(0, "#voice")
+        reader.make()
+        assert reader.text(".take .title p").startswith("by female, seed 0 · ")
+        saved = reader.save(tmp_path / "said")
+        assert saved.seconds == pytest.approx(reading_model.reading_seconds("Good morning, and good luck."))
+
+
 def test_the_microphone(page: Page) -> None:
     page.one("#audio .record").click()
     page.until(lambda: page.text("#audio .record") >= "Stop, 1.0 s")

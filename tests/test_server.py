@@ -99,6 +99,34 @@ def test_formats(client: TestClient, form: str, kind: str) -> None:
     assert file.duration == pytest.approx(0.5, abs=0.02)
 
 
+def test_speak(reading_model: AudioLM, client: TestClient, female: Waveform, flac: bytes) -> None:
+    """A text from the form or the URL, in any voice, at any pace, streamed or whole: as the library reads it."""
+    assert client.post("/v1/speak?text=hello").status_code == 404
+    assert not client.get("/v1/models").json()["models"][0]["speaks"]
+    with TestClient(create_app(reading_model, LIMITS), raise_server_exceptions=False) as reader:
+        assert reader.get("/v1/models").json()["models"][0]["speaks"]
+        alone = reading_model.generate(female.trim(1.5), text="Hello, you.", seed=3, pace=0.8)
+        fields = {"text": "Hello, you.", "seed": "3", "pace": "0.8"}
+        answer = reader.post("/v1/speak", data=fields, files={"voice": flac})
+        assert np.array_equal(samples(answer.content), made(alone))
+        assert answer.headers["x-audiolm-prompt-seconds"] == "0.000000"
+        whole = reader.post("/v1/speak?text=Good%20morning&samples=2")
+        assert len(zipfile.ZipFile(io.BytesIO(whole.content)).namelist()) == 2
+        single = reader.post("/v1/speak?text=Good%20morning&seed=1")
+        streamed = reader.post("/v1/speak?text=Good%20morning&seed=1&stream=true")
+        assert np.abs(samples(streamed.content).astype(int) - samples(single.content)).max() <= 1
+        assert zipfile.ZipFile(io.BytesIO(whole.content)).read("speak-1.wav")[44:100] == single.content[44:100]
+        for query, says in (
+            ("", "text"),
+            ("text=?!", "nothing to read"),
+            ("text=a&pace=3", "pace"),
+            (f"text={'word ' * 99}", "text"),
+        ):
+            wrong = reader.post(f"/v1/speak?{query}")
+            assert wrong.status_code == 422, query
+            assert says in wrong.json()["detail"]
+
+
 def test_streamed_is_the_whole(client: TestClient, flac: bytes) -> None:
     for path in ("continue?seconds=2.2", "continue?seconds=1.3&only_new=1", "revoice?seed=2"):
         whole = client.post(f"/v1/{path}", files={"audio": flac})

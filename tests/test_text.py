@@ -20,18 +20,8 @@ from audiolm.training.corpus import tokenize_corpus
 from audiolm.training.data import scan
 from audiolm.training.token_store import TokenCrops
 from audiolm.training.train_lm import collate, take_over
-from audiolm.transformer import TransformerConfig
 
 SAID = "So I shall not tell you the rest until next Saturday. You see,"  # in examples/prompt-female.flac
-
-
-@pytest.fixture(scope="module")
-def reader(tiny_model: AudioLM) -> AudioLM:
-    """The tiny model with a text stage."""
-    torch.manual_seed(1)
-    stage = replace(stages.text(tiny_model.semantic.spec), crop=4.0, overlap=1.0)
-    network = language_model(stage, TransformerConfig(layers=2, heads=2, width=32, ffn=32, dropout=0))
-    return replace(tiny_model, stages={**tiny_model.stages, "text": (stage, network)}, sampling={})
 
 
 def read(codes: torch.Tensor) -> str:
@@ -103,29 +93,29 @@ def test_reading_rate(female: Waveform) -> None:
     assert rate == pytest.approx(len(text.normalised(SAID)) / speaking * 25, rel=0.01)
 
 
-def test_read_aloud(reader: AudioLM, female: Waveform) -> None:
+def test_read_aloud(reading_model: AudioLM, female: Waveform) -> None:
     """The same seed reads the same way, alone or in a batch, at once or streamed; a voice does not change the length."""
     requests = [Request(text=SAID, seed=3), Request(female.trim(2.0), text="And then?", seed=4), Request(seconds=1.0, seed=5)]
-    together = reader.generate_batch(requests, watermark=False)
+    together = reading_model.generate_batch(requests, watermark=False)
     frames = text.timed(SAID).shape[1]
     assert together[0].samples.shape == (1, frames * 640)
     for request, sound in zip(requests, together, strict=True):
-        alone = reader.generate_batch([request], watermark=False)[0]
+        alone = reading_model.generate_batch([request], watermark=False)[0]
         assert torch.allclose(alone.samples, sound.samples, atol=1e-5)
-    blocks = list(reader.stream(text=SAID, seed=3, watermark=False))
+    blocks = list(reading_model.stream(text=SAID, seed=3, watermark=False))
     assert torch.allclose(torch.cat([each.samples for each in blocks], 1), together[0].samples, atol=1e-5)
-    slow = reader.generate(text=SAID, pace=0.5, watermark=False)
+    slow = reading_model.generate(text=SAID, pace=0.5, watermark=False)
     assert slow.seconds > 1.6 * together[0].seconds
 
 
-def test_a_text_longer_than_a_window(reader: AudioLM) -> None:
+def test_a_text_longer_than_a_window(reading_model: AudioLM) -> None:
     long = " ".join([SAID] * 4)
-    made = reader.generate(text=long, watermark=False)
+    made = reading_model.generate(text=long, watermark=False)
     assert made.samples.shape[1] == text.timed(long).shape[1] * 640
 
 
-def test_wrong_requests(reader: AudioLM, tiny_model: AudioLM, female: Waveform) -> None:
-    units = reader.tokenize(female).semantic
+def test_wrong_requests(reading_model: AudioLM, tiny_model: AudioLM, female: Waveform) -> None:
+    units = reading_model.tokenize(female).semantic
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"text": "a", "semantic": units}, "give one of them"),
         ({"text": "a", "chain": "acoustic"}, "full chain"),
@@ -135,7 +125,7 @@ def test_wrong_requests(reader: AudioLM, tiny_model: AudioLM, female: Waveform) 
     ]
     for how, says in wrong:
         with pytest.raises(InputError, match=says):
-            reader.generate(**how)
+            reading_model.generate(**how)
     with pytest.raises(InputError, match="no text stage"):
         tiny_model.generate(text="a")
 
@@ -157,10 +147,10 @@ def test_a_store_with_texts(tiny_model: AudioLM, tmp_path: Path) -> None:
         assert item["given"][0].shape == item["predicted"].shape == (1, 25)
 
 
-def test_a_text_stage_begins_with_what_the_semantic_stage_knows(reader: AudioLM) -> None:
+def test_a_text_stage_begins_with_what_the_semantic_stage_knows(reading_model: AudioLM) -> None:
     """Without a word of text, it foretells units as the semantic stage does, where blocks, ids and heads are copied."""
-    semantic, network = reader.stages["semantic"]
-    stage = reader.stages["text"][0]
+    semantic, network = reading_model.stages["semantic"]
+    stage = reading_model.stages["text"][0]
     fresh = language_model(stage, network.transformer.config)
     take_over(fresh, stage, semantic, network)
     units = torch.randint(16, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -171,10 +161,12 @@ def test_a_text_stage_begins_with_what_the_semantic_stage_knows(reader: AudioLM)
     assert torch.allclose(own, theirs, rtol=1e-5)
 
 
-def test_speak(reader: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_speak(
+    reading_model: AudioLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from audiolm import bundle
 
-    bundle.save(reader, tmp_path / "bundle", "# card")
+    bundle.save(reading_model, tmp_path / "bundle", "# card")
     out = tmp_path / "said.wav"
     assert run(["speak", "Good morning.", "-o", str(out), "-m", str(tmp_path / "bundle")]) == 0
     assert out.is_file()

@@ -31,7 +31,7 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.stages import Stage, Stream, without_repeats
-from audiolm.text import RATE, timed
+from audiolm.text import RATE, SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
@@ -204,14 +204,21 @@ class AudioLM:
         """Acoustic generation: the words of `sound` in the voice of `voice` or a random one; options as for `generate`."""
         return self.generate(voice, semantic=self.tokenize(sound).semantic, seed=seed, **options)
 
+    def reading_seconds(self, text: str, pace: float = 1.0) -> float:
+        """How long reading a text takes. InputError if it has no words, or none can be read at this pace."""
+        return self._timed(text, pace).shape[1] / SPEC.frame_rate
+
+    def _timed(self, text: str, pace: float) -> Tensor:
+        return timed(text, self.about.get("reading_rate", RATE) * pace)
+
     def _read(self, requests: Sequence[Request], way: _Way, progress: Progress | None = None) -> list[Request]:
         """The requests, texts being replaced by the semantic tokens of their being read aloud."""
         due = [request for request in requests if request.text is not None]
         if not due:
             return list(requests)
         stage, network = self.stage("text")
-        lines = [timed(request.text or "", self.about.get("reading_rate", RATE) * way.pace) for request in due]
-        longest = max(line.shape[1] / stage.predict.spec.frame_rate for line in lines)
+        lines = [self._timed(request.text or "", way.pace) for request in due]
+        longest = max(line.shape[1] for line in lines) / SPEC.frame_rate
         if longest > LONGEST:
             raise InputError(f"text: reading it takes {longest:.0f} s; give what takes at most {LONGEST:.0f} s")
         nothing, frames = torch.zeros(1, 0, dtype=torch.int64), [line.shape[1] for line in lines]

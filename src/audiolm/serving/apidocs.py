@@ -75,6 +75,13 @@ class Revoice(Making):
     """The content of a recording in another voice, with the same length."""
 
 
+class Speak(Making):
+    """A text, read aloud."""
+
+    text: str = Field(min_length=1, max_length=4000, description="What to say. Punctuation makes pauses.")
+    pace: float = Field(default=1.0, gt=0, le=4, description="1: that of the recordings the model was trained on; 0.8: slower.")
+
+
 class Reconstruct(Sound):
     """The codec alone."""
 
@@ -156,9 +163,17 @@ def errors(*statuses: int) -> dict[int | str, Any]:
 
 
 def operation(
-    kind: type[Config], recordings: tuple[str, ...], limits: Limits, model: AudioLM, answer: Mapping[str, Any] | None = None
+    kind: type[Config],
+    recordings: tuple[str, ...],
+    limits: Limits,
+    model: AudioLM,
+    answer: Mapping[str, Any] | None = None,
+    needed: int = 1,
 ) -> dict[str, Any]:
-    """Arguments for a FastAPI route: its parameters, its body, and its answers, which are JSON (schema `answer`) or sound."""
+    """Arguments for a FastAPI route: its parameters, its body, and its answers, which are JSON (schema `answer`) or sound.
+
+    needed: how many of the recordings, the first ones, must be sent.
+    """
     known = _parameters(kind, limits, model)
     parameters = [
         {"name": name, "in": "query", "description": schema["description"], "schema": _without(schema, "description")}
@@ -168,10 +183,10 @@ def operation(
     form = {
         "type": "object",
         "properties": {**dict.fromkeys(recordings, binary), **known},
-        "required": list(recordings[:1]),
+        "required": list(recordings[:needed]),
         "additionalProperties": False,
     }
-    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": form}}, "required": bool(recordings)}
+    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": form}}, "required": bool(recordings[:needed])}
     if recordings:
         body["content"] |= {media: {"schema": binary} for media in ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg")}
     if answer is None:

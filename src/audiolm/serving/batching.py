@@ -38,6 +38,7 @@ class Way:
     decoder: AcousticDecoder | None = None
     codebooks: int | None = None
     sampling: tuple[tuple[str, Sampling], ...] = ()
+    pace: float = 1.0
 
     @property
     def how(self) -> How:
@@ -47,6 +48,7 @@ class Way:
             "decoder": self.decoder,
             "codebooks": self.codebooks,
             "sampling": dict(self.sampling),
+            "pace": self.pace,
         }
 
 

@@ -1,6 +1,7 @@
 """The HTTP API and the web page: `create_app(model)` is an ASGI application that keeps no sound between requests.
 
     POST /v1/continue  /v1/generate  /v1/revoice  /v1/reconstruct     sound; all but reconstruct can stream it
+    POST /v1/speak                                                    the same, if the model has a text stage
     POST /v1/detect  /v1/tokenize                                     JSON
     GET  /v1/models  /v1/examples  /healthz  /metrics  /docs  /       the model and examples, monitoring, documentation, page
 
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +36,7 @@ from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.provenance import tags
 from audiolm.serving import apidocs
-from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice
+from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice, Speak
 from audiolm.serving.batching import Busy, Way, Worker
 from audiolm.serving.limits import Guard, Limits, problem
 from audiolm.serving.uploads import receive, sound_of
@@ -77,6 +79,8 @@ def create_app(
     app.post("/v1/continue", **described(Continue, ("audio",)))(service.continue_)
     app.post("/v1/generate", **described(Generate, ()))(service.generate)
     app.post("/v1/revoice", **described(Revoice, ("audio", "voice")))(service.revoice)
+    if "text" in model.stages:
+        app.post("/v1/speak", **described(Speak, ("voice",), needed=0))(service.speak)
     app.post("/v1/reconstruct", **described(Reconstruct, ("audio",)))(service.reconstruct)
     app.post("/v1/tokenize", **described(Nothing, ("audio",), answer=apidocs.TOKENS))(service.tokenize)
     app.post("/v1/detect", **described(Nothing, ("audio",), answer=apidocs.MARK))(service.detect)
@@ -145,6 +149,14 @@ class Service:
         words = (await self._run(request, self.model.tokenize, sounds["audio"])).semantic
         return await self._made(request, "revoice", options, Wish(sounds.get("voice"), semantic=words))
 
+    async def speak(self, request: Request) -> Response:
+        """Read a text aloud, in a random voice or that of the recording `voice`."""
+        options, sounds = await self._take(request, Speak, "voice", needed=0)
+        seconds = self._within(self.model.reading_seconds(options.text, options.pace), "text: ")
+        return await self._made(
+            request, "speak", options, Wish(sounds.get("voice"), seconds, text=options.text), pace=options.pace
+        )
+
     async def reconstruct(self, request: Request) -> Response:
         """The codec alone: encode a recording into acoustic tokens and decode it again, at any number of levels."""
         options, sounds = await self._take(request, Reconstruct, "audio")
@@ -189,6 +201,7 @@ class Service:
             "max_samples": limits.samples,
             "max_upload_mb": limits.upload_mb,
             "watermark": f"{model.payload:04x}",
+            "speaks": "text" in model.stages,
             "sampling": {name: each.plain() for name, each in model.sampling.items()},
         }
         return {"models": [about]}
@@ -203,13 +216,14 @@ class Service:
         """Metrics for Prometheus."""
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def _take(self, request: Request, kind: type[P], *names: str) -> tuple[P, dict[str, Waveform]]:
-        """The parameters and decoded recordings of a request. The first of `names` is required."""
+    async def _take(self, request: Request, kind: type[P], *names: str, needed: int = 1) -> tuple[P, dict[str, Waveform]]:
+        """The parameters and decoded recordings of a request. The first `needed` of `names` are required."""
         sent = await receive(request, names)
         try:
             options = parse_config(kind, sent.fields, "parameters")
-            if names and names[0] not in sent.files:
-                raise InputError(f"{names[0]}: no recording was sent; send one as the form field {names[0]!r} or as the body")
+            for name in names[:needed]:
+                if name not in sent.files:
+                    raise InputError(f"{name}: no recording was sent; send one as the form field {name!r} or as the body")
             sounds = {}
             for name, file in sent.files.items():
                 keep = getattr(options, "prompt_seconds", None)
@@ -220,7 +234,14 @@ class Service:
             sent.close()
 
     async def _made(
-        self, request: Request, verb: str, options: Making, wish: Wish, prompt_seconds: float = 0.0, only_new: bool = False
+        self,
+        request: Request,
+        verb: str,
+        options: Making,
+        wish: Wish,
+        prompt_seconds: float = 0.0,
+        only_new: bool = False,
+        pace: float = 1.0,
     ) -> Response:
         """The answer to a request for one or several sounds. prompt_seconds: how much of each is not new."""
         if options.samples > self.limits.samples:
@@ -231,7 +252,7 @@ class Service:
             "X-AudioLM-Seed": str(options.seed),
             "X-AudioLM-Prompt-Seconds": f"{prompt_seconds:.6f}",
         }
-        way = Way(only_new, "full", options.decoder, options.codebooks, tuple(settings.items()))
+        way = Way(only_new, "full", options.decoder, options.codebooks, tuple(settings.items()), pace)
         assert self.worker is not None
         if options.stream:
             if options.samples > 1 or options.format != "wav":
@@ -240,7 +261,7 @@ class Service:
             samples = round((new or 0.0) * model.sample_rate) + round(prompt_seconds * model.sample_rate)
 
             def start() -> Iterator[bytes]:
-                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, **way.how)
+                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, text=wish.text, **way.how)
                 return wav(blocks, samples, model.sample_rate)
 
             parts = self.worker.stream(start)
@@ -248,7 +269,7 @@ class Service:
             self.metrics.seconds.inc(new or 0.0)
             return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
         seeds = range(options.seed, options.seed + options.samples)
-        wishes = [Wish(wish.prompt, wish.seconds, wish.semantic, seed) for seed in seeds]
+        wishes = [replace(wish, seed=seed) for seed in seeds]
         sounds = await attended(request, self.worker.generate(wishes, way))
         self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
         how = {"verb": verb, "model": name_of(model), **model.chosen("full", options.decoder, options.codebooks)}

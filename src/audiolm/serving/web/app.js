@@ -13,6 +13,7 @@ const MODES = {
   },
   generate: { hint: "Speech from nothing: a new voice each time.", go: "Generate", noun: "From nothing" },
   revoice: { hint: "The same words in another voice.", go: "Revoice", noun: "Revoiced" },
+  speak: { hint: "Reads a text aloud.", go: "Speak", noun: "Spoken" },
   reconstruct: { hint: "The codec alone: into tokens and back.", go: "Reconstruct", noun: "Reconstruction" },
 };
 const MOST_SECONDS = 30; // that the slider offers
@@ -41,7 +42,11 @@ async function make() {
     await source.stop?.();
     if (source.file) files[name] = source.file;
   }
-  if (way !== "generate" && !files.audio) {
+  if (way === "speak" && !form.elements.text.value.trim()) {
+    form.elements.text.focus();
+    return complain(new Error("First write what is to be said."));
+  }
+  if (!sources.audio.root.hidden && !files.audio) {
     $(".record", sources.audio.root).focus();
     return complain(new Error("First record something, choose a file, or take an example."));
   }
@@ -52,7 +57,7 @@ async function make() {
   const count = drawn ? Number(form.elements.samples.value) : 1;
   const takes = Array.from({ length: count }, (_, i) => {
     const levels = query.has("codebooks") && `levels ${query.get("codebooks")}`;
-    const details = [files.audio && `of ${sources.audio.name}`, drawn && `seed ${first + i}`, levels];
+    const details = [files.audio && `of ${sources.audio.name}`, files.voice && `by ${sources.voice.name}`, drawn && `seed ${first + i}`, levels];
     return new Take(MODES[way].noun, details.filter(Boolean).join(", "), `${way}-${drawn ? first + i : query.get("codebooks")}.wav`);
   });
   $("#empty").hidden = true;
@@ -117,6 +122,7 @@ async function start() {
   const { models } = await (await ask("/v1/models")).json();
   Object.assign(server, models[0]);
   $("#model").textContent = `model: ${server.name}`;
+  $("#speaks").hidden = !server.speaks;
   form.elements.seconds.max = Math.min(MOST_SECONDS, server.max_seconds);
   const { decoder, temperature, samples } = form.elements;
   $("#codebooks").max = $("#codebooks").value = $("#levels").max = server.codebooks;
