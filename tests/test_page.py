@@ -264,10 +264,11 @@ def test_a_file_revoiced_reconstructed_and_a_voice_from_nothing(page: Page, male
     assert len(page.all(".take")) == 3
 
 
-def test_a_text_read_aloud(page: Page, browser: Any, reading_model: AudioLM, tmp_path: Path) -> None:
+def test_a_text_read_aloud(browser: Any, address: str, reading_model: AudioLM, tmp_path: Path) -> None:
     """Only a model with a text stage offers to speak."""
-    page.until(lambda: page.text("#model"))
-    assert not page.one("#speaks").is_displayed()
+    silent = Page(browser, address)
+    silent.until(lambda: silent.text("#model"))
+    assert not silent.one("#speaks").is_displayed()
     with serving(reading_model) as address:
         reader = Page(browser, address)
         reader.until(lambda: reader.one("#speaks").is_displayed())
