@@ -479,4 +479,14 @@ def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tm
             evaluation.evaluate_folder("speech", data, tmp_path / "out", **{name: value})
     with pytest.raises(InputError, match="split 'dev'"):
         evaluation.evaluate_folder("speech", data, tmp_path / "out", split="dev")
+    bundle.save(AudioLM(tiny_model.semantic, tiny_model.codec, {}), tmp_path / "bare", "")
+    late: list[tuple[str, dict[str, Any], str]] = [
+        ("nosuch", {}, "nosuch: no such model"),
+        ("bare", {"codebooks": 7}, "--codebooks 7: this model's codec has 1 to 6"),
+        ("bare", {"items": tmp_path / "few.item"}, r"--items .*few\.item: no such file"),
+        ("bare", {"listening_test": 2}, "this model has no coarse or piano stage"),  # before hours of measuring
+    ]
+    for model, options, reason in late:
+        with pytest.raises(InputError, match=reason):
+            evaluation.evaluate_folder(tmp_path / model, data, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
