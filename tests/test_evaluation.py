@@ -364,6 +364,22 @@ def test_a_bundle_of_tokenizers_alone(tiny_model: AudioLM, female: Waveform) -> 
     assert not [name for name in figures if name.startswith("claim") or name.endswith("bits")]
 
 
+def test_a_claim_is_above_zero_where_the_whole_chain_is_better(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    """Fewer errors are better, and the table says so: a chain that says what it was asked, against one that says another's."""
+    made = continuations(tiny_model, [("f", female), ("m", male)], 1.0, seed=0, ways=())
+    for each, other in zip(made, made[::-1], strict=True):
+        each.sounds.update(full=each.sounds["real"], shuffled=other.sounds["real"])
+        each.asked["full"] = each.asked["shuffled"] = each.asked["resaid"]
+    figures = evaluation._flat(continuation_figures(tiny_model, made))
+    assert figures["continuation.full.unit_errors"] == 0 < figures["continuation.shuffled.unit_errors"]
+    assert figures["claim.unit_errors.shuffled.low"] > 0
+    one = {"recordings.clips": 2, "recordings.speakers": 2, "recordings.seconds": 8.0, "recordings.left_out": [], "seed": 0}
+    card = evaluation.markdown({**one, **figures})
+    (said,) = (line for line in card.splitlines() if line.startswith("- unit errors, whole chain against"))
+    assert "better; paired difference" in said
+    assert "above 0 where the whole chain is better" in card
+
+
 def test_what_is_too_short_is_not_continued(tiny_model: AudioLM) -> None:
     card = evaluation.markdown(
         {"recordings.clips": 1, "recordings.speakers": 1, "recordings.seconds": 2.0, "recordings.left_out": [], "seed": 0}
