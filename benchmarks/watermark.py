@@ -27,7 +27,7 @@ def clips(folder: Path, count: int) -> list[Waveform]:
     if (folder / "manifest.csv").is_file():
         from audiolm.training.data import scan
 
-        paths = [folder / each.path for each in scan(folder) if each.split in ("test", "valid")]
+        paths = [each.path for each in scan(folder) if each.split in ("test", "valid")]
     paths = paths[:: max(1, len(paths) // count)]
     found = []
     for path in paths:

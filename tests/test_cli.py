@@ -125,6 +125,19 @@ def test_a_recording_is_not_replaced(capsys, tmp_path: Path, model: str, female_
     assert kept.read_bytes() == female_path.read_bytes()
 
 
+@pytest.mark.parametrize("verb", ["continue", "revoice"])
+def test_a_recording_is_not_replaced_by_a_numbered_sample(
+    capsys, tmp_path: Path, model: str, female_path: Path, verb: str
+) -> None:
+    """Going on from the second of several samples: a name that -o does not show."""
+    kept = tmp_path / "out-2.flac"
+    kept.write_bytes(female_path.read_bytes())
+    options = ["-o", tmp_path / "out.flac", "-m", model, "--samples", "2"]
+    assert f"{kept}: is an input recording" in mistake(capsys, verb, kept, *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["out-2.flac"]
+    assert kept.read_bytes() == female_path.read_bytes()
+
+
 def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     out = tmp_path / "out.wav"
     ok(capsys, "continue", female_path, "--seconds", "2", "-m", model, "-o", out, "--no-watermark")
@@ -249,6 +262,7 @@ def test_no_verb_takes_what_is_no_number(capsys, tmp_path: Path, number: str) ->
     out, data = tmp_path / "out", tmp_path / "data"
     for option in ("--seconds", "--temperature"):
         assert option in mistake(capsys, "evaluate", "--data", data, "--report", out, option, number)
+    assert "--recordings -1: give" in mistake(capsys, "evaluate", "--data", data, "--report", out, "--recordings", "-1")
     assert "seconds: input" in mistake(capsys, "train-detector", "--data", data, "--out", out, "--seconds", number)
     assert f"rate={number}: rate: input" in mistake(capsys, "serve", f"rate={number}")
     if number == "nan":  # of infinite length there is one shard

@@ -377,6 +377,22 @@ def test_a_bundle_of_tokenizers_alone(tiny_model: AudioLM, female: Waveform) -> 
     assert not [name for name in figures if name.startswith("claim") or name.endswith("bits")]
 
 
+def test_a_claim_is_above_zero_where_the_whole_chain_is_better(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    """Fewer errors are better, and the table says so: a chain that says what it was asked, against one that says another's."""
+    made = continuations(tiny_model, [("f", female), ("m", male)], 1.0, seed=0, ways=())
+    for each, other in zip(made, made[::-1], strict=True):
+        each.sounds.update(full=each.sounds["real"], shuffled=other.sounds["real"])
+        each.asked["full"] = each.asked["shuffled"] = each.asked["resaid"]
+    figures = evaluation._flat(continuation_figures(tiny_model, made))
+    assert figures["continuation.full.unit_errors"] == 0 < figures["continuation.shuffled.unit_errors"]
+    assert figures["claim.unit_errors.shuffled.low"] > 0
+    one = {"recordings.clips": 2, "recordings.speakers": 2, "recordings.seconds": 8.0, "recordings.left_out": [], "seed": 0}
+    card = evaluation.markdown({**one, **figures})
+    (said,) = (line for line in card.splitlines() if line.startswith("- unit errors, whole chain against"))
+    assert "better; paired difference" in said
+    assert "above 0 where the whole chain is better" in card
+
+
 def test_what_is_too_short_is_not_continued(tiny_model: AudioLM) -> None:
     card = evaluation.markdown(
         {"recordings.clips": 1, "recordings.speakers": 1, "recordings.seconds": 2.0, "recordings.left_out": [], "seed": 0}
@@ -492,4 +508,14 @@ def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tm
             evaluation.evaluate_folder("speech", data, tmp_path / "out", **{name: value})
     with pytest.raises(InputError, match="split 'dev'"):
         evaluation.evaluate_folder("speech", data, tmp_path / "out", split="dev")
+    bundle.save(AudioLM(tiny_model.semantic, tiny_model.codec, {}), tmp_path / "bare", "")
+    late: list[tuple[str, dict[str, Any], str]] = [
+        ("nosuch", {}, "nosuch: no such model"),
+        ("bare", {"codebooks": 7}, "--codebooks 7: this model's codec has 1 to 6"),
+        ("bare", {"items": tmp_path / "few.item"}, r"--items .*few\.item: no such file"),
+        ("bare", {"listening_test": 2}, "this model has no coarse or piano stage"),  # before hours of measuring
+    ]
+    for model, options, reason in late:
+        with pytest.raises(InputError, match=reason):
+            evaluation.evaluate_folder(tmp_path / model, data, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

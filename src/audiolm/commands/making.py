@@ -106,7 +106,7 @@ def write_all(
     told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
     written = []
     for number, sound in enumerate(sounds, 1):
-        path = output if len(sounds) == 1 else output.with_name(f"{output.stem}-{number}{output.suffix}")
+        path = numbered(output, number, len(sounds))
         made = {"seed": common.seed + number - 1} if drawn else {}
         made |= {"prompt_seconds": round(prompt_seconds, 6)}
         named = tags({"model": model.about.get("name"), **made, **told})
@@ -117,9 +117,7 @@ def write_all(
                 temporary.write_text(named["comment"] + "\n", encoding="utf-8")
             written[-1]["sidecar"] = str(path.with_suffix(".json"))
         if common.plot is not None:
-            picture = common.plot
-            if len(sounds) > 1:
-                picture = picture.with_name(f"{picture.stem}-{number}{picture.suffix}")
+            picture = numbered(common.plot, number, len(sounds))
             plot(sound, picture, prompt_seconds or None)
             written[-1]["plot"] = str(picture)
     if common.json:
@@ -128,6 +126,11 @@ def write_all(
     for entry in written:
         extra = f", picture in {entry['plot']}" if "plot" in entry else ""
         print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
+
+
+def numbered(path: Path, number: int, samples: int) -> Path:
+    """Where sample `number` goes: out.wav, or out-1.wav, out-2.wav, ... if there are several."""
+    return path if samples == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 @contextmanager
@@ -152,10 +155,11 @@ def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
         return read(there, minimum_seconds)
 
 
-def check_apart(output: Path, *recordings: Path) -> None:
-    """InputError if the output would overwrite one of its input recordings."""
-    if output.exists() and any(each.exists() and output.samefile(each) for each in recordings):
-        raise InputError(f"{output}: is an input recording and would be overwritten; choose another name with -o")
+def check_apart(output: Path, samples: int, *recordings: Path) -> None:
+    """InputError if one of the outputs would overwrite one of their input recordings."""
+    for path in (numbered(output, number, samples) for number in range(1, samples + 1)):
+        if path.exists() and any(each.exists() and path.samefile(each) for each in recordings):
+            raise InputError(f"{path}: is an input recording and would be overwritten; choose another name with -o")
 
 
 def load(common: Common) -> "AudioLM":

@@ -52,7 +52,7 @@ def continue_(
     making.check_length(seconds, "--seconds")
     live = making.live(stream, play, output, common)
     if live is None:
-        making.check_apart(output or OUT, prompt)
+        making.check_apart(output or OUT, common.samples, prompt)
     sound = making.hear(prompt)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
@@ -126,7 +126,7 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
     """
     from audiolm.asking import Request
 
-    making.check_apart(output, source, *([] if voice is None else [voice]))
+    making.check_apart(output, common.samples, source, *([] if voice is None else [voice]))
     sound = making.hear(source)
     speaker = None if voice is None else making.hear(voice)
 
@@ -165,7 +165,7 @@ def speak(
     """
     from audiolm.asking import Request
 
-    making.check_apart(output, *([] if voice is None else [voice]))
+    making.check_apart(output, common.samples, *([] if voice is None else [voice]))
     words = sys.stdin.read() if text == making.STDIN else text
     speaker = None if voice is None else making.hear(voice)
 
@@ -188,7 +188,7 @@ def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMO
     output
         The reconstruction: the same length, at the codec's sample rate.
     """
-    making.check_apart(output, source)
+    making.check_apart(output, 1, source)
     sound = making.hear(source)
 
     def make(model: "AudioLM") -> list["Waveform"]:

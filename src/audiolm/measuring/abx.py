@@ -133,7 +133,8 @@ def triplets(items: Sequence[Item], mode: Mode, seed: int = 0) -> Triplets:
 def confusions(features: Sequence[Tensor], frame_rate: float, items: Sequence[Item], chosen: Triplets) -> Tensor:
     """For each triplet 1 if X is nearer to B, 0.5 if equally near to A and B, else 0: (T). NaN if an item has no frame.
 
-    features: (F, D) of each recording at `frame_rate` Hz. The frames of an item are those whose middle lies within it.
+    features: (F, D) of each recording at `frame_rate` Hz. The frames of an item are those whose middle lies within it, without
+    the last of them, as Libri-Light's script rounds.
     """
     parts = []
     for item in items:

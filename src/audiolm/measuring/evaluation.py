@@ -174,7 +174,6 @@ def evaluate_folder(
     if not recordings:
         raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
     folder = Path(report_dir)
-    make_folder(folder)
     bundle = load(model, precision=precision)
     if temperature:
         bundle.sampling = at_temperatures(bundle.sampling, temperature)
@@ -182,11 +181,12 @@ def evaluate_folder(
         if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
             raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
         bundle.about["codebooks"] = codebooks
-    if acoustic_chain(bundle):
+    if acoustic_chain(bundle) or listening_test:
         bundle.chosen()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     for path, what in ((items, "items"), (pairs, "pairs")):
         if path is not None and not path.exists():
             raise InputError(f"--{what} {path}: no such file or folder; check the path")
+    make_folder(folder)
     others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}
     measured = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)

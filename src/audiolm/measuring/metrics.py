@@ -36,7 +36,7 @@ def needed(package: str) -> Any:
         raise InputError(f"evaluation needs the package {package}; install it with pip install 'audiolm[eval]'") from error
 
 
-def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 1000, seed: int = 0) -> list[Measure]:
+def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 1000) -> list[Measure]:
     """M measures by bootstrap. statistic: indices of recordings, drawn with replacement, (draws, R) -> figures (draws, M).
 
     The interval is the middle 95 % of the draws, shifted so that their mean lies on the figure itself: entropies estimated from
@@ -45,7 +45,7 @@ def bootstrap(statistic: Callable[[Tensor], Tensor], clips: int, draws: int = 10
     value = statistic(torch.arange(clips)[None])[0].double()
     if clips < 2:
         return [Measure(figure, math.nan, math.nan, clips) for figure in value.tolist()]
-    found = statistic(torch.randint(clips, (draws, clips), generator=torch.Generator().manual_seed(seed))).double()
+    found = statistic(torch.randint(clips, (draws, clips), generator=torch.Generator().manual_seed(0))).double()
     low, high = found.nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0) + value - found.nanmean(0)
     return [Measure(*figures, clips) for figures in zip(value.tolist(), low.tolist(), high.tolist(), strict=True)]
 

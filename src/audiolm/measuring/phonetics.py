@@ -166,9 +166,9 @@ def measure_units(
     return unit_phone_measures(torch.cat([encode(audio) for audio, _ in recordings]), torch.cat(list(labels)))
 
 
-def label_recordings(recordings: Sequence[tuple[Tensor, str | None]], aligner: PhoneAligner | None = None) -> list[Tensor]:
+def label_recordings(recordings: Sequence[tuple[Tensor, str | None]]) -> list[Tensor]:
     """Phone labels (F) of each (audio (1, 1, T) at 16 kHz, transcript)."""
-    aligner = aligner or PhoneAligner()
+    aligner = PhoneAligner()
     return [frame_phones(aligner(audio, transcript), audio.shape[-1]) for audio, transcript in recordings]
 
 

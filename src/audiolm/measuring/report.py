@@ -200,6 +200,8 @@ def _continuation(report: Mapping[str, Any]) -> str:
     if missing := report.get("continuation.voice.missing"):
         note += f" Not measured: {missing}."
     claims = [_claim(report, name) for name in report if name.startswith("claim.") and name.count(".") == 2]
+    if claims:
+        note += " Paired differences, recording by recording, are above 0 where the whole chain is better."
     compared = table(["", "speaker similarity", "unit errors", "bits per unit", "unit changes per second"], rows)
     return section("Continuation", compared, note, "\n".join(claims))
 

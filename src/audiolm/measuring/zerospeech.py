@@ -34,9 +34,9 @@ class Pair(NamedTuple):
     known: bool | None
 
 
-def read_pairs(folder: str | os.PathLike[str], task: str, split: str = "dev") -> list[Pair]:
+def read_pairs(folder: str | os.PathLike[str], task: str) -> list[Pair]:
     """The pairs of a task; none if the folder lacks it. InputError if gold.csv is malformed or a recording is missing."""
-    place = Path(folder) / task / split
+    place = Path(folder) / task / "dev"
     gold = place / "gold.csv"
     if not gold.is_file():
         return []

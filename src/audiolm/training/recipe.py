@@ -4,7 +4,7 @@ Every table of a recipe file is a class here; audiolm.training.steps acts on the
 """
 
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -102,7 +102,7 @@ class RecipeConfig(Config):
             data = upon(data)
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
-            for name in ("codec", "units", "semantic", "coarse", "fine", "acoustic", "piano", "parallel", "text"):
+            for name in ("codec", "units", *get_args(StageName)):
                 data[name] = _seeded(data.get(name, {}), data["seed"])
             if isinstance(data["encoder"], list | tuple):
                 data["encoder"] = [_seeded(each, data["seed"]) for each in data["encoder"]]
