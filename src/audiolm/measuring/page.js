@@ -15,7 +15,8 @@ for (const figure of document.querySelectorAll("figure")) {
   audio.addEventListener("pause", () => figure.classList.remove("playing"));
   picture.addEventListener("click", event => {
     const box = picture.getBoundingClientRect();
-    audio.currentTime = Math.min(1, (event.clientX - box.left) / box.width / share) * audio.duration;
+    // Until the browser knows the length, a click only plays.
+    if (audio.duration) audio.currentTime = Math.min(1, (event.clientX - box.left) / box.width / share) * audio.duration;
     audio.play();
   });
 }

@@ -34,7 +34,7 @@ function parameters() {
   return query;
 }
 
-async function make() {
+async function make(signal) {
   complain(null);
   const [way, files] = [mode(), {}];
   for (const [name, source] of Object.entries(sources)) {
@@ -62,8 +62,6 @@ async function make() {
   });
   $("#empty").hidden = true;
   $("#takes").prepend(...takes.map((take) => take.root));
-  running = new AbortController();
-  const { signal } = running;
   const shares = takes.map(() => 0);
   const progress = $("#progress");
   const one = (take, i, live) => {
@@ -90,7 +88,6 @@ async function make() {
 const settled = (promise) => promise.then(() => ({ done: true }), (error) => ({ error }));
 
 function busy(yes) {
-  if (!yes) running = null;
   $("#go").disabled = yes;
   const held = document.activeElement === $("#stop");
   $("#stop").hidden = !yes;
@@ -140,7 +137,9 @@ async function start() {
 form.addEventListener("input", arrange);
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!running) make().catch(complain);
+  if (running) return; // a second click while a recording is still being stopped
+  running = new AbortController();
+  make(running.signal).catch(complain).finally(() => (running = null));
 });
 $("#stop").addEventListener("click", () => {
   running?.abort();

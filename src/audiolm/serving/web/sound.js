@@ -206,9 +206,15 @@ export class Player {
 /** Record from the microphone until `stop()`, which gives a WAV Blob; `heard(level, seconds)` is told the loudest sample of each moment. */
 export async function record(heard) {
   const plain = { echoCancellation: false, noiseSuppression: false, channelCount: 1 };
-  const media = await navigator.mediaDevices.getUserMedia({ audio: plain });
   const context = new AudioContext();
-  await context.audioWorklet.addModule("recorder.js");
+  let media;
+  try {
+    await context.audioWorklet.addModule("recorder.js"); // first, so that no microphone stays open if this fails
+    media = await navigator.mediaDevices.getUserMedia({ audio: plain });
+  } catch (error) {
+    await context.close();
+    throw error;
+  }
   const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   const parts = [];
   let length = 0;
