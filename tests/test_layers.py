@@ -14,7 +14,7 @@ ROWS = """
     pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     model bundle report phonetics
-    abx data audio_store further token_index token_store run engine continuations card batching limits uploads
+    abx data audio_store further token_index token_store alignment run engine continuations card batching limits uploads
     figures page blindtest detector_sounds
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
@@ -37,6 +37,7 @@ BESIDE = {
     ("audio_store", "data"),
     ("token_store", "audio_store"),
     ("token_store", "token_index"),
+    ("alignment", "token_store"),
     *(("storage", "errors"), ("storage", "files")),
     ("plan", "rehearsal"),
     ("__main__", "__init__"),

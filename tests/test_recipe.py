@@ -88,7 +88,7 @@ def test_language_models_were_trained_on_the_bundles_own_tokens(whole: Path) -> 
 
 
 def test_a_stage_that_reads_aloud_is_added_to_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None:
-    """It needs transcripts, learns at which rate they are read, and begins with the base's semantic stage."""
+    """It needs transcripts, learns how long each letter lasts, and begins with the base's semantic stage."""
     recordings = sorted(path.resolve() for path in corpus.glob("*/*.wav"))
     manifest = tmp_path / "manifest.csv"
     options = [f"base={whole / 'bundle'}", 'stages=["text"]', *(f"text.{key}={value}" for key, value in FEW.items()), *UNGATED]
@@ -101,7 +101,7 @@ def test_a_stage_that_reads_aloud_is_added_to_a_model(whole: Path, corpus: Path,
     run_recipe(load_config(RecipeConfig, ROOT / "recipes" / "further.toml", [*config, f"out={tmp_path / 'told'}"]))
     model = bundle.load(tmp_path / "told" / "bundle")
     assert {"semantic", "text"} <= set(model.stages)
-    assert 1 <= model.about["reading_rate"] <= 25
+    assert all(0 <= each < 1 for each in model.about["letter_seconds"].values())
     assert model.generate(text="A few words.", watermark=False).samples.isfinite().all()
 
 

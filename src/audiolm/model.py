@@ -31,7 +31,7 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.stages import Stage, Stream, without_repeats
-from audiolm.text import RATE, SPEC, timed
+from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import LanguageModel
@@ -209,7 +209,7 @@ class AudioLM:
         return self._timed(text, pace).shape[1] / SPEC.frame_rate
 
     def _timed(self, text: str, pace: float) -> Tensor:
-        return timed(text, self.about.get("reading_rate", RATE) * pace)
+        return timed(text, {int(byte): each for byte, each in self.about.get("letter_seconds", {}).items()}, pace)
 
     def _read(self, requests: Sequence[Request], way: _Way, progress: Progress | None = None) -> list[Request]:
         """The requests, texts being replaced by the semantic tokens of their being read aloud."""
@@ -360,8 +360,6 @@ class AudioLM:
             self.stage("semantic")
         if any(request.semantic is not None and request.text is not None for request in requests):
             raise InputError("semantic and text: both say which words to say; give one of them")
-        if not 0 < pace < math.inf:
-            raise InputError(f"pace={pace:g}: give a number above 0; 1 is the pace of the recordings the model was trained on")
         if decoder is None and "parallel" in self.stages:
             own = self.about.get("decoder") if {"coarse", "piano"} & set(self.stages) else "parallel"
             decoder = "parallel" if own == "parallel" else "autoregressive"

@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from audiolm import text
 from audiolm.audio import read
 from audiolm.codec import Codec
 from audiolm.errors import InputError
@@ -51,20 +50,18 @@ def tokenize_corpus(
     *,
     shard_seconds: float = SHARD_SECONDS,
     skipped: Skipped | None = None,
-    texts: bool = False,
 ) -> TokenStore:
     """Tokenize every recording of `source` that the store at `folder` does not hold yet; `show(done)` is called after each.
 
-    `skipped`: recordings left out earlier, to be reported with the others on stderr and in the store's skipped.json. `texts`:
-    keep the transcripts as a third stream, for a text stage. `folder` may be in an object store. Raises InputError if the store
-    was made by other tokenizers or nothing could be tokenized.
+    `skipped`: recordings left out earlier, to be reported with the others on stderr and in the store's skipped.json. `folder`
+    may be in an object store. Raises InputError if the store was made by other tokenizers or nothing could be tokenized.
     """
-    store = TokenStore.create(folder, tokenizer_key(semantic, codec, texts))
+    store = TokenStore.create(folder, tokenizer_key(semantic, codec))
     plan, left_out = plan_shards(store, source, shard_seconds), list(skipped or [])
     done = len(_entries(source)) - sum(map(len, plan.values()))
     for shard, numbers in plan.items():
         shown = None if show is None else lambda count, before=done: show(before + count)
-        left_out += tokenize_shard(semantic, codec, source, numbers, store.folder, shard, shown, texts)
+        left_out += tokenize_shard(semantic, codec, source, numbers, store.folder, shard, shown)
         done += len(numbers)
     return finish(store.folder, left_out)
 
@@ -96,24 +93,18 @@ def tokenize_shard(
     folder: Path,
     shard: int,
     show: Callable[[int], None] | None = None,
-    texts: bool = False,
 ) -> Skipped:
     """Tokenize the recordings `numbers` of `source` and write them as shard `shard`; returns what was left out, and why."""
-    specs = {"semantic": semantic.spec, "acoustic": codec.spec} | ({"text": text.SPEC} if texts else {})
-    writer = TokenWriter(folder, specs, shard)
+    writer = TokenWriter(folder, {"semantic": semantic.spec, "acoustic": codec.spec}, shard)
     entries, skipped = _entries(source), []
     with torch.inference_mode():
         for count, number in enumerate(numbers, 1):
             entry = entries[number]
             try:
                 audio = _mono(source[number], codec.sample_rate) if isinstance(source, Sequence) else source.read(number)
-                codes = {"semantic": encode(semantic, audio, semantic.hop), "acoustic": encode(codec, audio, semantic.hop)}
-                if texts:
-                    transcript = entry.columns.get("transcript") or ""
-                    codes["text"] = text.spread(transcript, audio, codes["semantic"].shape[1])
                 writer.add(
                     entry.name,
-                    codes,
+                    {"semantic": encode(semantic, audio, semantic.hop), "acoustic": encode(codec, audio, semantic.hop)},
                     seconds=len(audio) / codec.sample_rate,
                     speaker=entry.speaker,
                     split=entry.split,
@@ -146,12 +137,11 @@ def encode(tokenizer: SemanticTokenizer | Codec, audio: Tensor, grid: int) -> Te
     return tokenizer.encode(padded)[0].cpu()
 
 
-def tokenizer_key(semantic: SemanticTokenizer, codec: Codec, texts: bool = False) -> Key:
+def tokenizer_key(semantic: SemanticTokenizer, codec: Codec) -> Key:
     """The key that identifies these tokenizers' tokens: weight hashes, specifications, sample rate, layer and k."""
-    tokenizers = {"semantic": (semantic.spec, weights_hash(semantic)), "acoustic": (codec.spec, weights_hash(codec.coder()))}
     return store_key(
         codec.sample_rate,
-        tokenizers | ({"text": (text.SPEC, "utf-8")} if texts else {}),
+        {"semantic": (semantic.spec, weights_hash(semantic)), "acoustic": (codec.spec, weights_hash(codec.coder()))},
         layer=semantic.layer,
         k=semantic.spec.codebook_size,
     )

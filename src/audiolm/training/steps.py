@@ -27,7 +27,6 @@ from audiolm.files import file_hash, read_json, save_tensors, write_json
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.stages import Stage
-from audiolm.text import reading_rate
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
@@ -37,11 +36,12 @@ from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_
 from audiolm.training.run import Run, progress, versions
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.storage import is_remote, place
-from audiolm.training.token_store import TokenCrops, TokenStore
+from audiolm.training.token_store import TokenCrops, Tokenized, TokenStore
 from audiolm.transformer import LanguageModel
 
 try:
     from audiolm.measuring.phonetics import label_recordings, measure_units
+    from audiolm.training.alignment import ReadStore
     from audiolm.training.chain import Chain, Step
     from audiolm.training.corpus import tokenize_corpus
     from audiolm.training.engine import engine
@@ -82,8 +82,9 @@ def steps(config: RecipeConfig) -> list[Step]:
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
             Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
-    tokens = config.tokens.plain() | ({"texts": True} if "text" in config.stages else {})
-    chain.append(Step("tokens", ("prepare", "codec", "units"), tokens, do_tokens, completed=record_of(config.tokens)))
+    chain.append(
+        Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens, completed=record_of(config.tokens))
+    )
     for name in config.stages:
         plain = trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
         if name in of_base:
@@ -150,6 +151,7 @@ class Workshop:
             print(f"{missing}; precision=auto picks what it supports", file=sys.stderr, flush=True)
         self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
         self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
+        self.read: ReadStore | None = None  # aligning transcripts takes a minute
 
     # Results
 
@@ -166,9 +168,17 @@ class Workshop:
         """The training crops of the encoder's last pass."""
         return self.crops(self.config.encoder[-1])[0]
 
+    def tokens(self, name: StageName) -> Tokenized:
+        """The tokens that a stage is trained on."""
+        store = TokenStore(self.out / "tokens")
+        if name != "text":
+            return store
+        self.read = self.read or ReadStore(store)
+        return self.read
+
     def token_crops(self, name: StageName, split: str) -> TokenCrops:
         """A stage's batches; "valid" falls back to training ones if there are no valid recordings."""
-        config, store = stage_config(self.config, name), TokenStore(self.out / "tokens")
+        config, store = stage_config(self.config, name), self.tokens(name)
         chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
         return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
 
@@ -224,6 +234,10 @@ def do_prepare(shop: Workshop) -> str:
     recordings = scan(shop.config.data, config.valid, config.test, shop.config.seed, config.minimum, skipped)
     if not any(recording.split == "train" for recording in recordings):
         raise InputError(f"{shop.config.data}: no recording is in the train split; fix the split column")
+    told = [each for each in recordings if each.split == "train" and each.columns.get("transcript")]
+    if "text" in shop.config.stages and not told:
+        cure = "add the column, or leave text out of stages"
+        raise InputError(f"{shop.config.data}: no train recording has a transcript for the text stage; {cure}")
     rate = shop.config.codec.network.sample_rate
     with progress(len(recordings), label="prepare") as show:
         store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
@@ -272,24 +286,24 @@ def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torc
 
 
 def do_tokens(shop: Workshop) -> str:
-    audio, texts = AtSpeeds(shop.audio(), shop.config.tokens.speeds), "text" in shop.config.stages
-    if texts and not any(each.split == "train" and each.columns.get("transcript") for each in audio.entries):
-        data = shop.config.data
-        raise InputError(f"{data}: no train recording has a transcript for the text stage; add the column, or leave text out")
+    audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
     with progress(len(audio), label="tokens") as show:
-        store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show, texts=texts)
+        store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show)
     return digest([store.key, [entry.checksum for entry in store.entries]])
 
 
 def do_stage(shop: Workshop, name: StageName) -> str:
     config, stage = stage_config(shop.config, name), stage_of(shop.config, name)
-    store = TokenStore(shop.out / "tokens")
+    store = shop.tokens(name)
     crops = TokenCrops(store, stage, "train", config.batch_size, config.seed, config.any_speed)
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
     listener = stage_listener(stage, shop.codec(), valid or crops)
     start, kin = shop.carried[name][1] if name in shop.carried else None, None
     if name == "text":  # it predicts what the semantic stage does
         kin = shop.trained("semantic")[:2] if begins_with_semantic(shop.config, name) else shop.carried.get("semantic")
+        if shop.read and shop.fabric.global_rank == 0:
+            letters = {str(byte): round(each, 4) for byte, each in shop.read.reading.seconds.items()}
+            write_json(shop.out / name / "letters.json", letters)
     with shop.run(name, trained_with(shop.config, name), "tokens") as run:
         trained = train_lm(stage, config, crops, run, shop.sharding, valid, listener, start, shop.vectors(), kin)
         return shop.save(trained, name)
@@ -328,7 +342,9 @@ def do_bundle(shop: Workshop) -> str:
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
     if "text" in config.stages:
-        about["reading_rate"] = round(_reading_rate(store), 2)
+        about["letter_seconds"] = read_json(shop.out / "text" / "letters.json")
+    elif shop.base and "letter_seconds" in shop.base.about:
+        about["letter_seconds"] = shop.base.about["letter_seconds"]
     model = AudioLM(shop.semantic().cpu(), shop.codec().cpu(), networks, sampling, about)
     bundle.save(model, shop.out / "bundle", card(about, list(networks)), getattr(torch, config.weights))
     return file_hash(shop.out / "bundle" / "config.json")
@@ -339,12 +355,6 @@ def _mean_run(store: TokenStore) -> float:
     numbers = store.split("train")[:1000]
     codes = [store.read(number, "semantic") for number in numbers]
     return sum(each.shape[1] for each in codes) / max(1, sum(each[0].unique_consecutive().numel() for each in codes))
-
-
-def _reading_rate(store: TokenStore) -> float:
-    texts = {number: store.entries[number].columns.get("transcript") for number in store.split("train")}
-    told = [(text, store.read(number, "text")) for number, text in texts.items() if text]
-    return reading_rate(*zip(*told, strict=True))
 
 
 # --- The same, taken from a base -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ class TokenEntries:
         """Indices of the recordings in a split."""
         equal = parquet().compute.equal(self.table["split"], split)
         return np.flatnonzero(equal.to_numpy()).tolist()
+
+    def columns(self) -> list[dict[str, str]]:
+        """The further columns of each recording's row in the manifest, such as its transcript."""
+        return [json.loads(each) for each in self.table["columns"].to_pylist()]
+
+    def with_stream(self, name: str, like: str) -> "TokenEntries":
+        """The same index, with a further stream of as many frames as the stream `like` has."""
+        wider = copy(self)
+        wider.frames = {**self.frames, name: self.frames[like]}
+        return wider
 
     def __iter__(self) -> Iterator[TokenEntry]:
         for batch in self.table.to_batches(max_chunksize=1000):

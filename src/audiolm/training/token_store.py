@@ -22,7 +22,7 @@ from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
@@ -261,6 +261,17 @@ class Item(TypedDict):
     ends: bool  # whether the crop ends at the recording's end: only then is there an EOS
 
 
+class Tokenized(Protocol):
+    """What crops are taken from: a `TokenStore`, or one with further streams (audiolm.training.alignment)."""
+
+    folder: Path
+    specs: dict[str, TokenSpec]
+    entries: TokenEntries
+
+    def split(self, name: str) -> list[int]: ...
+    def read(self, number: int, stream: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+
+
 class TokenCrops:
     """Batches of a stage's crops from one split. Every crop starts where a frame of each stream begins.
 
@@ -269,7 +280,7 @@ class TokenCrops:
     """
 
     def __init__(
-        self, store: TokenStore, stage: Stage, split: str, batch_size: int, seed: int = 0, any_speed: bool = False
+        self, store: Tokenized, stage: Stage, split: str, batch_size: int, seed: int = 0, any_speed: bool = False
     ) -> None:
         self.store, self.stage, self.batch_size, self.seed = store, stage, batch_size, seed
         for stream in stage.streams:
@@ -324,7 +335,7 @@ class TokenCrops:
         return codes[:, places - places[0]].contiguous()
 
 
-def same_at_other_speeds(store: TokenStore, numbers: Sequence[int]) -> dict[int, list[int]]:
+def same_at_other_speeds(store: Tokenized, numbers: Sequence[int]) -> dict[int, list[int]]:
     """For each recording its copies at all speeds ("name@1.1", see `AtSpeeds`), itself included."""
     names = store.entries.table["name"].take(np.asarray(numbers, np.int64)).to_pylist()
     known = set(names)

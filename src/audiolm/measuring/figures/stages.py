@@ -4,18 +4,21 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from audiolm.audio import read
-from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
+from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, readable
 from audiolm.measuring.metrics import mean, ratio, shuffled
 from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
 from audiolm.stages import Stage, without_repeats
-from audiolm.text import spread
+from audiolm.text import normalised
+from audiolm.training.alignment import Reading
 
 MOST = 400  # pairs of a task, drawn at random
+ALIGNED = 200  # training recordings that help to align transcripts
 
 
 def stage_figures(bench: Bench) -> Figures:
@@ -57,7 +60,7 @@ def oracle_figures(bench: Bench) -> Figures:
         stage, network = bench.model.stages[name]
         kind = "text" if "text" in _given(stage) else "semantic"
         clips = [clip for clip in bench.clips if kind == "semantic" or clip.transcript]
-        given = [_text(clip) if kind == "text" else clip.tokens.semantic.codes for clip in clips]
+        given = _read(bench, clips) if kind == "text" else [clip.tokens.semantic.codes for clip in clips]
         bits: dict[str, list[Tensor]] = {}
         for number, (clip, true) in enumerate(zip(clips, given, strict=True)):
             told = {"true": true, "shuffled": shuffled(true, random, stage.dedup)}
@@ -128,6 +131,15 @@ def _given(stage: Stage) -> set[str]:
     return {stream.spec.name for stream in stage.given}
 
 
-def _text(clip: Clip) -> Tensor:
-    """Its transcript as codes (1, F)."""
-    return spread(clip.transcript or "", at_16k(clip.sound), clip.tokens.semantic.codes.shape[1])
+def _read(bench: Bench, clips: Sequence[Clip]) -> list[Tensor]:
+    """Each clip's transcript as codes (1, F), aligned with its units by what these clips and some training recordings tell."""
+    lines = [(normalised(clip.transcript or "").encode(), clip.tokens.semantic.codes[0].numpy()) for clip in clips]
+    told = [each for each in bench.others if each.split == "train" and each.columns.get("transcript")][:ALIGNED]
+    more = []
+    for number, each in enumerate(told, 1):
+        for sound in readable([each], bench.model.sample_rate):
+            said = normalised(each.columns["transcript"]).encode()
+            more.append((said, bench.model.tokenize(sound).semantic.codes[0].numpy()))
+        bench.tell("letters", number, len(told))
+    reading = Reading.fit([*lines, *more], bench.model.semantic.spec.codebook_size)
+    return [torch.from_numpy(reading.align(*line).astype(np.int64))[None] for line in lines]
