@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,13 @@ def test_the_package_is_the_program() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("audiolm: nowhere.wav: ")
+
+
+def test_every_way_to_start_it_tells_its_version() -> None:
+    """README and docs/training.md start it by its module, as torchrun needs it."""
+    for module in ("audiolm", "audiolm.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+        assert done.stdout.strip() == version("audiolm")
 
 
 def test_help_is_quick_and_teaches_by_examples() -> None:
