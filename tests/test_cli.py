@@ -126,6 +126,22 @@ def test_a_recording_is_not_replaced(capsys, tmp_path: Path, model: str, female_
     assert kept.read_bytes() == female_path.read_bytes()
 
 
+def test_each_sample_has_a_place_before_any_is_made(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    """No numbered file replaces the recording, and none is written if a later one, its sidecar or its picture cannot be."""
+    kept = tmp_path / "out-1.flac"
+    kept.write_bytes(female_path.read_bytes())
+    for name in ("wide-2.wav", "side-2.json", "drawn-2.png"):
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.iterdir())
+    arguments = ["continue", kept, "--samples", "2", "--seconds", "0.1", "-m", model, "-o"]
+    assert "out-1.flac: is an input recording" in mistake(capsys, *arguments, tmp_path / "out.flac")
+    assert "wide-2.wav: is a folder" in mistake(capsys, *arguments, tmp_path / "wide.wav")
+    assert "side-2.json: is a folder" in mistake(capsys, *arguments, tmp_path / "side.wav", "--sidecar")
+    assert "drawn-2.png: is a folder" in mistake(capsys, *arguments, tmp_path / "drawn.wav", "--plot", tmp_path / "drawn.png")
+    assert sorted(tmp_path.iterdir()) == before
+    assert kept.read_bytes() == female_path.read_bytes()
+
+
 def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     out = tmp_path / "out.wav"
     ok(capsys, "continue", female_path, "--seconds", "2", "-m", model, "-o", out, "--no-watermark")
@@ -222,8 +238,9 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         ("--device", "cuda:99"): "--device",
         ("--device", "toaster"): "--device",
         ("--threads", "0"): "--threads",
-        ("--prompt-seconds", "-1"): "keep -1",
-        ("--prompt-seconds", "nan"): "keep nan",
+        ("--prompt-seconds", "-1"): "--prompt-seconds -1: give",
+        ("--prompt-seconds", "nan"): "--prompt-seconds nan: give",
+        ("--prompt-seconds", "0.05"): "--prompt-seconds 0.05: give",
         ("--plot", str(tmp_path / "picture.doc")): "picture.doc",
         ("--plot", str(tmp_path / "nowhere" / "picture.png")): "nowhere",
         ("--secnds", "3"): "--seconds",
@@ -236,7 +253,8 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     assert "no parallel stage" in mistake(capsys, "generate", "-m", model, "--stream", "--decoder", "parallel")
     assert "--decoder" in mistake(capsys, *base, "--decoder", "fast")
     assert "no-such-model" in mistake(capsys, "continue", female_path, "-o", out, "-m", "no-such-model")
-    for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
+    wrong_outputs = {"a.doc": "a.doc", "nowhere/a.wav": "nowhere", "": "folder"}
+    for wrong, word in {**{tmp_path / name: word for name, word in wrong_outputs.items()}, "-": "-: cannot be an output"}.items():
         assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)
     for unused in ("--seed", "--samples", "--temperature", "--top-k", "--top-p", "--decoder", "--precision"):
         assert f"Unknown option: {unused}" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, unused, "1")

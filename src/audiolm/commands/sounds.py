@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from audiolm.commands import making
 from audiolm.commands.making import COMMON, GENERATING, OUT, Chain, Common, Generating, MaybeOutput, Output
+from audiolm.errors import InputError
 
 if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
     from audiolm.audio import Waveform
@@ -47,10 +48,14 @@ def continue_(
     chain
         full: semantic tokens first, then acoustic. acoustic: the paper's baseline without semantic tokens.
     """
+    from audiolm.asking import SHORTEST
+
     making.check_length(seconds, "--seconds")
+    if prompt_seconds is not None and not prompt_seconds >= SHORTEST:
+        raise InputError(f"--prompt-seconds {prompt_seconds:g}: give at least {SHORTEST:g} s")
     live = making.live(stream, play, output, common)
     if live is None:
-        making.check_apart(output or OUT, prompt)
+        making.check_apart(output or OUT, common, prompt)
     sound = making.hear(prompt)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
@@ -124,7 +129,7 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
     """
     from audiolm.asking import Request
 
-    making.check_apart(output, source, *([] if voice is None else [voice]))
+    making.check_apart(output, common, source, *([] if voice is None else [voice]))
     sound = making.hear(source)
     speaker = None if voice is None else making.hear(voice)
 
@@ -147,7 +152,7 @@ def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMO
     output
         The reconstruction: the same length, at the codec's sample rate.
     """
-    making.check_apart(output, source)
+    making.check_apart(output, common, source)
     sound = making.hear(source)
 
     def make(model: "AudioLM") -> list["Waveform"]:
