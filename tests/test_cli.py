@@ -266,8 +266,10 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
 def test_no_verb_takes_what_is_no_number(capsys, tmp_path: Path, number: str) -> None:
     (tmp_path / "data").mkdir()
     out, data = tmp_path / "out", tmp_path / "data"
-    for option in ("--seconds", "--temperature"):
+    for option in ("--seconds", "--temperature", "--recordings"):
         assert option in mistake(capsys, "evaluate", "--data", data, "--report", out, option, number)
+    assert "--recordings -1: give" in mistake(capsys, "evaluate", "--data", data, "--report", out, "--recordings", "-1")
+    assert "parts=sound: no such part" in mistake(capsys, "evaluate", "--data", data, "--report", out, "--parts", "codec, sound")
     assert "seconds: input" in mistake(capsys, "train-detector", "--data", data, "--out", out, "--seconds", number)
     assert f"rate={number}: rate: input" in mistake(capsys, "serve", f"rate={number}")
     if number == "nan":  # of infinite length there is one shard

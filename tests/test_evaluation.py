@@ -479,4 +479,10 @@ def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tm
             evaluation.evaluate_folder("speech", data, tmp_path / "out", **{name: value})
     with pytest.raises(InputError, match="split 'dev'"):
         evaluation.evaluate_folder("speech", data, tmp_path / "out", split="dev")
+    with pytest.raises(InputError, match="no-such-model"):
+        evaluation.evaluate_folder("no-such-model", data, tmp_path / "out", parts=("codec",), page=False)
+    late: dict[str, Any] = {"codebooks": 99, "items": tmp_path / "none.item", "pairs": tmp_path / "none"}
+    for option, value in late.items():
+        with pytest.raises(InputError, match=f"^--{option} "):
+            evaluation.evaluate_folder("speech", data, tmp_path / "out", parts=("codec",), page=False, **{option: value})
     assert not (tmp_path / "out").exists()

@@ -79,7 +79,9 @@ def evaluate(
     from audiolm.measuring.evaluation import PARTS, evaluate_folder
 
     making.check_length(seconds, "--seconds")
-    chosen = tuple(PARTS) if parts is None else tuple(parts.split(","))
+    if recordings < 0:
+        raise InputError(f"--recordings {recordings}: give 1 or more, or 0 for all")
+    chosen = tuple(PARTS) if parts is None else tuple(part.strip() for part in parts.split(","))
     with making.bars() as show:
         options = {"limit": limit, "seconds": seconds, "seed": seed, "split": split, "parts": chosen, "progress": show}
         extra = {
