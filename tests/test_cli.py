@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -125,16 +126,19 @@ def test_a_recording_is_not_replaced(capsys, tmp_path: Path, model: str, female_
     assert kept.read_bytes() == female_path.read_bytes()
 
 
-@pytest.mark.parametrize("verb", ["continue", "revoice"])
-def test_a_recording_is_not_replaced_by_a_numbered_sample(
-    capsys, tmp_path: Path, model: str, female_path: Path, verb: str
-) -> None:
-    """Going on from the second of several samples: a name that -o does not show."""
-    kept = tmp_path / "out-2.flac"
+def test_each_sample_has_a_place_before_any_is_made(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    """No numbered file replaces the recording, and none is written if a later one, its sidecar or its picture cannot be."""
+    kept = tmp_path / "out-1.flac"
     kept.write_bytes(female_path.read_bytes())
-    options = ["-o", tmp_path / "out.flac", "-m", model, "--samples", "2"]
-    assert f"{kept}: is an input recording" in mistake(capsys, verb, kept, *options)
-    assert [path.name for path in tmp_path.iterdir()] == ["out-2.flac"]
+    for name in ("wide-2.wav", "side-2.json", "drawn-2.png"):
+        (tmp_path / name).mkdir()
+    before = sorted(tmp_path.iterdir())
+    arguments = ["continue", kept, "--samples", "2", "--seconds", "0.1", "-m", model, "-o"]
+    assert "out-1.flac: is an input recording" in mistake(capsys, *arguments, tmp_path / "out.flac")
+    assert "wide-2.wav: is a folder" in mistake(capsys, *arguments, tmp_path / "wide.wav")
+    assert "side-2.json: is a folder" in mistake(capsys, *arguments, tmp_path / "side.wav", "--sidecar")
+    assert "drawn-2.png: is a folder" in mistake(capsys, *arguments, tmp_path / "drawn.wav", "--plot", tmp_path / "drawn.png")
+    assert sorted(tmp_path.iterdir()) == before
     assert kept.read_bytes() == female_path.read_bytes()
 
 
@@ -234,8 +238,9 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         ("--device", "cuda:99"): "--device",
         ("--device", "toaster"): "--device",
         ("--threads", "0"): "--threads",
-        ("--prompt-seconds", "-1"): "keep -1",
-        ("--prompt-seconds", "nan"): "keep nan",
+        ("--prompt-seconds", "-1"): "--prompt-seconds -1: give",
+        ("--prompt-seconds", "nan"): "--prompt-seconds nan: give",
+        ("--prompt-seconds", "0.05"): "--prompt-seconds 0.05: give",
         ("--plot", str(tmp_path / "picture.doc")): "picture.doc",
         ("--plot", str(tmp_path / "nowhere" / "picture.png")): "nowhere",
         ("--secnds", "3"): "--seconds",
@@ -248,7 +253,8 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
     assert "no parallel stage" in mistake(capsys, "generate", "-m", model, "--stream", "--decoder", "parallel")
     assert "--decoder" in mistake(capsys, *base, "--decoder", "fast")
     assert "no-such-model" in mistake(capsys, "continue", female_path, "-o", out, "-m", "no-such-model")
-    for wrong, word in {tmp_path / "a.doc": "a.doc", tmp_path / "nowhere" / "a.wav": "nowhere", tmp_path: "folder"}.items():
+    wrong_outputs = {"a.doc": "a.doc", "nowhere/a.wav": "nowhere", "": "folder"}
+    for wrong, word in {**{tmp_path / name: word for name, word in wrong_outputs.items()}, "-": "-: cannot be an output"}.items():
         assert word in mistake(capsys, "continue", female_path, "-o", wrong, "-m", model)
     for unused in ("--seed", "--samples", "--temperature", "--top-k", "--top-p", "--decoder", "--precision"):
         assert f"Unknown option: {unused}" in mistake(capsys, "reconstruct", female_path, "-o", out, "-m", model, unused, "1")
@@ -260,9 +266,10 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
 def test_no_verb_takes_what_is_no_number(capsys, tmp_path: Path, number: str) -> None:
     (tmp_path / "data").mkdir()
     out, data = tmp_path / "out", tmp_path / "data"
-    for option in ("--seconds", "--temperature"):
+    for option in ("--seconds", "--temperature", "--recordings"):
         assert option in mistake(capsys, "evaluate", "--data", data, "--report", out, option, number)
     assert "--recordings -1: give" in mistake(capsys, "evaluate", "--data", data, "--report", out, "--recordings", "-1")
+    assert "parts=sound: no such part" in mistake(capsys, "evaluate", "--data", data, "--report", out, "--parts", "codec, sound")
     assert "seconds: input" in mistake(capsys, "train-detector", "--data", data, "--out", out, "--seconds", number)
     assert f"rate={number}: rate: input" in mistake(capsys, "serve", f"rate={number}")
     if number == "nan":  # of infinite length there is one shard
@@ -322,6 +329,13 @@ def test_the_package_is_the_program() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.startswith("audiolm: nowhere.wav: ")
+
+
+def test_every_way_to_start_it_tells_its_version() -> None:
+    """README and docs/training.md start it by its module, as torchrun needs it."""
+    for module in ("audiolm", "audiolm.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+        assert done.stdout.strip() == version("audiolm")
 
 
 def test_help_is_quick_and_teaches_by_examples() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,8 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
     assert np.array_equal(samples(answer.content), made(tiny_model.revoice(female.trim(1.5), voice, seed=3)))
     answer = client.post("/v1/reconstruct?codebooks=2", files={"audio": flac})
     assert np.array_equal(samples(answer.content), made(tiny_model.reconstruct(female.trim(1.5), 2)))
+    told = json.loads(soundfile.SoundFile(io.BytesIO(answer.content)).comment)
+    assert (told["watermark"], told["prompt_seconds"]) == (f"{tiny_model.payload:04x}", 0.0)
     tokens, told = tiny_model.tokenize(female.trim(1.5)), client.post("/v1/tokenize", files={"audio": flac}).json()
     assert told["semantic"] == {"codes": tokens.semantic.codes.tolist(), "frame_rate": 25.0, "codebook_size": 16}
     assert told["acoustic"] == {"codes": tokens.acoustic.codes.tolist(), "frame_rate": 50.0, "codebook_size": 32}
@@ -212,11 +215,19 @@ def test_mistakes_are_one_line(
 
 
 def test_wrong_kinds_of_bodies(client: TestClient, flac: bytes) -> None:
-    for kind in ("text/plain", "application/json", "multipart/mixed; boundary=x", "nonsense"):
-        assert client.post("/v1/detect", content=flac, headers={"Content-Type": kind}).status_code == 415
+    # The last is what curl --data-binary says of any file.
+    for kind in (
+        "text/plain",
+        "application/json",
+        "multipart/mixed; boundary=x",
+        "nonsense",
+        "application/x-www-form-urlencoded",
+    ):
+        refused = client.post("/v1/detect", content=flac, headers={"Content-Type": kind})
+        assert (refused.status_code, "a body of type audio/*" in refused.json()["detail"]) == (415, True)
     broken = client.post("/v1/detect", content=b"--x\r\nContent", headers={"Content-Type": "multipart/form-data"})
     assert broken.status_code == 400
-    assert client.post("/v1/detect", data={"audio": "words"}).json()["detail"].startswith("audio: a text")
+    assert client.post("/v1/detect", files={"audio": (None, "words")}).json()["detail"].startswith("audio: a text")
     unwanted = client.post("/v1/generate", files={"audio": flac})
     assert (unwanted.status_code, unwanted.json()["detail"]) == (
         422,

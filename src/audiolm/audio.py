@@ -253,18 +253,19 @@ def concatenate(waveforms: Sequence[Waveform]) -> Waveform:
 
 def check_output(path: str | os.PathLike[str]) -> _Kind:
     """Reject a path that `Waveform.write` could not write, before any expensive work is done."""
-    _check_place(Path(path))
+    check_place(Path(path))
     return _kind(Path(path).suffix, str(path))
 
 
 def check_picture(path: str | os.PathLike[str]) -> None:
     """Like `check_output`, for `plot`."""
-    _check_place(Path(path))
+    check_place(Path(path))
     if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
         raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")
 
 
-def _check_place(path: Path) -> None:
+def check_place(path: Path) -> None:
+    """Reject a path where no file can be written."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it, such as {path / 'out.wav'}")
     if not path.parent.is_dir():

@@ -4,6 +4,7 @@ Log-mel spectrum (25 ms every 10 ms, 64 bands) -> six blocks of a convolution al
 ReLU, then batch normalisation; max pooling halves both axes wherever the channels grow -> mean -> one logit per class.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -15,6 +16,7 @@ from audiolm.training.adversarial import mel_filters
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 64
 CROP, STEP = 16_000, 4_000  # samples in a crop, and between the starts of a sound's crops
+BATCH = 16  # crops classified at once; with 64, a layer's output is too large to be reused and costs half as much again
 CHANNELS = (64, 128, 256, 256, 512, 512)  # the paper's
 FLOOR = 1e-8  # share of the largest energy: anything 80 dB below it counts as silence
 
@@ -53,7 +55,11 @@ def crops_of(sound: Waveform) -> Tensor:
 
 
 @torch.inference_mode()
-def crop_logits(network: CropClassifier, sound: Waveform, batch: int = 64) -> Tensor:
-    """Logits (crops, classes) of a whole sound."""
-    device = network.head.weight.device
-    return torch.cat([network(part.to(device)).float().cpu() for part in crops_of(sound).split(batch)])
+def crop_logits(network: CropClassifier, sound: Waveform, progress: Callable[[int, int], None] | None = None) -> Tensor:
+    """Logits (crops, classes) of a whole sound. progress: crops done, total crops."""
+    crops, device, found = crops_of(sound), network.head.weight.device, []
+    for part in crops.split(BATCH):
+        found.append(network(part.to(device)).float().cpu())
+        if progress is not None:
+            progress(min(len(found) * BATCH, len(crops)), len(crops))
+    return torch.cat(found)

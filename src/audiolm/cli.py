@@ -6,6 +6,7 @@ holds a single JSON document and nothing else; progress and messages go to stand
 
 import os
 import sys
+from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 
@@ -97,6 +98,7 @@ app = App(
     help_epilogue=_epilogue(*EXAMPLES),
     help_format="plaintext",
     version_flags=["--version"],
+    version=lambda: version("audiolm"),  # by itself it would look for the package `__main__` under python -m audiolm.cli
     suppress_keyboard_interrupt=False,  # `run` handles it
 )
 

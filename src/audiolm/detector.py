@@ -8,7 +8,7 @@ generated files as real ones. Training and figures: audiolm.training.train_detec
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,11 +48,11 @@ class Detector:
     def __post_init__(self) -> None:
         self.network.eval().requires_grad_(False)
 
-    def __call__(self, sound: Waveform) -> Verdict | None:
-        """The verdict; None for a sound shorter than a second, or digital silence."""
-        if sound.seconds < SHORTEST or not sound.samples.any():
+    def __call__(self, sound: Waveform, progress: Callable[[int, int], None] | None = None) -> Verdict | None:
+        """The verdict; None for a sound shorter than a second, or silent. progress: as for `crop_logits`."""
+        if sound.seconds < SHORTEST or silent(sound):
             return None
-        logits = crop_logits(self.network, sound)[:, 0]
+        logits = crop_logits(self.network, sound, progress)[:, 0]
         probability = torch.sigmoid(torch.tensor(self.slope * file_score(logits) + self.offset))
         return Verdict(float(probability), float((logits > 0).float().mean()))
 
@@ -82,11 +82,18 @@ def load(path: str | os.PathLike[str]) -> Detector:
         raise InputError(f"{path}: not a detector ({reason}); train it again: audiolm train-detector") from error
 
 
-def examine(sound: Waveform, detector: Detector | None, model: str) -> dict[str, Any]:
+def silent(sound: Waveform) -> bool:
+    """Whether nothing can be heard: the mix of its channels, which is what is examined, never changes."""
+    return not sound.mono().samples.diff().any()
+
+
+def examine(
+    sound: Waveform, detector: Detector | None, model: str, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """What detector and watermark say about a sound, ready for JSON; `note` explains a missing or doubtful verdict."""
-    verdict = detector(sound) if detector else None
+    verdict = detector(sound, progress) if detector else None
     note = None
-    if not sound.samples.any():
+    if silent(sound):
         note = "digital silence: there is nothing to judge"
     elif detector is None:
         note = f"{model} has no detector (audiolm train-detector makes one)"

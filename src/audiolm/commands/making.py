@@ -86,16 +86,20 @@ def write_all(
     prompt_seconds: float = 0.0,
 ) -> None:
     """Check the outputs, load the model, make the sounds, write them, and report what was done, in their tags as well."""
-    from audiolm.audio import check_output, check_picture, plot
+    from audiolm.audio import check_output, check_picture, check_place, plot
     from audiolm.files import whole_file
     from audiolm.provenance import tags
 
     drawn = isinstance(common, Generating)
     if drawn and common.samples < 1:
         raise InputError(f"--samples {common.samples}: give 1 or more")
-    check_output(output)
-    if common.plot is not None:
-        check_picture(common.plot)
+    paths, pictures = outputs(output, common), outputs(common.plot, common) if common.plot else []
+    for path in (output, *paths):  # `output` first, as an error should name what was given
+        check_output(path)
+    for path in paths if common.sidecar else []:
+        check_place(path.with_suffix(".json"))
+    for picture in pictures:
+        check_picture(picture)
     model = load(common)
     sounds = make(model)
     if drawn:
@@ -105,9 +109,8 @@ def write_all(
         told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
     told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
     written = []
-    for number, sound in enumerate(sounds, 1):
-        path = numbered(output, number, len(sounds))
-        made = {"seed": common.seed + number - 1} if drawn else {}
+    for number, (sound, path) in enumerate(zip(sounds, paths, strict=True)):
+        made = {"seed": common.seed + number} if drawn else {}
         made |= {"prompt_seconds": round(prompt_seconds, 6)}
         named = tags({"model": model.about.get("name"), **made, **told})
         sound.write(path, named)
@@ -116,21 +119,15 @@ def write_all(
             with whole_file(path.with_suffix(".json")) as temporary:
                 temporary.write_text(named["comment"] + "\n", encoding="utf-8")
             written[-1]["sidecar"] = str(path.with_suffix(".json"))
-        if common.plot is not None:
-            picture = numbered(common.plot, number, len(sounds))
-            plot(sound, picture, prompt_seconds or None)
-            written[-1]["plot"] = str(picture)
+        if pictures:
+            plot(sound, pictures[number], prompt_seconds or None)
+            written[-1]["plot"] = str(pictures[number])
     if common.json:
         show(written[0] if len(written) == 1 else written, True)
         return
     for entry in written:
         extra = f", picture in {entry['plot']}" if "plot" in entry else ""
         print(f"{entry['file']}: {entry['seconds']:.2f} s{extra}", file=sys.stderr)
-
-
-def numbered(path: Path, number: int, samples: int) -> Path:
-    """Where sample `number` goes: out.wav, or out-1.wav, out-2.wav, ... if there are several."""
-    return path if samples == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 @contextmanager
@@ -155,9 +152,18 @@ def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
         return read(there, minimum_seconds)
 
 
-def check_apart(output: Path, samples: int, *recordings: Path) -> None:
-    """InputError if one of the outputs would overwrite one of their input recordings."""
-    for path in (numbered(output, number, samples) for number in range(1, samples + 1)):
+def outputs(path: Path, common: Common) -> list[Path]:
+    """The file of each sample: out.wav; of several, out-1.wav, out-2.wav, ... InputError if it is standard output."""
+    if str(path) == STDIN:
+        raise InputError("-: cannot be an output; name a file, or use --stream for standard output (continue, generate)")
+    if not isinstance(common, Generating) or common.samples == 1:
+        return [path]
+    return [path.parent / f"{path.stem}-{number}{path.suffix}" for number in range(1, common.samples + 1)]
+
+
+def check_apart(output: Path, common: Common, *recordings: Path) -> None:
+    """InputError if an output would overwrite one of its input recordings."""
+    for path in outputs(output, common):
         if path.exists() and any(each.exists() and path.samefile(each) for each in recordings):
             raise InputError(f"{path}: is an input recording and would be overwritten; choose another name with -o")
 

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from audiolm.commands import making
 from audiolm.commands.making import COMMON, GENERATING, OUT, Chain, Common, Generating, MaybeOutput, Output
+from audiolm.errors import InputError
 
 if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
     from audiolm.asking import How
@@ -49,10 +50,14 @@ def continue_(
     chain
         full: semantic tokens first, then acoustic. acoustic: the paper's baseline without semantic tokens.
     """
+    from audiolm.asking import SHORTEST
+
     making.check_length(seconds, "--seconds")
+    if prompt_seconds is not None and not prompt_seconds >= SHORTEST:
+        raise InputError(f"--prompt-seconds {prompt_seconds:g}: give at least {SHORTEST:g} s")
     live = making.live(stream, play, output, common)
     if live is None:
-        making.check_apart(output or OUT, common.samples, prompt)
+        making.check_apart(output or OUT, common, prompt)
     sound = making.hear(prompt)
     if prompt_seconds is not None:
         sound = sound.trim(prompt_seconds)
@@ -126,7 +131,7 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
     """
     from audiolm.asking import Request
 
-    making.check_apart(output, common.samples, source, *([] if voice is None else [voice]))
+    making.check_apart(output, common, source, *([] if voice is None else [voice]))
     sound = making.hear(source)
     speaker = None if voice is None else making.hear(voice)
 
@@ -165,7 +170,7 @@ def speak(
     """
     from audiolm.asking import Request
 
-    making.check_apart(output, common.samples, *([] if voice is None else [voice]))
+    making.check_apart(output, common, *([] if voice is None else [voice]))
     words = sys.stdin.read() if text == making.STDIN else text
     speaker = None if voice is None else making.hear(voice)
 
@@ -188,7 +193,7 @@ def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMO
     output
         The reconstruction: the same length, at the codec's sample rate.
     """
-    making.check_apart(output, 1, source)
+    making.check_apart(output, common, source)
     sound = making.hear(source)
 
     def make(model: "AudioLM") -> list["Waveform"]:

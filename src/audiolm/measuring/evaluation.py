@@ -173,7 +173,6 @@ def evaluate_folder(
     recordings = [recording for recording in found if split in ("all", recording.split)]
     if not recordings:
         raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
-    folder = Path(report_dir)
     bundle = load(model, precision=precision)
     if temperature:
         bundle.sampling = at_temperatures(bundle.sampling, temperature)
@@ -186,6 +185,7 @@ def evaluate_folder(
     for path, what in ((items, "items"), (pairs, "pairs")):
         if path is not None and not path.exists():
             raise InputError(f"--{what} {path}: no such file or folder; check the path")
+    folder = Path(report_dir)
     make_folder(folder)
     others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}

@@ -162,7 +162,8 @@ class Service:
         options, sounds = await self._take(request, Reconstruct, "audio")
         sound = await self._run(request, self.model.reconstruct, sounds["audio"], options.codebooks)
         levels = options.codebooks or self.model.codec.spec.num_codebooks
-        named = tags({"model": name_of(self.model), "verb": "reconstruct", "codebooks": levels})
+        how = {"verb": "reconstruct", "codebooks": levels, "prompt_seconds": 0.0, "watermark": f"{self.model.payload:04x}"}
+        named = tags({"model": name_of(self.model), **how})
         headers = {"X-AudioLM-Model": name_of(self.model)}
         return Response(await self._file(sound.to_bytes, f".{options.format}", named), 200, headers, MEDIA[options.format])
 

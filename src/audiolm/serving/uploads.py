@@ -51,7 +51,8 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
         raise InputError("parameters: one is given twice in the URL; give it once")
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        # curl --data-binary calls a recording urlencoded unless told its type; such a form cannot hold one.
+        if kind == "multipart/form-data" or (kind == "application/x-www-form-urlencoded" and not names):
             form = await request.form(max_files=len(names) + 1, max_fields=FIELDS, max_part_size=FIELD_BYTES)
             for name, value in form.multi_items():
                 if name in sent.files:
