@@ -10,7 +10,7 @@ likeliest path through the letters by these counts (Viterbi). A frame stays at i
 since some are not heard; spaces, where pauses are, have probabilities of their own for that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Self
 
@@ -40,18 +40,19 @@ class Reading:
         self.units = units
         self.letters: dict[int, int] = {}  # byte -> row of the tables
         self.steps = np.full((MOST + 1, 2), 1 / (MOST + 1))  # probability of going on by 0, 1, ... from letters, from spaces
-        self.single = self.pair = np.zeros((0, units))  # log-probabilities of units at a letter; at a letter before another
+        self.fits = np.zeros((0, 0, units), np.float32)  # log-probabilities of units at a letter before another
         self.seconds: dict[int, float] = {}
 
     @classmethod
-    def fit(cls, lines: Sequence[Line], units: int) -> Self:
-        """Learn from recordings and their transcripts."""
+    def fit(cls, lines: Sequence[Line], units: int, show: Callable[[int], None] = lambda turns: None) -> Self:
+        """Learn from recordings and their transcripts; `show(turns)` is called after each of the `ROUNDS`."""
         reading = cls(units)
         reading.letters = {byte: row for row, byte in enumerate(sorted({*b"".join(said for said, _ in lines), text.SPACE}))}
         paths = [reading._evenly(reading._states(said), len(heard)) for said, heard in lines]
         for turn in range(ROUNDS):
             reading._count(lines, paths, pairs=turn >= PAIRS_FROM)
             paths = [reading._path(said, heard) for said, heard in lines]
+            show(turn + 1)
         reading.seconds = reading._durations(lines, paths)
         return reading
 
@@ -72,7 +73,8 @@ class Reading:
 
     def _count(self, lines: Sequence[Line], paths: Sequence[np.ndarray], pairs: bool) -> None:
         count = len(self.letters)
-        single, pair, steps = np.zeros((count, self.units)), np.zeros((count, count, self.units)), np.ones((MOST + 1, 2))
+        single, pair = np.zeros((count, self.units), np.float32), np.zeros((count, count, self.units), np.float32)
+        steps = np.ones((MOST + 1, 2))
         for (said, heard), path in zip(lines, paths, strict=True):
             states = self._states(said)
             following = np.append(states[1:], states[-1])
@@ -84,15 +86,14 @@ class Reading:
         self.steps = steps / steps.sum(0)
         overall = (single.sum(0) + 1) / (single.sum() + self.units)
         by_letter = (single + PRIOR * overall) / (single.sum(1, keepdims=True) + PRIOR)
-        self.single = np.log(by_letter)
-        self.pair = np.log((pair + PRIOR * by_letter[:, None]) / (pair.sum(2, keepdims=True) + PRIOR))
+        self.fits = np.log((pair + PRIOR * by_letter[:, None]) / (pair.sum(2, keepdims=True) + PRIOR))
 
     def _path(self, said: bytes, heard: np.ndarray) -> np.ndarray:
         """The likeliest index into the text's states for each frame, ascending; evenly spread if no path is long enough."""
         states = self._states(said)
         if len(states) > MOST * (len(heard) - 1):
             return self._evenly(states, len(heard))
-        fits = self.pair[states, np.append(states[1:], states[-1])][:, heard]  # (states, F)
+        fits = self.fits[states, np.append(states[1:], states[-1])][:, heard]  # (states, F)
         goes = np.log(self.steps)[:, (states == self.letters[text.SPACE]).astype(int)]  # (steps, states)
         score = np.full(len(states), -np.inf)
         score[:2] = fits[:2, 0]
@@ -123,9 +124,12 @@ class Reading:
 
 
 class ReadStore:
-    """The recordings of a token store that have transcripts, with a third stream "text": the letter that each frame is at."""
+    """The recordings of a token store that have transcripts, with a third stream "text": the letter that each frame is at.
 
-    def __init__(self, store: TokenStore) -> None:
+    show: as for `Reading.fit`.
+    """
+
+    def __init__(self, store: TokenStore, show: Callable[[int], None] = lambda turns: None) -> None:
         self.store, self.folder = store, store.folder
         self.specs = {**store.specs, text.SPEC.name: text.SPEC}
         self.entries = store.entries.with_stream(text.SPEC.name, "semantic")
@@ -136,7 +140,7 @@ class ReadStore:
         if not told:
             raise InputError(f"{store.folder}: no train recording has a transcript to align; add the column to the manifest")
         lines = [(self.said[number], self._heard(number)) for number in told]
-        self.reading = Reading.fit(lines, store.specs["semantic"].codebook_size)
+        self.reading = Reading.fit(lines, store.specs["semantic"].codebook_size, show)
         self._codes = lru_cache(100_000)(self._aligned)
 
     def split(self, name: str) -> list[int]:

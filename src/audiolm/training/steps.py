@@ -41,7 +41,7 @@ from audiolm.transformer import LanguageModel
 
 try:
     from audiolm.measuring.phonetics import label_recordings, measure_units
-    from audiolm.training.alignment import ReadStore
+    from audiolm.training.alignment import ROUNDS, ReadStore
     from audiolm.training.chain import Chain, Step
     from audiolm.training.corpus import tokenize_corpus
     from audiolm.training.engine import engine
@@ -173,7 +173,9 @@ class Workshop:
         store = TokenStore(self.out / "tokens")
         if name != "text":
             return store
-        self.read = self.read or ReadStore(store)
+        if self.read is None:
+            with progress(ROUNDS, label="letters") as show:
+                self.read = ReadStore(store, show)
         return self.read
 
     def token_crops(self, name: StageName, split: str) -> TokenCrops:
