@@ -150,7 +150,7 @@ def describe(model: AudioLM) -> dict[str, Any]:
     """A summary of a model, JSON-ready."""
     semantic, acoustic = model.semantic.spec, model.codec.spec
     return {
-        **model.about,
+        **{name: each for name, each in model.about.items() if name != "letter_seconds"},  # a line for each letter
         "sample_rate": model.sample_rate,
         "watermark": f"{model.payload:04x}",
         "semantic": f"{semantic.codebook_size} units at {semantic.frame_rate:g} Hz",
