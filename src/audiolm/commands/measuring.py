@@ -37,7 +37,7 @@ def evaluate(
 
     codec (1) PESQ, STOI, SI-SDR, mel distance, codebook use; visqol (1); units (1) what the semantic tokens tell about phones;
     layers (3) the same and ABX for each layer and for more and fewer units, Fig. 3; abx (2) Table I; stages (2) bits per token;
-    oracle (2) bits given true, shuffled or another recording's semantic tokens; continuation (8) speaker similarity, unit errors;
+    oracle (2) bits given true, shuffled or another's semantic tokens or text; continuation (8) speaker similarity, unit errors;
     distance (1, after continuation) Fréchet distance; words (5) WER and CER, Table II; speakers (8) trains the classifier,
     Table III; pairs (2, needs --pairs) sWUGGY and sBLIMP, Table IV; music (2, after continuation; only for models with a piano
     stage) key, entropy over semitones, onsets.

@@ -11,6 +11,7 @@ from audiolm.config import Config
 from audiolm.model import AudioLM
 from audiolm.serving.limits import Limits
 from audiolm.serving.uploads import SHORTEST
+from audiolm.text import FASTEST, SLOWEST
 
 MEDIA = {"wav": "audio/wav", "flac": "audio/flac", "ogg": "audio/ogg", "opus": "audio/ogg; codecs=opus"}
 NUMBER = r"([0-9]{1,3}|[0-9]{0,3}\.[0-9]{1,9})"
@@ -79,7 +80,12 @@ class Speak(Making):
     """A text, read aloud."""
 
     text: str = Field(min_length=1, max_length=4000, description="What to say. Punctuation makes pauses.")
-    pace: float = Field(default=1.0, gt=0, le=4, description="1: that of the recordings the model was trained on; 0.8: slower.")
+    pace: float = Field(
+        default=1.0,
+        ge=SLOWEST,
+        le=FASTEST,
+        description="1: that of the recordings the model was trained on; 0.8: slower.",
+    )
 
 
 class Reconstruct(Sound):

@@ -39,7 +39,7 @@ class Reading:
     def __init__(self, units: int) -> None:
         self.units = units
         self.letters: dict[int, int] = {}  # byte -> row of the tables
-        self.steps = np.full((MOST + 1, 2), 1 / (MOST + 1))  # probability of going on by 0, 1, ... from letters, from spaces
+        self.steps = np.zeros((MOST + 1, 2))  # probability of going on by 0, 1, ... from letters, from spaces
         self.fits = np.zeros((0, 0, units), np.float32)  # log-probabilities of units at a letter before another
         self.seconds: dict[int, float] = {}
 
