@@ -41,6 +41,17 @@ def model(tiny_model: AudioLM) -> AudioLM:
     return AudioLM(tiny_model.semantic, tiny_model.codec, short)
 
 
+@pytest.fixture(scope="module")
+def mixed(model: AudioLM) -> AudioLM:
+    """The same model with levels 3 and 4 left to a parallel stage, between coarse and fine."""
+    torch.manual_seed(2)
+    network = TransformerConfig(layers=2, heads=2, width=32, ffn=32, dropout=0)
+    between = replace(stages.parallel(model.semantic.spec, model.codec.spec, 4), crop=2.6, overlap=0.6)
+    fine = stages.fine(model.codec.spec, 4)
+    own = {"parallel": (between, language_model(between, network)), "fine": (fine, language_model(fine, network))}
+    return AudioLM(model.semantic, model.codec, {**model.stages, **own})
+
+
 def same(blocks: list[Waveform], whole: Waveform) -> None:
     joined = concatenate(blocks)
     assert joined.samples.shape == whole.samples.shape
@@ -60,6 +71,15 @@ def test_streamed_is_generated(model: AudioLM, female: Waveform, way: dict, prom
     new = blocks[sound is not None :]
     assert max(block.seconds for block in new) < 0.25
     assert len(new) >= seconds / 0.25
+
+
+@pytest.mark.parametrize("codebooks", [3, 4, 6])
+def test_streamed_is_generated_by_three_kinds_of_stages(mixed: AudioLM, female: Waveform, male: Waveform, codebooks: int) -> None:
+    whole = mixed.generate(female.trim(1.1), 6.0, seed=3, codebooks=codebooks)
+    same(list(mixed.stream(female.trim(1.1), 6.0, seed=3, codebooks=codebooks)), whole)
+    requests = [Request(female.trim(1.1), 6.0, seed=3), Request(male.trim(2), 1.0, seed=4)]
+    batch = mixed.generate_batch(requests, codebooks=codebooks)
+    torch.testing.assert_close(batch[0].samples, whole.samples, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("decoder", ["autoregressive", "parallel"])
@@ -100,8 +120,8 @@ def test_the_first_sound_waits_for_a_second_of_tokens(model: AudioLM, female: Wa
             hook.remove()
 
 
-@pytest.mark.parametrize("decoder", ["autoregressive", "parallel"])
-def test_memory_does_not_grow(model: AudioLM, female: Waveform, decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("decoder", ["autoregressive", "parallel", "mixed"])
+def test_memory_does_not_grow(model: AudioLM, mixed: AudioLM, female: Waveform, decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     read = Tape.read
 
@@ -112,6 +132,7 @@ def test_memory_does_not_grow(model: AudioLM, female: Waveform, decoder, monkeyp
         return codes
 
     monkeypatch.setattr(Tape, "read", watched)
+    model, decoder = (mixed, None) if decoder == "mixed" else (model, decoder)
     for _ in model.stream(female.trim(1), 9.0, decoder=decoder):
         pass
     assert max(held) <= 2 * 2.6 * 50  # two windows of 2.6 s at most, though 10 s were made

@@ -13,6 +13,7 @@ ROWS = """
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
     pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
+    route
     model bundle report phonetics
     abx data audio_store further token_index token_store alignment run engine continuations card batching limits uploads
     figures page blindtest detector_sounds

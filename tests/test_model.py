@@ -69,7 +69,7 @@ def test_batched_equals_single(tiny_model: AudioLM, female: Waveform, male: Wave
 def test_acoustic_generation_says_the_given_words(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
     words = tiny_model.tokenize(male.trim(1.3)).semantic
     job = tiny_model._job(Request(female.trim(1), semantic=words))
-    tiny_model._sample_acoustic([job], tiny_model._way([job.request]), None)
+    tiny_model._sample_acoustic([job], tiny_model._route([job.request]), None)
     voice = tiny_model.tokenize(female.trim(1))
     assert torch.equal(job.semantic, torch.cat([voice.semantic.codes, words.codes], 1))
     assert torch.equal(job.acoustic[:, : voice.acoustic.codes.shape[1]], voice.acoustic.codes)
@@ -104,13 +104,13 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
     job = tiny_model._job(request)
     tiny_model._sample_semantic([job], tiny_model.sampling, None)
     for codebooks in (coarse - 1, coarse, coarse + 1):
-        way = tiny_model._way([request], codebooks=codebooks, watermark=True)
+        route = tiny_model._route([request], codebooks=codebooks, watermark=True)
         own = copy.copy(job)
-        tiny_model._sample_acoustic([own], way, None)
+        tiny_model._sample_acoustic([own], route, None)
         whole = copy.copy(job)
-        tiny_model._sample_acoustic([whole], tiny_model._way([request]), None)
+        tiny_model._sample_acoustic([whole], tiny_model._route([request]), None)
         whole.acoustic = whole.acoustic[:codebooks]
-        heard, expected = (tiny_model._render(each, way).samples for each in (own, whole))
+        heard, expected = (tiny_model._render(each, route).samples for each in (own, whole))
         assert torch.equal(heard, expected)
         assert (codebooks == coarse) == torch.equal(heard, few.samples)
     assert tiny_model.chosen() == {"decoder": "autoregressive", "codebooks": 6}
@@ -133,6 +133,38 @@ def test_a_parallel_stage_of_few_levels_stands_in_for_the_coarse_one(tiny_model:
         assert told == {"semantic", "parallel", *then}
         parts = model.stream(female.trim(1), 1.0, decoder="parallel", codebooks=codebooks)
         torch.testing.assert_close(concatenate(list(parts)).samples, sound.samples, atol=1e-4, rtol=0)
+
+
+def test_a_parallel_stage_makes_the_levels_between_coarse_and_fine(tiny_model: AudioLM, female: Waveform) -> None:
+    """Where fine does not begin at coarse's end; where it does, the chain is the paper's, whatever parallel could add."""
+    semantic, codec = tiny_model.semantic.spec, tiny_model.codec.spec
+    made = {"parallel": stages.parallel(semantic, codec, 4), "fine": stages.fine(codec, 4)}
+    networks = {
+        name: (each, language_model(each, TransformerConfig(layers=1, heads=1, width=16, ffn=16))) for name, each in made.items()
+    }
+    model = AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, **networks})
+    without = AudioLM(tiny_model.semantic, tiny_model.codec, {k: each for k, each in model.stages.items() if k != "fine"})
+    paper = AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, "parallel": networks["parallel"]})
+    request = Request(female.trim(1), 1.0, seed=1)
+    for whole, codebooks, then in (
+        (model, 2, []), (model, 3, ["parallel"]), (model, 4, ["parallel"]), (model, None, ["parallel", "fine"]),
+        (without, None, ["parallel"]), (paper, 4, ["fine"]),
+    ):  # fmt: skip
+        route = whole._route([request], codebooks=codebooks)
+        assert list(route.stages) == ["coarse", *then]
+        assert route.decoder == "autoregressive"
+        job = whole._job(request)
+        whole._sample_semantic([job], whole.sampling, None)
+        coarse = copy.copy(job)
+        whole._sample_acoustic([coarse], whole._route([request], codebooks=2), None)
+        whole._sample_acoustic([job], route, None)
+        assert len(job.acoustic) >= route.codebooks
+        assert torch.equal(job.acoustic[:2], coarse.acoustic)  # what coarse has made stays as it is
+        assert torch.equal(job.acoustic[:, :50], whole._job(request).acoustic[: len(job.acoustic)])  # as does the prompt
+    with pytest.raises(InputError, match="codebooks=5: give 1 to 4"):
+        without._route([request], codebooks=5)
+    with pytest.raises(InputError, match="stage fine starts at level 5, not 3"):
+        AudioLM(tiny_model.semantic, tiny_model.codec, {**tiny_model.stages, "fine": networks["fine"]})._route([request])
 
 
 def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform) -> None:

@@ -70,6 +70,33 @@ def test_a_frame_holds_what_is_given_at_its_time() -> None:
         replace(STAGE, dedup=True)
 
 
+def test_a_stage_whose_first_levels_are_given_has_the_same_ids() -> None:
+    words, sound = codes_of(S, 4, 0), codes_of(A, 7, 1)
+    for level in (1, 2, 3):
+        above = STAGE.above(level)
+        assert above.vocabulary == STAGE.vocabulary
+        assert above.predict.levels == 4 - level
+        assert torch.equal(above.stack([words, sound[:level]], sound[level:]), STAGE.stack([words], sound))
+        assert torch.equal(above.masks, STAGE.masks[level:])
+    with pytest.raises(InputError, match="not the range"):
+        STAGE.above(4)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_given_levels_are_continued_as_own_ones(level: int) -> None:
+    """The levels above are what the whole stage makes of the same lower ones; a pass for each, whatever `passes` says."""
+    model, prompts, frames, counts = model_of(STAGE), [10, 0, 6], [30, 41, 0], []
+    given, known = items_of(prompts, frames)
+    whole = fill(model, STAGE, given, known, frames, [1, 2, 3], passes=1)
+    hook = model.transformer.register_forward_hook(lambda *_: counts.append(1))
+    parts = [[*parts, codes[:level]] for parts, codes in zip(given, whole, strict=True)]
+    upper = fill(model, STAGE.above(level), parts, [codes[level:] for codes in known], frames, [1, 2, 3], passes=7)
+    hook.remove()
+    assert len(counts) == 4 - level
+    for codes, more in zip(whole, upper, strict=True):
+        assert torch.equal(codes[level:], more)
+
+
 def test_only_a_parallel_stage_says_so() -> None:
     """Bundles and runs from before there were two kinds are read as they are, and stay as they were."""
     assert STAGE.to_dict()["parallel"] is True

@@ -18,13 +18,15 @@ from lightning.fabric import Fabric
 import audiolm.training.steps
 from audiolm import bundle
 from audiolm.audio import read
+from audiolm.bundle import language_model
 from audiolm.config import load_config
 from audiolm.errors import InputError
 from audiolm.training.chain import Chain, Step
 from audiolm.training.gates import GATES
-from audiolm.training.recipe import RecipeConfig, stage_of
-from audiolm.training.steps import run_recipe, steps
+from audiolm.training.recipe import RecipeConfig, stage_config, stage_of
+from audiolm.training.steps import Workshop, run_recipe, steps
 from audiolm.training.train_encoder import UnitsConfig
+from audiolm.training.train_lm import take_over
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -225,7 +227,7 @@ def test_further_from_a_model(whole: Path, corpus: Path, tmp_path: Path) -> None
     [
         ("base=nowhere", r"nowhere: no such model"),
         ("codec.steps=3", r"codec: base=speech provides it and it cannot be changed; leave codec out"),
-        ("coarse.levels=3", r"coarse\.levels=3: the base has 4"),
+        ("coarse.dedup=true", r"coarse\.dedup=True: the base has False, and its weights fit no other value"),
         ("semantic.network.width=64", r"semantic\.network\.width=64: the base has 256; only dropout may differ"),
         ("semantic=5", r"semantic=5: semantic: input should be a valid dictionary"),
         ("coarse.network=5", r"coarse\.network=5: coarse\.network: input should be a valid dictionary"),
@@ -237,6 +239,26 @@ def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> Non
     config = load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", "coarse.network.dropout=0.3"])
     assert (config.coarse.network.dropout, config.coarse.network.kv_heads, config.coarse.levels) == (0.3, 1, 4)
     assert (config.decoder, config.codebooks) == ("autoregressive", 4)  # the base's own choices
+
+
+def test_a_coarse_stage_of_fewer_levels_knows_what_the_bases_knows() -> None:
+    """Parallel makes the levels up to the fine stage's; where nothing does, the recipe is refused before anything is trained."""
+
+    def shop(*options: str) -> Workshop:
+        given = ["data=x", "out=y", "threads=1", *options]
+        return Workshop(load_config(RecipeConfig, ROOT / "recipes" / "further.toml", given))
+
+    few = shop("coarse.levels=1", 'stages=["coarse"]')
+    stage, (theirs, kin) = stage_of(few.config, "coarse"), few.carried["coarse"]
+    network = language_model(stage, stage_config(few.config, "coarse").network)
+    take_over(network, stage, theirs, kin)
+    units, codes = torch.randint(256, (1, 25)), torch.randint(1024, (theirs.predict.levels, 1))
+    ids, whole = stage.pack([units], codes[:1]), theirs.pack([units], codes)
+    with torch.inference_mode():
+        assert torch.equal(network.embedding(ids), kin.embedding(whole)[: len(ids)])
+        assert torch.equal(network.heads, kin.heads[:1])
+    with pytest.raises(InputError, match="stage fine starts at level 5, not 6"):
+        shop("coarse.levels=5", 'stages=["coarse"]')
 
 
 def test_a_damaged_base_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ For the format on disk, see audiolm.bundle.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Unpack, get_args
+from itertools import tee
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from audiolm.generation import Tape, complete, of_length, spread, stacked, strea
 from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
+from audiolm.route import Route, existing, route
 from audiolm.stages import Stage, Stream, without_repeats
 from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
@@ -50,24 +52,6 @@ class AudioTokens:
     def seconds(self) -> float:
         """Length in seconds."""
         return self.acoustic.seconds
-
-
-@dataclass(frozen=True)
-class _Way:
-    """`How`, resolved for a particular model."""
-
-    stages: Sequence[str]  # the acoustic stages, in order of their levels
-    codebooks: int
-    settings: Mapping[str, Sampling]
-    speaks: bool  # semantic tokens come first
-    only_new: bool
-    watermark: bool
-    pace: float
-
-    def known(self, stage: Stage, prompt: Tensor) -> Tensor:
-        """The levels of a prompt's codes (Q, F) that a stage continues. A parallel stage skips levels that are not output."""
-        codes = stage.predict.take(prompt)
-        return codes[: self.codebooks] if stage.parallel else codes
 
 
 @dataclass
@@ -162,13 +146,13 @@ class AudioLM:
 
     def generate_batch(self, requests: Sequence[Request], progress: Progress | None = None, **how: Unpack[How]) -> list[Waveform]:
         """`generate` for a batch of requests of any lengths; each result is what the request gives alone."""
-        way = self._way(requests, **how)
+        route = self._route(requests, **how)
         with torch.inference_mode():
-            jobs = [self._job(request) for request in self._read(requests, way, progress)]
-            if way.speaks:
-                self._sample_semantic(jobs, way.settings, progress)
-            self._sample_acoustic(jobs, way, progress)
-            return [self._render(job, way) for job in jobs]
+            jobs = [self._job(request) for request in self._read(requests, route, progress)]
+            if route.speaks:
+                self._sample_semantic(jobs, route.settings, progress)
+            self._sample_acoustic(jobs, route, progress)
+            return [self._render(job, route) for job in jobs]
 
     def stream(
         self,
@@ -185,19 +169,19 @@ class AudioLM:
         The prompt comes first, immediately. Memory is that of one window per stage, however long the sound.
         """
         request = Request(prompt, seconds, semantic, seed, text)
-        way = self._way([request], **how)
+        route = self._route([request], **how)
         frames = self.codec.spec.frame_rate * block
         if not 1 <= frames < math.inf:
             raise InputError(f"block={block}: give at least {1 / self.codec.spec.frame_rate:g} s")
         with torch.inference_mode():
-            job = self._job(*self._read([request], way))
-        return self._stream(job, way, round(frames))
+            job = self._job(*self._read([request], route))
+        return self._stream(job, route, round(frames))
 
     @torch.inference_mode()
-    def _stream(self, job: "_Job", way: _Way, frames: int) -> Iterator[Waveform]:
-        if job.prompt is not None and job.request.semantic is None and not way.only_new:
+    def _stream(self, job: "_Job", route: Route, frames: int) -> Iterator[Waveform]:
+        if job.prompt is not None and job.request.semantic is None and not route.only_new:
             yield Waveform(job.prompt.cpu(), self.sample_rate)
-        for sound in self._new_sound(job, of_length(self._codes(job, way), frames), way):
+        for sound in self._new_sound(job, of_length(self._codes(job, route), frames), route):
             yield Waveform(sound, self.sample_rate)
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
@@ -211,18 +195,18 @@ class AudioLM:
     def _timed(self, text: str, pace: float) -> Tensor:
         return timed(text, {int(byte): each for byte, each in self.about.get("letter_seconds", {}).items()}, pace)
 
-    def _read(self, requests: Sequence[Request], way: _Way, progress: Progress | None = None) -> list[Request]:
+    def _read(self, requests: Sequence[Request], route: Route, progress: Progress | None = None) -> list[Request]:
         """The requests, texts being replaced by the semantic tokens of their being read aloud."""
         due = [request for request in requests if request.text is not None]
         if not due:
             return list(requests)
         stage, network = self.stage("text")
-        lines = [self._timed(request.text or "", way.pace) for request in due]
+        lines = [self._timed(request.text or "", route.pace) for request in due]
         longest = max(line.shape[1] for line in lines) / SPEC.frame_rate
         if longest > LONGEST:
             raise InputError(f"text: reading it takes {longest:.0f} s; give what takes at most {LONGEST:.0f} s")
         nothing, frames = torch.zeros(1, 0, dtype=torch.int64), [line.shape[1] for line in lines]
-        seeds, options = [request.seed for request in due], way.settings["text"].options
+        seeds, options = [request.seed for request in due], route.settings["text"].options
         read = complete(
             network, stage, [[line] for line in lines], [nothing] * len(due), frames, seeds, _of("text", progress), **options
         )
@@ -233,8 +217,8 @@ class AudioLM:
         self, chain: Chain = "full", decoder: AcousticDecoder | None = None, codebooks: int | None = None
     ) -> dict[str, Any]:
         """The "decoder" and "codebooks" that this model uses for these options, for the record."""
-        way = self._way([], chain=chain, decoder=decoder, codebooks=codebooks)
-        return {"decoder": "parallel" if "parallel" in way.stages else "autoregressive", "codebooks": way.codebooks}
+        route = self._route([], chain=chain, decoder=decoder, codebooks=codebooks)
+        return {"decoder": route.decoder, "codebooks": route.codebooks}
 
     def _tensor(self, sound: Waveform) -> Tensor:
         """(1, 1, T) at the model's rate. InputError if the sound is too short to tokenize."""
@@ -283,34 +267,34 @@ class AudioLM:
         """Number of tokens to sample. Deduplicated ones have no duration: take as many as fill the time on average."""
         return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self.stage("semantic")[0].dedup else job.frames
 
-    def _sample_acoustic(self, jobs: Sequence["_Job"], way: _Way, progress: Progress | None) -> None:
+    def _sample_acoustic(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> None:
         """Run the stages in turn; each predicts the levels that follow those of the stage before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
-        for name in way.stages:
-            stage, network = self.stage(name)
+        for name, stage in route.stages.items():
+            network = self.stage(name)[1]
             given = [
                 [job.semantic if self._is_semantic(stream) else stream.take(codes) for stream in stage.given]
                 for job, codes in zip(jobs, done, strict=True)
             ]
             sampled = complete(
-                network, stage, given, [way.known(stage, codes) for codes in prompts],
+                network, stage, given, [route.known(stage, codes) for codes in prompts],
                 [job.frames * self._ratio for job in jobs], [job.request.seed for job in jobs], _of(name, progress),
-                **way.settings[name].options,
+                **route.settings[name].options,
             )  # fmt: skip
             done = [torch.cat([codes, new]) if len(codes) else new for codes, new in zip(done, sampled, strict=True)]
         for job, codes in zip(jobs, done, strict=True):
             job.acoustic = codes
 
-    def _codes(self, job: "_Job", way: _Way) -> Iterator[Tensor]:
+    def _codes(self, job: "_Job", route: Route) -> Iterator[Tensor]:
         """Acoustic codes (levels, n), lazily, starting with the prompt's: each stage pulls from the one before."""
-        semantic, codes = Tape(self._semantic_codes(job, way.settings)), None
-        for name in way.stages:
-            stage, network = self.stage(name)
-            lower = semantic if codes is None else Tape(codes)
-            given = [semantic if self._is_semantic(each) else lower for each in stage.given]
-            frames, options = job.frames * self._ratio, way.settings[name].options
-            new = stream(network, stage, given, way.known(stage, job.acoustic), frames, job.request.seed, **options)
+        codes, semantic = None, tee(self._semantic_codes(job, route.settings), len(route.stages))
+        for (name, stage), units in zip(route.stages.items(), map(Tape, semantic), strict=True):
+            network = self.stage(name)[1]
+            lower = units if codes is None else Tape(codes)
+            given = [units if self._is_semantic(each) else lower for each in stage.given]
+            frames, options = job.frames * self._ratio, route.settings[name].options
+            new = stream(network, stage, given, route.known(stage, job.acoustic), frames, job.request.seed, **options)
             codes = new if codes is None else stacked(lower, new)
         assert codes is not None
         return codes
@@ -333,82 +317,34 @@ class AudioLM:
     def _is_semantic(self, stream: Stream) -> bool:
         return stream.spec.name == self.semantic.spec.name
 
-    def _way(
-        self,
-        requests: Sequence[Request],
-        only_new: bool = False,
-        chain: Chain = "full",
-        decoder: AcousticDecoder | None = None,
-        codebooks: int | None = None,
-        sampling: Mapping[str, Sampling] | None = None,
-        watermark: bool = True,
-        pace: float = 1.0,
-    ) -> _Way:
-        """Resolve the options for this model. InputError if it cannot satisfy them."""
-        if chain not in get_args(Chain) or (decoder is not None and decoder not in get_args(AcousticDecoder)):
-            names = " or ".join(get_args(Chain)), " or ".join(get_args(AcousticDecoder))
-            raise InputError(f"chain={chain!r}, decoder={decoder!r}: chain must be {names[0]}, decoder {names[1]}")
-        for name, given in (sampling or {}).items():
-            if name not in {*self.stages, *TEMPERATURES} or not isinstance(given, Sampling):
-                raise InputError(f"sampling[{name!r}]: map the name of a stage ({', '.join(self.stages)}) to a Sampling")
-        if chain == "acoustic":
-            if decoder == "parallel":
-                raise InputError("chain='acoustic' has no semantic tokens to decode in parallel; omit decoder")
-            if any(request.semantic is not None or request.text is not None for request in requests):
-                raise InputError("chain='acoustic' has no semantic tokens; use the full chain to say given words")
-        elif any(request.semantic is None and request.text is None for request in requests):
-            self.stage("semantic")
-        if any(request.semantic is not None and request.text is not None for request in requests):
-            raise InputError("semantic and text: both say which words to say; give one of them")
-        if decoder is None and "parallel" in self.stages:
-            own = self.about.get("decoder") if {"coarse", "piano"} & set(self.stages) else "parallel"
-            decoder = "parallel" if own == "parallel" else "autoregressive"
-        first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
-        found = [name for name in first if name in self.stages][:1]
-        if not found:
-            self.stage(" or ".join(first))  # raises, naming the stages there are
-        most, codebooks = self.codec.spec.num_codebooks, self.about.get("codebooks") if codebooks is None else codebooks
-        if self.stages[found[0]][0].predict.last < min(codebooks or most, most) and "fine" in self.stages:
-            found.append("fine")
-        levels = 0
-        for name in found:
-            stream = self.stages[name][0].predict
-            if stream.first != levels:
-                raise InputError(
-                    f"stage {name} starts at level {stream.first + 1}, not {levels + 1}: the stages do not fit together"
-                )
-            levels = stream.last
-        if codebooks is not None and not 1 <= codebooks <= levels:
-            raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
-        settings = {**self.sampling, **(sampling or {})}
-        return _Way(found, codebooks or levels, settings, chain == "full", only_new, watermark, pace)
+    def _route(self, requests: Sequence[Request], sampling: Mapping[str, Sampling] | None = None, **how: Any) -> Route:
+        """Resolve the options (`How`) for this model. InputError if it cannot satisfy them."""
+        stages = {name: stage for name, (stage, _) in self.stages.items()}
+        return route(stages, self.sampling, self.about, requests, settings=sampling, **how)
 
     def stage(self, name: str) -> tuple[Stage, LanguageModel]:
         """A stage and its network, its weights packed for generation. InputError if the model has no such stage."""
-        try:
-            stage, network = self.stages[name]
-        except KeyError:
-            raise InputError(f"this model has no {name} stage; its stages: {', '.join(self.stages) or 'none'}") from None
+        stage, network = existing(self.stages, name)
         if network.packed is None:
             use(network, self.precision)
         return stage, network
 
-    def _render(self, job: "_Job", way: _Way) -> Waveform:
+    def _render(self, job: "_Job", route: Route) -> Waveform:
         block = round(BLOCK * self.codec.spec.frame_rate)
-        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), way)), 1)
-        if job.prompt is None or job.request.semantic is not None or way.only_new:
+        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), route)), 1)
+        if job.prompt is None or job.request.semantic is not None or route.only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
 
-    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], way: _Way) -> Iterator[Tensor]:
+    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], route: Route) -> Iterator[Tensor]:
         """See audiolm.rendering. With given semantic tokens, the prompt's whole frames only set the voice and are left out."""
         old, last = 0 if job.prompt is None else job.prompt.shape[1], None
         if job.request.semantic is not None:
             old = old // self.semantic.hop * self.semantic.hop
         elif job.prompt is not None:
             last = job.prompt[:, -1:]
-        levels = (part[: way.codebooks] for part in codes)
-        return new_sound(self.codec, levels, job.samples, old, last, self.payload if way.watermark else None)
+        levels = (part[: route.codebooks] for part in codes)
+        return new_sound(self.codec, levels, job.samples, old, last, self.payload if route.watermark else None)
 
 
 @dataclass(eq=False)

@@ -4,7 +4,8 @@
                predicted level its code or that level's MASK; attention is bidirectional, each level has a head (section 3.1)
     training   after a prompt of random length, one level is masked in part and all levels above it completely; the network
                predicts the masked codes of that level (section 3.2)
-    decoding   level by level; the first takes 16 passes, each of which keeps the most confident codes, the others one (3.3)
+    decoding   level by level; the first takes 16 passes, each of which keeps the most confident codes, the others one (3.3);
+               if another stage has made the first levels (`Stage.above`), one pass for each of the others
 
 A stage with `parallel` is trained and decoded this way, and can be used like any other. R: the levels of all streams of a stage.
 """
@@ -110,7 +111,8 @@ def fill(
     """Generate one window, like `audiolm.sampling.sample`: each item's prompt, unchanged, and `frames[i]` new frames.
 
     prompt: may hold the first levels only; then only these are generated, and those above stay masked and cost no passes.
-    passes: number of passes for the first level (default PASSES). An item's last pass for a level takes the likeliest codes.
+    passes: number of passes for the first level (default PASSES), unless it is given. An item's last pass for a level takes the
+    likeliest codes.
     """
     assert isinstance(model, ParallelModel)
     check(temperature, top_k, top_p)
@@ -131,7 +133,7 @@ def fill(
     new = (place >= known[:, None]) & (place < lengths[:, None])
     unknown = new[..., None] | (torch.arange(levels) >= made)
     ids[..., -levels:] = torch.where(unknown, stage.masks, ids[..., -levels:])
-    each = [PASSES if passes is None else passes] + [1] * (made - 1)
+    each = [1 if stage.below else PASSES if passes is None else passes] + [1] * (made - 1)
     random = torch.zeros(len(lines), sum(each), 2, ids.shape[1])
     for row, (seed, own) in enumerate(zip(seeds, frames, strict=True)):
         random[row, ..., known[row] : lengths[row]] = torch.rand(sum(each), 2, own, generator=generator_of(stage, seed))
@@ -148,7 +150,8 @@ def fill(
             schedules = torch.tensor([masked_after(own, count) for own in frames], device=device)
             still = new
             for step in range(count):
-                logits = model.logits(model.frames(ids, absent)[:, first:], level).float()
+                # Counted from the last one, the heads are the same whether lower levels are given or predicted.
+                logits = model.logits(model.frames(ids, absent)[:, first:], level - levels).float()
                 left = schedules[:, step, None]  # masked frames left for each item; with 0 this is its last pass
                 codes = logits.argmax(-1)
                 settled = still

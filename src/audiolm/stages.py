@@ -5,6 +5,8 @@
     text       text -> S               (SPEAR-TTS, 2302.03540: reads aloud; audiolm.text)
     parallel   S -> A                  (SoundStorm, 2305.09636: one position per frame instead of per id; audiolm.parallel)
 
+A coarse stage of few levels, each of whose codes is one more step, can leave the rest to a parallel one (`Stage.above`).
+
 A sequence ("line") is    given ids, START, predicted ids, EOS    with EOS only where the recording really ends. Codes are
 flattened time-major: all levels of a frame, then the next frame. Every level of every stream has its own range of ids, and
 the three special ids lie outside them all, so an id is never ambiguous.
@@ -105,12 +107,22 @@ class Stage:
     @property
     def vocabulary(self) -> int:
         """Number of ids, special ids included."""
-        return self.start + (self.predict.levels if self.parallel else 3)
+        return self.start + (self.below + self.predict.levels if self.parallel else 3)
+
+    @property
+    def below(self) -> int:
+        """Number of given levels of the kind that is predicted."""
+        return sum(stream.levels for stream in self.given if stream.spec == self.predict.spec)
 
     @property
     def masks(self) -> Tensor:
-        """Parallel stages have other special ids: one MASK per predicted level, for codes not known yet, (levels)."""
-        return self.start + torch.arange(self.predict.levels)
+        """Parallel stages have other special ids: one MASK per level, for codes not known yet. Those predicted, (levels)."""
+        return self.start + self.below + torch.arange(self.predict.levels)
+
+    def above(self, level: int) -> "Stage":
+        """A parallel stage when its levels below `level` are given. All ids stay the same, so the same network serves both."""
+        lower, upper = replace(self.predict, last=level), replace(self.predict, first=level)
+        return replace(self, given=(*self.given, lower), predict=upper)
 
     @cached_property
     def offsets(self) -> tuple[Tensor, ...]:

@@ -85,8 +85,8 @@ def levels_of(stages: Mapping[str, Mapping[str, Any]]) -> list[int | None]:
 
     `stages`: those of config.json.
     """
-    coarse = [stages["coarse"]["stage"]["predict"]["last"]] if {"coarse", "fine"} <= set(stages) else []
-    return [*coarse, None]
+    before = [stages["fine"]["stage"]["predict"]["first"]] if {"coarse", "fine"} <= set(stages) else []
+    return [*before, None]
 
 
 def plan(

@@ -1,8 +1,8 @@
 """Training further from an existing model instead of from scratch: what `base` sets in a recipe.
 
 The codec, the encoder and the units are the base's, since its stages understand no other tokens; the recipe's stages start
-from the weights of the base's. Stages that the recipe does not train are carried over unchanged; stages that the base does
-not have start from scratch.
+from the weights of the base's, or from part of them if they are to predict other levels. Stages that the recipe does not train
+are carried over unchanged; stages that the base does not have start from scratch.
 """
 
 from collections.abc import Mapping
@@ -45,9 +45,7 @@ def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
     if not isinstance(own, Mapping) or not isinstance(own.get("network", {}), Mapping):
         return own
     stage = Stage.from_dict(base["stage"])
-    fixed: dict[str, Any] = {"dedup": stage.dedup} | (
-        {} if name in ("semantic", "fine", "text") else {"levels": stage.predict.levels}
-    )
+    fixed, levels = {"dedup": stage.dedup}, {} if name in ("semantic", "fine", "text") else {"levels": stage.predict.levels}
     network = {**base["network"], **own.get("network", {})}
     for key, value in network.items():
         if key != "dropout" and value != base["network"].get(key):
@@ -55,4 +53,5 @@ def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
     for key, value in fixed.items():
         if own.get(key, value) != value:
             raise ValueError(f"{name}.{key}={own[key]}: the base has {value}, and its weights fit no other value")
-    return {"crop": stage.crop, "overlap": stage.overlap, "sampling": base["sampling"], **own, **fixed, "network": network}
+    kept = {"crop": stage.crop, "overlap": stage.overlap, "sampling": base["sampling"], **levels}
+    return {**kept, **own, **fixed, "network": network}

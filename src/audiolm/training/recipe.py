@@ -161,17 +161,21 @@ def _seeded(table: Any, seed: int) -> Any:
 
 
 def stage_of(config: RecipeConfig, name: StageName) -> Stage:
-    """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all."""
+    """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all.
+
+    Fine, and with it the acoustic baseline, follows coarse, or parallel if that adds some levels to coarse's, but not all.
+    """
     own, codec = stage_config(config, name), config.codec.network
     semantic = TokenSpec("semantic", config.units.units, 1, 25.0)
     acoustic = TokenSpec("acoustic", codec.codebook_size, codec.num_codebooks, codec.sample_rate / codec.hop)
     coarse = config.coarse.levels or min(4, codec.num_codebooks)
-    # A fine stage, where there is one, continues from the acoustic baseline as well.
-    baseline = coarse if "fine" in config.stages else codec.num_codebooks
+    more = (config.parallel.levels or 0) if "parallel" in config.stages or config.base else 0
+    before = more if coarse < more < codec.num_codebooks else coarse
+    baseline = before if "fine" in config.stages else codec.num_codebooks
     stage = {
         "semantic": lambda: stages.semantic(semantic),
         "coarse": lambda: stages.coarse(semantic, acoustic, coarse),
-        "fine": lambda: stages.fine(acoustic, coarse),
+        "fine": lambda: stages.fine(acoustic, before),
         "acoustic": lambda: stages.acoustic_only(acoustic, own.levels or baseline),
         "piano": lambda: stages.piano(semantic, acoustic, own.levels or codec.num_codebooks),
         "parallel": lambda: stages.parallel(semantic, acoustic, own.levels or codec.num_codebooks),

@@ -26,6 +26,7 @@ from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, save_tensors, write_json
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
+from audiolm.route import route
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.audio_store import AudioCrops, AudioStore
@@ -152,6 +153,10 @@ class Workshop:
         self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
         self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
         self.read: ReadStore | None = None  # aligning transcripts takes a minute
+        own = {name: stage_of(config, name) for name in config.stages}
+        bundled = {name: stage for name, (stage, _) in self.carried.items()} | own
+        if bundled.keys() & {"coarse", "piano", "parallel"}:
+            route(bundled, {}, {}, [])  # an error now, rather than once everything is trained
 
     # Results
 
@@ -301,6 +306,8 @@ def do_stage(shop: Workshop, name: StageName) -> str:
     valid = TokenCrops(store, stage, "valid", config.batch_size, config.seed + 1) if store.split("valid") else None
     listener = stage_listener(stage, shop.codec(), valid or crops)
     start, kin = shop.carried[name][1] if name in shop.carried else None, None
+    if start is not None and shop.carried[name][0].predict != stage.predict:  # other levels than the base's
+        start, kin = None, shop.carried[name]
     if name == "text":  # it predicts what the semantic stage does
         kin = shop.trained("semantic")[:2] if begins_with_semantic(shop.config, name) else shop.carried.get("semantic")
         if shop.read and shop.fabric.global_rank == 0:

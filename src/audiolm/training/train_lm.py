@@ -76,8 +76,8 @@ def train_lm(
 ) -> LanguageModel:
     """Train a stage's language model and return the best on the valid batches (if there are none, the last), in eval mode.
 
-    start: a network of the same sizes whose weights are the initial ones. Without it, vectors: for `place_codes`, and kin: for
-    `take_over`.
+    start: a network of the same sizes whose weights are the initial ones. Without it, vectors: for `place_codes`, and then kin:
+    for `take_over`.
     """
     torch.manual_seed(config.seed)
     network = language_model(stage, config.network)
@@ -191,18 +191,37 @@ def place_codes(network: LanguageModel, stage: Stage, vectors: Vectors) -> None:
 
 @torch.no_grad()
 def take_over(network: LanguageModel, stage: Stage, theirs: Stage, kin: LanguageModel) -> None:
-    """Initialise with what another stage knows of the tokens that both predict: how they follow one another (SPEAR-TTS §3.2).
+    """Initialise with what another stage knows of the same tokens: a text stage with how units follow one another (SPEAR-TTS
+    §3.2), a coarse stage of two levels with what one of four knows of these.
 
-    Its embeddings and heads of these tokens and its blocks are copied, as far as they have the same shapes.
+    The embeddings of codes and special ids that both have, the heads of levels that both predict, and the blocks are copied, as
+    far as they have the same shapes.
     """
-    if theirs.predict != stage.predict:
-        return
     own, known = network.state_dict(), kin.state_dict()
     same = {name: each for name, each in known.items() if name in own and own[name].shape == each.shape}
-    network.load_state_dict({name: each for name, each in same.items() if name != "embedding.weight"}, strict=False)
-    if own["embedding.weight"].shape[1] == known["embedding.weight"].shape[1]:
-        ids, others = (torch.arange(int(each.offsets[-1][0]), each.vocabulary) for each in (stage, theirs))
-        network.embedding.weight[ids] = kin.embedding.weight[others].to(network.embedding.weight)
+    same = {name: each for name, each in same.items() if name not in ("embedding.weight", "heads")}
+    network.load_state_dict(same, strict=False)
+    if own["embedding.weight"].shape[1] != known["embedding.weight"].shape[1]:
+        return
+    mine, others = _ids_by_meaning(stage), _ids_by_meaning(theirs)
+    for meaning in mine.keys() & others.keys():
+        here, there = (slice(first, first + size) for first, size in (mine[meaning], others[meaning]))
+        network.embedding.weight[here] = kin.embedding.weight[there].to(network.embedding.weight)
+    if stage.predict.spec == theirs.predict.spec:
+        for level in range(max(stage.predict.first, theirs.predict.first), min(stage.predict.last, theirs.predict.last)):
+            head = kin.heads[level - theirs.predict.first]
+            network.heads[level - stage.predict.first] = head.to(network.heads)
+
+
+def _ids_by_meaning(stage: Stage) -> dict[Any, tuple[int, int]]:
+    """A level's tokens, or a special id -> the first of its ids, and their number."""
+    found: dict[Any, tuple[int, int]] = {}
+    for stream, offsets in zip(stage.streams, stage.offsets, strict=True):
+        for level, first in enumerate(offsets[:, 0].tolist(), stream.first):
+            found[stream.spec, level] = first, stream.spec.codebook_size
+    if stage.parallel:
+        return found | {("mask", level): (int(id_), 1) for level, id_ in enumerate(stage.masks, stage.predict.first)}
+    return found | {"start": (stage.start, 1), "eos": (stage.eos, 1), "pad": (stage.pad, 1)}
 
 
 @torch.no_grad()
