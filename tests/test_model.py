@@ -95,6 +95,21 @@ def test_the_piano_form_has_no_fine_stage(tiny_model: AudioLM, female: Waveform)
     assert piano.generate(female.trim(1), seconds=1).seconds == pytest.approx(2)
 
 
+def test_long_work_tells_how_far_it_is(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
+    """Blocks and windows change nothing but memory: a recording of 24 s is that of its codes and tokens at once."""
+    long, told = concatenate([female, male] * 3).trim(24.37), list[tuple[str, int, int]]()
+    made = tiny_model.reconstruct(long, 3, False, lambda *now: told.append(now))
+    assert made.samples.shape == long.samples.shape
+    with torch.inference_mode():
+        whole = tiny_model.codec.decode(tiny_model.codec.encode(long.samples[None], 3))[0, :, : long.samples.shape[-1]]
+    torch.testing.assert_close(made.samples, whole, atol=1e-5, rtol=1e-4)
+    assert told == [("reconstruct", done, 389_920) for done in (160_000, 320_000, 389_920)]
+    told.clear()
+    tokens = tiny_model.semantic_tokens(long, lambda *now: told.append(now))
+    assert torch.equal(tokens.codes, tiny_model.tokenize(long).semantic.codes)
+    assert told == [("tokens", 500, 610), ("tokens", 610, 610)]
+
+
 def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) -> None:
     """Levels are of the sound: those that a stage makes are the same however many of them are heard."""
     request, coarse = Request(female.trim(1), 1.0, seed=2), tiny_model.stages["coarse"][0].predict.levels

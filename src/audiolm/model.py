@@ -106,6 +106,12 @@ class AudioLM:
             Tokens(self.codec.encode(audio)[0].cpu(), self.codec.spec),
         )
 
+    def semantic_tokens(self, sound: Waveform, progress: Progress | None = None) -> Tokens:
+        """What a recording says, or its melody: its semantic tokens alone. progress("tokens", done, total) counts frames."""
+        with torch.inference_mode():
+            codes = self.semantic.encode(self._tensor(sound), _of("tokens", progress) or (lambda done, total: None))
+        return Tokens(codes[0].cpu(), self.semantic.spec)
+
     def decode(self, acoustic: Tokens) -> Waveform:
         """Decode acoustic tokens (any prefix of the levels) to sound."""
         if acoustic.spec != self.codec.spec:
@@ -115,15 +121,26 @@ class AudioLM:
         with torch.inference_mode():
             return Waveform(self.codec.decode(acoustic.codes[None].to(self.device))[0].float().cpu(), self.sample_rate)
 
-    def reconstruct(self, sound: Waveform, codebooks: int | None = None, watermark: bool = True) -> Waveform:
-        """Encode and decode with `codebooks` levels (default: all): the same length to the sample, at the model's rate."""
+    def reconstruct(
+        self, sound: Waveform, codebooks: int | None = None, watermark: bool = True, progress: Progress | None = None
+    ) -> Waveform:
+        """Encode and decode with `codebooks` levels (default: all): the same length to the sample, at the model's rate.
+
+        progress("reconstruct", done, total) counts samples.
+        """
         levels = self.codec.spec.num_codebooks
         if codebooks is not None and not 1 <= codebooks <= levels:
             raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this codec")
-        audio = self._tensor(sound)
+        audio, show, parts, done = self._tensor(sound), _of("reconstruct", progress), [], 0
+        encoder, decoder = self.codec.encoder_stream(codebooks), self.codec.decoder_stream()
         with torch.inference_mode():
-            decoded = self.codec.decode(self.codec.encode(audio, codebooks))
-        made = Waveform(decoded[0, :, : audio.shape[-1]].float().cpu(), self.sample_rate)
+            for block in audio.split(round(BLOCK * self.sample_rate), -1):
+                parts.append(decoder.push(encoder.push(block)).float().cpu())
+                done += block.shape[-1]
+                if show:
+                    show(done, audio.shape[-1])
+            parts += [decoder.push(encoder.flush()).float().cpu(), decoder.flush().float().cpu()]
+        made = Waveform(torch.cat(parts, -1)[0, :, : audio.shape[-1]], self.sample_rate)
         return embed(made, self.payload) if watermark else made
 
     # Generation
@@ -186,7 +203,7 @@ class AudioLM:
 
     def revoice(self, sound: Waveform, voice: Waveform | None = None, seed: int = 0, **options: Any) -> Waveform:
         """Acoustic generation: the words of `sound` in the voice of `voice` or a random one; options as for `generate`."""
-        return self.generate(voice, semantic=self.tokenize(sound).semantic, seed=seed, **options)
+        return self.generate(voice, semantic=self.semantic_tokens(sound), seed=seed, **options)
 
     def reading_seconds(self, text: str, pace: float = 1.0) -> float:
         """How long reading a text takes. InputError if it has no words, or none can be read at this pace."""

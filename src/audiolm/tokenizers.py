@@ -4,6 +4,7 @@ A codec is a tokenizer that can also decode. No inheritance: any class with thes
 test covers them all (tests/test_model.py).
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -48,8 +49,8 @@ class SemanticTokenizer(nn.Module):
         self.spec = TokenSpec("semantic", len(units.centroids), 1, self.sample_rate / self.hop)
 
     @torch.no_grad()
-    def encode(self, audio: Tensor) -> Tensor:
-        """Codes (B, 1, ceil(T / 640)) of audio (B, 1, T); memory is constant in T."""
+    def encode(self, audio: Tensor, show: Callable[[int, int], object] = lambda done, total: None) -> Tensor:
+        """Codes (B, 1, ceil(T / 640)) of audio (B, 1, T); memory is constant in T. show(done, total): of the frames."""
         if audio.shape[-1] == 0:
             raise InputError("the audio is empty: nothing to encode")
         window, context = (round(seconds * self.spec.frame_rate) for seconds in (WINDOW, CONTEXT))
@@ -60,6 +61,7 @@ class SemanticTokenizer(nn.Module):
             last = min(frames, first + window)
             part = audio[..., begin * self.hop : (last + context) * self.hop]
             found.append(self._encode(part)[..., first - begin : last - begin])
+            show(last, frames)
         return torch.cat(found, -1)
 
     def _encode(self, audio: Tensor) -> Tensor:

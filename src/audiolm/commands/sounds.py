@@ -136,9 +136,9 @@ def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None,
     speaker = None if voice is None else making.hear(voice)
 
     def make(model: "AudioLM") -> list["Waveform"]:
-        words = model.tokenize(sound).semantic
-        requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
+            words = model.semantic_tokens(sound, show)
+            requests = [Request(speaker, semantic=words, seed=common.seed + index) for index in range(common.samples)]
             return model.generate_batch(requests, show, **making.how(model, common))
 
     making.write_all(common, output, make, {"verb": "revoice"})
@@ -197,6 +197,7 @@ def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMO
     sound = making.hear(source)
 
     def make(model: "AudioLM") -> list["Waveform"]:
-        return [model.reconstruct(sound, common.codebooks, common.watermark)]
+        with making.bars() as show:
+            return [model.reconstruct(sound, common.codebooks, common.watermark, show)]
 
     making.write_all(common, output, make, {"verb": "reconstruct"})
