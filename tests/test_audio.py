@@ -260,6 +260,8 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, name: str, words: str)
     one_line(lambda: chirp(0.1, 8000).write(tmp_path / name), words)
     one_line(lambda: check_output(tmp_path / name), words)
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    one_line(lambda: check_output(tmp_path / "file" / "x.wav"), r"file is a file\); name a file in a folder")
 
 
 def test_more_channels_than_a_format_holds(tmp_path: Path):

@@ -52,8 +52,9 @@ def test_continue_writes_the_prompt_and_what_follows(capsys, tmp_path: Path, mod
 
 def test_a_sound_is_heard_while_it_is_made(capsysbinary, tmp_path: Path, model: str, female_path: Path) -> None:
     """--stream writes to standard output what -o writes to a file: a whole WAV, its length known from the start."""
-    for verb, options in {"continue": [female_path, "--prompt-seconds", "1.5"], "generate": []}.items():
-        arguments = [verb, *options, "--seconds", "1.2", "-m", model, "--seed", "3"]
+    prompted = [female_path, "--prompt-seconds", "1.5"]
+    for verb, options, seconds in (("continue", prompted, 1.2), ("continue", prompted, 1e-5), ("generate", [], 1.2)):
+        arguments = [verb, *options, "--seconds", seconds, "-m", model, "--seed", "3"]
         assert run([str(each) for each in [*arguments, "--stream"]]) == 0
         shown = capsysbinary.readouterr()
         assert shown.err == b""

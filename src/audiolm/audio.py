@@ -268,6 +268,8 @@ def check_place(path: Path) -> None:
     """Reject a path where no file can be written."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file in it, such as {path / 'out.wav'}")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written ({path.parent} is a file); name a file in a folder")
     if not path.parent.is_dir():
         raise InputError(f"{path}: cannot be written (no such folder); create {path.parent} first")
     if not os.access(path.parent, os.W_OK):

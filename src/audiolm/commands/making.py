@@ -257,7 +257,7 @@ def _blocks(
     rate = model.sample_rate
     prompt = None if prompt is None else prompt.mono().resample(rate)
     blocks = model.stream(prompt, seconds, seed=common.seed, **how(model, common, only_new, chain))
-    return blocks, round(seconds * rate) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
+    return blocks, max(1, round(seconds * rate)) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
 
 
 def sampling_of(model: "AudioLM", common: Generating) -> dict[str, "Sampling"]:

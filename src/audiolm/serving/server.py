@@ -259,7 +259,7 @@ class Service:
             if options.samples > 1 or options.format != "wav":
                 raise InputError("stream=true: only one WAV can be streamed; leave samples and format out")
             new = wish.seconds if wish.semantic is None else wish.semantic.seconds
-            samples = round((new or 0.0) * model.sample_rate) + round(prompt_seconds * model.sample_rate)
+            samples = max(1, round((new or 0.0) * model.sample_rate)) + round(prompt_seconds * model.sample_rate)
 
             def start() -> Iterator[bytes]:
                 blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, text=wish.text, **way.how)
