@@ -15,7 +15,7 @@ SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds: minimum length of a prompt, max
 TEMPERATURES = {"text": 0.6, "semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
 
 Chain = Literal["full", "acoustic"]
-AcousticDecoder = Literal["autoregressive", "parallel"]  # coarse and fine (or piano); or all levels in a few passes
+AcousticDecoder = Literal["autoregressive", "parallel"]  # level after level from coarse or piano on; or all in a few passes
 Progress = Callable[[str, int, int], None]  # stage, frames done, total frames
 
 

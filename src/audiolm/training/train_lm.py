@@ -264,7 +264,7 @@ def collate(stage: Stage, items: Sequence[Mapping[str, Any]]) -> Batch:
 
 
 def optimizer_of(network: nn.Module, config: LMTrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay applies to matrices, not to embeddings, norms and biases."""
+    """Fused AdamW; weight decay applies to matrices, heads and T5's table of biases, not to embeddings and norms."""
     decaying = {name: parameter.ndim > 1 and "embedding" not in name for name, parameter in network.named_parameters()}
     groups = [
         {"params": [p for name, p in network.named_parameters() if decaying[name] is decays], "weight_decay": decay}
