@@ -237,7 +237,7 @@ def test_a_base_decides_what_its_weights_fit(override: str, message: str) -> Non
     with pytest.raises(InputError, match=message):
         load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", override])
     config = load_config(RecipeConfig, ROOT / "recipes" / "further.toml", ["data=x", "out=y", "coarse.network.dropout=0.3"])
-    assert (config.coarse.network.dropout, config.coarse.network.kv_heads, config.coarse.levels) == (0.3, 1, 4)
+    assert (config.coarse.network.dropout, config.coarse.network.kv_heads, config.coarse.levels) == (0.3, 1, 2)
     assert (config.decoder, config.codebooks) == ("autoregressive", 4)  # the base's own choices
 
 
