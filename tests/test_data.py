@@ -68,6 +68,37 @@ def test_folder_speakers_are_folders_and_no_split_shares_one(corpus: Path) -> No
         assert len({r.split for r in recordings if r.speaker == f"s{speaker}"}) == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "speakers"),
+    [
+        (["19/191/a", "19/192/b", "26/261/c", "26/262/d"], "19 19 26 26"),  # speaker/chapter/file, as in LibriSpeech
+        (["ann/wav/a", "bob/wav/b", "cy/wav/c"], "ann bob cy"),
+        (["wav48/p225/a", "wav48/p226/b"], "p225 p226"),
+        (["train-clean-5/19/191/a", "train-clean-100/19/192/b", "dev-clean/26/261/c"], "19 19 26"),
+        (["s0/a/1", "s0/b/2", "3"], "s0 s0 c"),
+        (["only/one/1", "only/one/2", "only/3"], "one one only"),
+        (["1", "2"], "c c"),
+    ],
+)
+def test_speakers_are_the_first_folders_that_differ(names: list[str], speakers: str, tmp_path: Path) -> None:
+    for name in names:
+        tone(tmp_path / "c" / f"{name}.wav", 0.2)
+    found = {each.name: each.speaker for each in scan(tmp_path / "c")}
+    assert [found[f"{name}.wav"] for name in names] == speakers.split()
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"c/{name}.wav\n" for name in names))
+    if len(set(speakers.split()) - {"c"}) > 1 and "train" not in names[0]:
+        assert [each.speaker for each in scan(tmp_path / "list.csv")] == speakers.split()
+
+
+def test_folders_named_after_the_splits_are_the_splits(tmp_path: Path) -> None:
+    names = ["train-clean/19/1/a", "train-other/20/1/b", "dev-clean/26/1/c", "test/30/1/d"]
+    for name in names:
+        tone(tmp_path / "c" / f"{name}.wav", 0.2)
+    found = {each.name: (each.speaker, each.split) for each in scan(tmp_path / "c", seed=3)}
+    expected = [("19", "train"), ("20", "train"), ("26", "valid"), ("30", "test")]
+    assert [found[f"{name}.wav"] for name in names] == expected
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=30),
@@ -188,6 +219,14 @@ def test_folders_behind_links_are_of_the_tree(corpus: Path, tmp_path: Path) -> N
     assert names == {
         f"{name}/{path.name}" for name, speaker in {"again": "s0", "s1": "s1"}.items() for path in (corpus / speaker).iterdir()
     }
+
+
+def test_a_link_to_nothing_is_named(corpus: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus, tmp_path / "c")
+    (tmp_path / "c" / "s0" / "gone.wav").symlink_to(tmp_path / "nowhere.wav")
+    skipped: Skipped = []
+    assert len(scan(tmp_path / "c", skipped=skipped)) == len(scan(corpus))
+    assert [name for name, _ in skipped] == ["s0/gone.wav"]
 
 
 def test_what_cannot_be_looked_into_is_named(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,13 @@ class Shop:
         }
         self.networks: dict[str, LanguageModel] = {}
         self.training = TRAINING
+        self.tokenized = False
 
     def audio(self) -> AudioStore:
         return self.store
+
+    def hours(self) -> dict[str, float]:
+        return {"train": self.store.hours()}
 
     def train_crops(self) -> AudioCrops:
         return AudioCrops(self.store, "train", 2.0, 4)
@@ -202,6 +206,19 @@ def test_a_failed_gate_is_one_line_and_stays_failed(shop: Shop, capsys: pytest.C
     assert kept["codec"]["reconstructs"]["verdict"] == "failed"
     check("codec", shop, GatesConfig(reconstructs=0.99, split="train"), ignore=True)
     assert verdicts(shop.out, ["codec"])["codec"]["reconstructs"]["verdict"] == "ignored"
+
+
+def test_what_was_measured_on_is_said(shop: Shop) -> None:
+    """Where nothing is held out, training recordings are measured; where there are only tokens, neither codec nor units."""
+    for split, said in (("valid", True), ("train", False)):
+        shop.done("codec", split)
+        check("codec", shop, ALL.model_copy(update={"split": split, "reconstructs": -9.0}))
+        note = json.loads((shop.out / "codec" / "gates.json").read_text())["gates"]["reconstructs"]["note"]
+        assert ("on training recordings, as none are valid" in note) == said
+    shop.tokenized = True
+    shop.done("codec", "tokens")
+    check("codec", shop, ALL.model_copy(update={"reconstructs": 9.0}))
+    assert json.loads((shop.out / "codec" / "gates.json").read_text())["gates"]["reconstructs"]["verdict"] == "not measured"
 
 
 def test_measured_once_judged_each_time(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ ROWS = """
     train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
     recipe server doctor cluster
+    workshop
     steps
     plan rehearsal
     commands

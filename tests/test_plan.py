@@ -27,8 +27,9 @@ from audiolm.training.plan import Plan, Row, make_plan
 from audiolm.training.recipe import RecipeConfig, stage_of
 from audiolm.training.rehearsal import Loop, RandomTokens, loops
 from audiolm.training.speeds import AtSpeeds
-from audiolm.training.steps import Workshop, steps
+from audiolm.training.steps import steps
 from audiolm.training.token_store import TokenStore, store_key
+from audiolm.training.workshop import Workshop
 
 ROOT = Path(__file__).parents[1]
 FAST = ["threads=1", "codec.steps=1000", "units.batches=2", "units.epochs=1"]

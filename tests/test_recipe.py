@@ -19,14 +19,18 @@ import audiolm.training.steps
 from audiolm import bundle
 from audiolm.audio import read
 from audiolm.bundle import language_model
-from audiolm.config import load_config
+from audiolm.config import difference, load_config
 from audiolm.errors import InputError
 from audiolm.training.chain import Chain, Step
+from audiolm.training.corpus import tokenize_corpus
+from audiolm.training.data import scan
 from audiolm.training.gates import GATES
+from audiolm.training.plan import make_plan
 from audiolm.training.recipe import RecipeConfig, stage_config, stage_of
-from audiolm.training.steps import Workshop, run_recipe, steps
+from audiolm.training.steps import run_recipe, steps
 from audiolm.training.train_encoder import UnitsConfig
 from audiolm.training.train_lm import take_over
+from audiolm.training.workshop import Workshop
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -103,6 +107,8 @@ def test_a_stage_that_reads_aloud_is_added_to_a_model(whole: Path, corpus: Path,
     run_recipe(load_config(RecipeConfig, ROOT / "recipes" / "further.toml", [*config, f"out={tmp_path / 'told'}"]))
     model = bundle.load(tmp_path / "told" / "bundle")
     assert {"semantic", "text"} <= set(model.stages)
+    sizes = [network.transformer.config.model_dump(include={"layers", "width"}) for _, network in model.stages.values()]
+    assert sizes[0] == sizes[-1]  # so that it can start from the semantic stage
     assert all(0 <= each < 1 for each in model.about["letter_seconds"].values())
     assert model.generate(text="A few words.", watermark=False).samples.isfinite().all()
 
@@ -259,6 +265,74 @@ def test_a_coarse_stage_of_fewer_levels_knows_what_the_bases_knows() -> None:
         assert torch.equal(network.heads, kin.heads[:1])
     with pytest.raises(InputError, match="stage fine starts at level 5, not 6"):
         shop("coarse.levels=5", 'stages=["coarse"]')
+    # Two levels are made, but the recipe has four as its bundle's default.
+    with pytest.raises(InputError, match="codebooks=4: give 1 to 2 for this model"):
+        Workshop(load_config(RecipeConfig, ROOT / "recipes" / "speech.toml", ["data=x", "out=y", 'stages=["semantic","coarse"]']))
+
+
+def test_what_is_carried_over_from_a_base_is_recorded(whole: Path, tmp_path: Path) -> None:
+    """With other weights in the base, neither the bundle nor a text stage, which starts from semantic's, is done already."""
+    shutil.copytree(whole / "bundle", tmp_path / "base")
+    options = [f"base={tmp_path / 'base'}", "data=x", "out=y", 'stages=["text"]']
+    before = {step.name: step for step in steps(load_config(RecipeConfig, None, options))}
+    about = json.loads((tmp_path / "base" / "config.json").read_text())
+    about["weights"] |= {"semantic": "0123456789abcdef", "coarse": "0123456789abcdef"}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(about))
+    after = {step.name: step for step in steps(load_config(RecipeConfig, None, options))}
+    assert {name for name in before if before[name].config != after[name].config} == {"text", "bundle"}
+    for name in ("text", "bundle"):  # records of older versions name neither
+        record = {key: each for key, each in after[name].config.items() if key not in ("base", "carried")}
+        assert difference(after[name].completed(record), after[name].config) is None
+
+
+def test_another_crop_has_its_own_overlap(whole: Path) -> None:
+    options = [f"base={whole / 'bundle'}", "data=x", "out=y"]
+    same, shorter = (load_config(RecipeConfig, None, [*options, *more]) for more in ([], ["coarse.crop=1"]))
+    base = bundle.load(whole / "bundle").stages["coarse"][0]
+    assert (stage_of(same, "coarse").crop, stage_of(same, "coarse").overlap) == (base.crop, base.overlap)
+    assert stage_of(shorter, "coarse").overlap == pytest.approx(0.3)
+
+
+def test_a_base_may_decode_in_parallel(whole: Path, tmp_path: Path) -> None:
+    """What the base does by default is no mistake of a recipe that trains another stage."""
+    shutil.copytree(whole / "bundle", tmp_path / "base")
+    about = json.loads((tmp_path / "base" / "config.json").read_text())
+    about["about"]["decoder"] = "parallel"
+    (tmp_path / "base" / "config.json").write_text(json.dumps(about))
+    options = [f"base={tmp_path / 'base'}", "data=x", "out=y", 'stages=["semantic"]']
+    assert load_config(RecipeConfig, None, options).decoder == "parallel"
+
+
+def test_stages_are_trained_on_a_token_store(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """What `audiolm tokenize` made, on one machine or many, with a base's tokenizers, needs no recordings any more."""
+    model = bundle.load(whole / "bundle")
+    skipped: list[tuple[str, str]] = []
+    tokenize_corpus(model.semantic, model.codec, scan(corpus, 0.2, 0.2, skipped=skipped), tmp_path / "tokens", shard_seconds=5)
+    few = [f"semantic.{key}={value}" for key, value in FEW.items()]
+    options = [f"data={tmp_path / 'tokens'}", f"base={whole / 'bundle'}", 'stages=["semantic"]', "threads=1", *few]
+
+    def config(*more: str) -> RecipeConfig:
+        return load_config(RecipeConfig, None, [*options, f"out={tmp_path / 'out'}", *more])
+
+    loose = ["gates.reconstructs=9", "gates.beats_unigram=-9"]  # there is no sound to measure a reconstruction of
+    made = bundle.load(run_recipe(config(*loose)))
+    assert made.about["hours"].keys() == {"train", "valid", "test"}
+    assert "split" in made.about
+    assert not (tmp_path / "out" / "prepare").exists()
+    verdict = json.loads((tmp_path / "out" / "codec" / "gates.json").read_text())["gates"]["reconstructs"]["verdict"]
+    assert verdict == "not measured"
+    assert make_plan(config(*loose)).rows[-2].note == "already done"
+    with pytest.raises(InputError, match=r"a token store; give base=MODEL as well, whose tokenizers made it"):
+        run_recipe(quick(tmp_path / "tokens", tmp_path / "out2"))
+    with pytest.raises(InputError, match=r"omit tokens\.speeds"):
+        run_recipe(config("tokens.speeds=[0.9,1]"))
+    with pytest.raises(InputError, match=r"not made by the tokenizers of base=speech \("):
+        run_recipe(load_config(RecipeConfig, None, [*options, "base=speech", f"out={tmp_path / 'out3'}", *UNGATED]))
+    sound = tmp_path / "more.wav"
+    soundfile.write(sound, 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000)
+    tokenize_corpus(model.semantic, model.codec, [*scan(corpus, skipped=skipped), *scan(sound)], tmp_path / "tokens")
+    with pytest.raises(InputError, match=r"tokens: was made differently \(tokens\.store was"):
+        run_recipe(config(*loose))
 
 
 def test_a_damaged_base_is_named(tmp_path: Path) -> None:
@@ -458,7 +532,8 @@ def test_recipes_in_the_repository_are_whole(path: Path) -> None:
         ("precision=16-mixed", r"precision=16-mixed: precision: input should be 'auto', '32-true' or 'bf16-mixed'"),
         ("codec.stpes=3", r"codec\.stpes=3: unknown key 'codec\.stpes'; did you mean 'codec\.steps'\?"),
         ("encoder.0.stpes=3", r"unknown key 'encoder\.0\.stpes'; did you mean 'encoder\.steps'\?"),
-        ("coarse.levels=6", r"acoustic has 6 codebooks"),
+        ("coarse.levels=6", r"fine: the other stages make all of the codec's 6 levels; leave fine out of stages"),
+        ("coarse.levels=7", r"acoustic has 6 codebooks"),
         ("stages=['semantic','semantic']", r"each stage once"),
         ("stages=['semantics']", r"stages\.0: input should be 'semantic'"),
         ("codec.network.sample_rate=24000", r"24000 Hz"),

@@ -20,12 +20,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from audiolm.asking import at_temperatures
-from audiolm.bundle import load
+from audiolm.bundle import folder_of, load, read_config
 from audiolm.errors import InputError
 from audiolm.files import make_folder, whole_file
 from audiolm.kernels import Precision
 from audiolm.measuring.blindtest import write_test
-from audiolm.measuring.continuations import SHORTEST, acoustic_chain, continuation_figures
+from audiolm.measuring.continuations import SHORTEST, continuation_figures
 from audiolm.measuring.figures.bench import Bench, Figures, Missing, Progress, tokenized
 from audiolm.measuring.figures.codec import codec_figures, visqol_figures
 from audiolm.measuring.figures.music import music_figures
@@ -37,7 +37,8 @@ from audiolm.measuring.metrics import Measure, needed
 from audiolm.measuring.page import real_sounds, write_page
 from audiolm.measuring.report import markdown
 from audiolm.model import AudioLM
-from audiolm.training.data import Recording, Skipped, in_turn, scan
+from audiolm.route import decoders
+from audiolm.training.data import Recording, Skipped, held_out, in_turn, scan
 
 
 class Part(NamedTuple):
@@ -155,8 +156,8 @@ def evaluate_folder(
     page: False omits report.html, whose examples take time to generate. listening_test: number of clips for a blind listening
     test (audiolm.measuring.blindtest); 0: no test.
 
-    split: train, valid, test or all; default: test if there is one, else all. A folder without a manifest is split as for
-    training, so that a model evaluated on its own training folder is measured on speakers that it has not heard.
+    split: train, valid, test or all; default: test if there is one, else all. A folder without a manifest is split as the
+    model's recipe did, so that on its own training folder the model is measured on speakers that it has not heard.
 
     temperature, codebooks: replace the model's own settings for generation; see audiolm.asking. precision: as in `load`.
     """
@@ -167,7 +168,7 @@ def evaluate_folder(
         needed("markdown_it")
     tell = progress or (lambda what, done, total: None)
     left_out: Skipped = []
-    found = scan(data, skipped=left_out)
+    found = scan(data, **held_out(read_config(folder_of(model))["about"]), skipped=left_out)
     chosen = f" --split {split}" if split else ""
     split = split or ("test" if any(recording.split == "test" for recording in found) else "all")
     recordings = [recording for recording in found if split in ("all", recording.split)]
@@ -180,7 +181,7 @@ def evaluate_folder(
         if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
             raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
         bundle.about["codebooks"] = codebooks
-    if acoustic_chain(bundle) or listening_test:
+    if decoders(bundle.stages) or listening_test:
         bundle.chosen()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     for path, what in ((items, "items"), (pairs, "pairs")):
         if path is not None and not path.exists():

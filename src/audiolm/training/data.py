@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,8 +54,10 @@ def scan(
 
     Each may be in an object store (s3://...); there a column `seconds` saves fetching every file to learn its length.
     A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and others. If no split is
-    given, speakers are assigned to train, valid and test by hash, so that no speaker is in two of them. A file's speaker is
-    the name of its parent folder unless a column gives it; with a single speaker, recordings are assigned instead.
+    given, speakers are assigned to train, valid and test by hash, so that no speaker is in two of them; with a single speaker,
+    recordings are assigned instead. Unless a column gives them, speakers are the folders at the first level that has more than
+    one, whatever lies below them (speaker/session/file). If all folders at the top are named after train, valid and test (as
+    dev-clean is), they are no speakers, but the splits.
     `settled`: splits that speakers were assigned to before, which they keep.
 
     Files that cannot be read or are shorter than `minimum` seconds are left out and appended to `skipped`, or named on stderr
@@ -93,6 +96,12 @@ def scan(
         )
         for (row, seconds), split in zip(found, splits, strict=True)
     ]
+
+
+def held_out(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with which a model's recipe called `scan`, from the model's `about`; empty if that doesn't tell."""
+    said = about.get("split")
+    return {name: said[name] for name in ("valid", "test", "seed") if name in said} if isinstance(said, dict) else {}
 
 
 def listed(source: str | os.PathLike[str]) -> set[str]:
@@ -142,16 +151,22 @@ def _source(path: str | os.PathLike[str]) -> Path:
 def _rows(source: Path, left_out: Skipped) -> list[dict[str, Any]]:
     if source.is_dir():
         return _folder_rows(source, left_out)
-    return [_row(source, source.parent)] if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
+    return _with_speakers([_row(source, source.parent)]) if source.suffix.lower() in audio.READABLE else _manifest_rows(source)
 
 
 def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
     files = folder.rglob("[!.]*") if is_remote(folder) else _files(folder, left_out)
-    paths = sorted(path for path in files if path.suffix.lower() in audio.READABLE and path.is_file())
+    # A link to nothing is kept, so that it is reported like any other file that cannot be read.
+    paths = sorted(p for p in files if p.suffix.lower() in audio.READABLE and (p.is_file() or not p.exists()))
     if not paths:
         reason = f" ({left_out[0][1]})" if left_out else ""
         raise InputError(f"{folder}: no sound files in it{reason}; give a folder with wav, flac, mp3, ogg or opus files")
-    return [_row(path, folder) for path in paths]
+    rows = [_row(path, folder) for path in paths]
+    splits = [_split_of(row["name"]) for row in rows]
+    if set(splits) == set(SPLITS):
+        for row, split in zip(rows, splits, strict=True):
+            row["split"] = split
+    return _with_speakers(rows)
 
 
 def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
@@ -177,7 +192,23 @@ def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
-    return {"path": path, "name": path.relative_to(folder).as_posix(), "speaker": path.parent.name}
+    return {"path": path, "name": path.relative_to(folder).as_posix()}
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a file's top folder is named after."""
+    return _SPLIT_NAMES.get(re.split(r"[-_. /]", name.lower())[0]) if "/" in name else None
+
+
+def _with_speakers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    folders = [row["name"].split("/")[:-1] for row in rows]
+    begin = 1 if all(_split_of(row["name"]) for row in rows) else 0
+    levels = range(begin, max(map(len, folders), default=0))
+    level = next((n for n in levels if len({tuple(each[begin : n + 1]) for each in folders}) > 1), None)
+    for row, each in zip(rows, folders, strict=True):
+        own = row["path"].parent.name if level is None or len(each) <= level else each[level]
+        row["speaker"] = row.get("speaker") or own
+    return rows
 
 
 def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
@@ -193,8 +224,7 @@ def _manifest_rows(manifest: Path) -> list[dict[str, Any]]:
             raise InputError(f"{manifest}: line {number} has {'too many columns' if '_' in row else 'no path'}; correct it")
         row["name"] = row["path"]
         row["path"] = manifest.parent / row["path"]
-        row["speaker"] = row.get("speaker") or row["path"].parent.name
-    return rows
+    return _with_speakers(rows)
 
 
 def _seconds(row: Mapping[str, Any], minimum: float) -> float:

@@ -23,6 +23,7 @@ from audiolm.classifier import SAMPLE_RATE
 from audiolm.config import Config, Seed
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
+from audiolm.route import decoders
 from audiolm.training.data import Recording, by_speaker
 from audiolm.training.run import progress
 
@@ -172,7 +173,7 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
     """Write the sounds of plans of one kind and number of levels, without watermark; returns the number of plans."""
     kind, codebooks, requests = batch[0].kind, batch[0].codebooks, []
     chain = "acoustic" if kind == "acoustic" or "semantic" not in model.stages else "full"
-    both = "parallel" in model.stages and {"coarse", "piano"} & set(model.stages) and chain == "full"
+    both = len(decoders(model.stages)) == 2 and chain == "full"
     decoder = ("parallel" if kind == "parallel" else "autoregressive") if both else None
     levels = model.chosen(chain, decoder, codebooks)["codebooks"]  # reconstructions get no more levels than generated sound
     for each in batch:

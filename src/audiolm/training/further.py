@@ -5,7 +5,7 @@ from the weights of the base's, or from part of them if they are to predict othe
 are carried over unchanged; stages that the base does not have start from scratch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from audiolm.bundle import built, folder_of, read_config
@@ -32,7 +32,20 @@ def upon(data: Mapping[str, Any]) -> dict[str, Any]:
     }
     # All of the base's stages, including those that are not trained: the coarse levels determine the fine ones.
     stages = {name: _table(name, each, data.get(name, {})) for name, each in base["stages"].items()}
+    own = data.get("text", {})
+    if "text" not in stages and "semantic" in stages and isinstance(own, Mapping) and isinstance(own.get("network", {}), Mapping):
+        # A text stage starts from the semantic stage, as far as their networks are alike.
+        like = {name: each for name, each in base["stages"]["semantic"]["network"].items() if name != "positions"}
+        stages["text"] = {**own, "network": {**like, **own.get("network", {})}}
     return {**tables, **data, **stages}
+
+
+def carried(base: str, names: Collection[str]) -> dict[str, Any]:
+    """What a bundle takes from its base besides the stages `names`, which are its own: for the record."""
+    config = read_config(folder_of(base))
+    stages = {name: each["sampling"] for name, each in config["stages"].items() if name not in names}
+    letters = {"letter_seconds": config["about"].get("letter_seconds")} if "text" in stages else {}
+    return {name: {"weights": config["weights"][name], "sampling": each} for name, each in stages.items()} | letters
 
 
 def weights(base: str) -> dict[str, str]:
@@ -45,7 +58,12 @@ def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
     if not isinstance(own, Mapping) or not isinstance(own.get("network", {}), Mapping):
         return own
     stage = Stage.from_dict(base["stage"])
-    fixed, levels = {"dedup": stage.dedup}, {} if name in ("semantic", "fine", "text") else {"levels": stage.predict.levels}
+    fixed: dict[str, Any] = {"dedup": stage.dedup}
+    kept: dict[str, Any] = {"crop": stage.crop, "sampling": base["sampling"]}
+    if name not in ("semantic", "fine", "text"):
+        kept["levels"] = stage.predict.levels
+    if own.get("crop", stage.crop) == stage.crop:  # another crop has its own overlap
+        kept["overlap"] = stage.overlap
     network = {**base["network"], **own.get("network", {})}
     for key, value in network.items():
         if key != "dropout" and value != base["network"].get(key):
@@ -53,5 +71,4 @@ def _table(name: str, base: Mapping[str, Any], own: Any) -> Any:
     for key, value in fixed.items():
         if own.get(key, value) != value:
             raise ValueError(f"{name}.{key}={own[key]}: the base has {value}, and its weights fit no other value")
-    kept = {"crop": stage.crop, "overlap": stage.overlap, "sampling": base["sampling"], **levels}
     return {**kept, **own, **fixed, "network": network}

@@ -35,8 +35,9 @@ from audiolm.training.further import TAKEN
 from audiolm.training.recipe import RecipeConfig
 from audiolm.training.rehearsal import Loop, loops
 from audiolm.training.run import progress, random_untouched
-from audiolm.training.steps import Workshop, steps
+from audiolm.training.steps import steps
 from audiolm.training.storage import fetched
+from audiolm.training.workshop import Workshop
 
 BASE = 0.5e9  # bytes for Python and its libraries
 PATIENCE = 6.0  # seconds a step may take at the speed of large matrix products; slower ones are estimated, not run
@@ -127,6 +128,8 @@ def make_plan(config: RecipeConfig) -> Plan:
                 plan.rows.append(Row(step.name, seconds=0.0, note="already done"))
             elif config.base and step.name in TAKEN:
                 plan.rows.append(Row(step.name, seconds=1.0, note=f"from {config.base}"))
+            elif shop.tokenized and step.name == "tokens":
+                plan.rows.append(Row(step.name, corpus.seconds / 3600, seconds=1.0, note=f"from {config.data}"))
             elif trained := loops(step.name, shop):
                 plan.rows.append(_training(step.name, trained, shop, corpus, plan, here))
             else:
@@ -147,6 +150,10 @@ class _Corpus:
 
     def __init__(self, shop: Workshop) -> None:
         config = shop.config
+        if shop.tokenized:
+            hours = shop.hours()
+            self.seconds, self.train, self.speed = sum(hours.values()) * 3600, hours.get("train", 0.0) * 3600, SPEED
+            return
         if (shop.out / "prepare" / "done.json").is_file():
             store = AudioStore(shop.out / "prepare")
             self.seconds, self.train, self.speed = store.hours() * 3600, store.hours("train") * 3600, SPEED

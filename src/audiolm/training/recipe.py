@@ -52,7 +52,7 @@ class TokensConfig(Config):
 class StageConfig(LMTrainConfig):
     """How to train a stage's language model, and where the stage departs from the paper (None: nowhere)."""
 
-    levels: int | None = Field(default=None, ge=1)  # predicted levels; None: see stage_of
+    levels: int | None = Field(default=None, ge=1)  # predicted levels; None: see `stage_of`
     dedup: bool = False
     crop: float | None = Field(default=None, gt=0)  # seconds
     overlap: float | None = Field(default=None, ge=0)  # seconds
@@ -61,7 +61,10 @@ class StageConfig(LMTrainConfig):
 
 
 class RecipeConfig(Config):
-    """The whole chain. `data` is a folder of audio or a manifest.csv; everything is written to `out`."""
+    """The whole chain; everything is written to `out`.
+
+    data: a folder of audio, a manifest.csv, or, with a base, a token store that the base's tokenizers made.
+    """
 
     data: str = Field(min_length=1)
     out: str = Field(min_length=1)
@@ -122,7 +125,7 @@ class RecipeConfig(Config):
         if not self.encoder or len(set(self.stages)) < len(self.stages):
             raise ValueError("give at least one [[encoder]] pass, and name each stage once")
         # Check here that everything fits together, rather than hours into training.
-        if self.decoder == "parallel" and "parallel" not in self.stages:
+        if self.decoder == "parallel" and "parallel" not in self.stages and not self.base:
             raise ValueError("decoder=parallel: stages does not list parallel; add it, or leave decoder out")
         for name in ("semantic", "fine", "text"):
             if stage_config(self, name).levels is not None:
@@ -161,30 +164,52 @@ def _seeded(table: Any, seed: int) -> Any:
 
 
 def stage_of(config: RecipeConfig, name: StageName) -> Stage:
-    """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all.
-
-    Fine, and with it the acoustic baseline, follows coarse, or parallel if that adds some levels to coarse's, but not all.
-    """
+    """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all."""
     own, codec = stage_config(config, name), config.codec.network
     semantic = TokenSpec("semantic", config.units.units, 1, 25.0)
     acoustic = TokenSpec("acoustic", codec.codebook_size, codec.num_codebooks, codec.sample_rate / codec.hop)
-    coarse = config.coarse.levels or min(4, codec.num_codebooks)
-    more = (config.parallel.levels or 0) if "parallel" in config.stages or config.base else 0
-    before = more if coarse < more < codec.num_codebooks else coarse
-    baseline = before if "fine" in config.stages else codec.num_codebooks
-    stage = {
-        "semantic": lambda: stages.semantic(semantic),
-        "coarse": lambda: stages.coarse(semantic, acoustic, coarse),
-        "fine": lambda: stages.fine(acoustic, before),
-        "acoustic": lambda: stages.acoustic_only(acoustic, own.levels or baseline),
-        "piano": lambda: stages.piano(semantic, acoustic, own.levels or codec.num_codebooks),
-        "parallel": lambda: stages.parallel(semantic, acoustic, own.levels or codec.num_codebooks),
-        "text": lambda: stages.text(semantic),
-    }[name]()
+    match name:
+        case "semantic":
+            stage = stages.semantic(semantic)
+        case "text":
+            stage = stages.text(semantic)
+        case "coarse":
+            stage = stages.coarse(semantic, acoustic, _levels(config, name))
+        case "fine":
+            before = levels_before_fine(config)
+            if before == codec.num_codebooks:
+                raise ValueError(f"fine: the other stages make all of the codec's {before} levels; leave fine out of stages")
+            stage = stages.fine(acoustic, before)
+        case "acoustic":
+            baseline = levels_before_fine(config) if "fine" in config.stages else codec.num_codebooks
+            stage = stages.acoustic_only(acoustic, own.levels or baseline)
+        case "piano":
+            stage = stages.piano(semantic, acoustic, _levels(config, name))
+        case "parallel":
+            stage = stages.parallel(semantic, acoustic, _levels(config, name))
     crop = own.crop or stage.crop
     # A crop shorter than the paper's keeps the paper's proportion of overlap.
     overlap = stage.overlap * crop / stage.crop if own.overlap is None else own.overlap
     return replace(stage, dedup=own.dedup, crop=crop, overlap=overlap)
+
+
+def levels_before_fine(config: RecipeConfig) -> int:
+    """Where fine begins: after coarse (or piano), or after parallel if that makes more than coarse but not all, or alone."""
+
+    def made(name: StageName) -> int:
+        there = name in config.stages or (config.base is not None and stage_config(config, name).levels is not None)
+        return _levels(config, name) if there else 0
+
+    first, more = made("coarse") or made("piano"), made("parallel")
+    if first < more and (not first or more < config.codec.network.num_codebooks):
+        return more
+    return first or config.acoustic.levels or _levels(config, "coarse")
+
+
+def _levels(config: RecipeConfig, name: StageName) -> int:
+    """How many levels coarse, piano or parallel predicts."""
+    every = config.codec.network.num_codebooks
+    return stage_config(config, name).levels or (min(4, every) if name == "coarse" else every)
 
 
 def stage_config(config: RecipeConfig, name: StageName) -> StageConfig:

@@ -30,11 +30,11 @@ from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, 
 from audiolm.training.checkpoint import State
 from audiolm.training.recipe import stage_config, stage_of
 from audiolm.training.run import Run
-from audiolm.training.steps import Workshop
 from audiolm.training.token_store import TokenStore
 from audiolm.training.train_codec import train_codec
 from audiolm.training.train_encoder import train_encoder
 from audiolm.training.train_lm import train_lm
+from audiolm.training.workshop import Workshop
 
 SECONDS, STEPS = 2.0, 10  # a loop is timed until either is reached, after one warm-up step; for at least one step
 

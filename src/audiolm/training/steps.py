@@ -5,52 +5,45 @@
 
 Finished steps are never repeated, and results made from other inputs or options are refused (audiolm.training.chain). Killed at
 any moment, the same call resumes: training steps from their run folders, the others from their stores. With a `base`, the codec,
-encoder and units are taken from it instead of trained, and the stages start from its weights (audiolm.training.further).
+encoder and units are taken from it instead of trained, and the stages start from its weights (audiolm.training.further). If
+`data` is a token store that these tokenizers made, nothing is prepared or tokenized.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from audiolm import bundle, kernels
-from audiolm.codec import Codec
-from audiolm.config import Config, completed, digest
-from audiolm.conformer import Conformer
+from audiolm import bundle
+from audiolm.config import Config, completed, difference, digest
 from audiolm.errors import InputError
-from audiolm.files import file_hash, read_json, save_tensors, write_json
-from audiolm.kmeans import KMeans
+from audiolm.files import file_hash, read_json, write_json
 from audiolm.model import AudioLM
-from audiolm.route import route
-from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.training.audio_store import AudioCrops, AudioStore
+from audiolm.training.audio_store import AudioStore
 from audiolm.training.card import card
 from audiolm.training.data import SPLITS, Skipped, listed, scan
-from audiolm.training.further import TAKEN, weights
-from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of, trained_with
-from audiolm.training.run import Run, progress, versions
+from audiolm.training.further import TAKEN, carried, weights
+from audiolm.training.recipe import RecipeConfig, StageName, stage_config, stage_of, trained_with
+from audiolm.training.run import progress, versions
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.storage import is_remote, place
-from audiolm.training.token_store import TokenCrops, Tokenized, TokenStore
-from audiolm.transformer import LanguageModel
+from audiolm.training.token_store import TokenCrops, TokenStore, is_token_store
 
 try:
     from audiolm.measuring.phonetics import label_recordings, measure_units
-    from audiolm.training.alignment import ROUNDS, ReadStore
     from audiolm.training.chain import Chain, Step
-    from audiolm.training.corpus import tokenize_corpus
-    from audiolm.training.engine import engine
+    from audiolm.training.corpus import tokenize_corpus, tokenizer_key
     from audiolm.training.gates import check, verdicts
     from audiolm.training.listening import stage_listener
-    from audiolm.training.train_codec import CodecTrainConfig, train_codec
-    from audiolm.training.train_encoder import EncoderConfig, choose_layer, fit_units, train_encoder
-    from audiolm.training.train_lm import Vectors, train_lm
+    from audiolm.training.train_codec import train_codec
+    from audiolm.training.train_encoder import choose_layer, fit_units, train_encoder
+    from audiolm.training.train_lm import train_lm
+    from audiolm.training.workshop import Workshop
 except ImportError as missing:
     raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
 
@@ -60,9 +53,11 @@ def steps(config: RecipeConfig) -> list[Step]:
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
     of_base = weights(config.base) if config.base else {}
 
-    # Precision, like the device, belongs to the machine, not the record; older records contain it nonetheless.
-    def record_of(part: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        return lambda record: completed({key: each for key, each in record.items() if key != "precision"}, part)
+    # Precision, like the device, belongs to the machine, not the record; older records contain it nonetheless. They do not
+    # contain which weights of the base a text stage starts from.
+    def record_of(part: Config, now: Mapping[str, Any] = {}) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        base = {"base": now["base"]} if "base" in now else {}
+        return lambda record: completed({key: each for key, each in (base | record).items() if key != "precision"}, part)
 
     def record_of_passes(record: dict[str, Any]) -> dict[str, Any]:
         passes = {str(number): each for number, each in enumerate(config.encoder)}
@@ -70,9 +65,13 @@ def steps(config: RecipeConfig) -> list[Step]:
             key: completed(each, passes[key]) if key in passes else each for key, each in record.items() if key != "precision"
         }
 
+    tokenized = is_token_store(config.data)
     chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare, completed=record_of(config.prepare))]
+    if tokenized:
+        chain = []
     if config.base:
-        chain += [Step(name, ("prepare",), {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
+        source = () if tokenized else ("prepare",)
+        chain += [Step(name, source, {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
     else:
         encoder = {str(number): each.plain() for number, each in enumerate(config.encoder)}
         units = config.units.plain() | {"measured": config.measured}
@@ -83,15 +82,19 @@ def steps(config: RecipeConfig) -> list[Step]:
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
             Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
-    chain.append(
-        Step("tokens", ("prepare", "codec", "units"), config.tokens.plain(), do_tokens, completed=record_of(config.tokens))
-    )
+    if tokenized:
+        chain.append(Step("tokens", ("codec", "units"), {"store": TokenStore(config.data).identity()}, take_tokens))
+    else:
+        inputs = ("prepare", "codec", "units")
+        chain.append(Step("tokens", inputs, config.tokens.plain(), do_tokens, completed=record_of(config.tokens)))
     for name in config.stages:
         plain = trained_with(config, name) | {"stage": stage_of(config, name).to_dict()}
-        if name in of_base:
-            plain["base"] = of_base[name]
+        starts_from = "semantic" if name == "text" and not begins_with_semantic(config, name) else name
+        if starts_from in of_base:
+            plain["base"] = of_base[starts_from]
         inputs = ("tokens", "semantic") if begins_with_semantic(config, name) else ("tokens",)
-        chain.append(Step(name, inputs, plain, partial(do_stage, name=name), True, record_of(stage_config(config, name))))
+        record = record_of(stage_config(config, name), plain if starts_from != name else {})
+        chain.append(Step(name, inputs, plain, partial(do_stage, name=name), True, record))
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
     about = {
         "name": config.name,
@@ -102,7 +105,9 @@ def steps(config: RecipeConfig) -> list[Step]:
     }
     if config.codebooks:
         about["codebooks"] = config.codebooks
-    chain.append(Step("bundle", ("codec", "units", *config.stages), about, do_bundle))
+    kept = {"carried": carried(config.base, config.stages)} if config.base else {}
+    made = Step("bundle", ("codec", "units", *config.stages), about | kept, do_bundle, completed=lambda record: kept | record)
+    chain.append(made)
     return chain
 
 
@@ -139,99 +144,6 @@ def _say_what_is_new(config: RecipeConfig) -> None:
         print(f"{found}; to use the current ones: --only prepare --force", file=sys.stderr, flush=True)
 
 
-class Workshop:
-    """What the steps share: the recipe, its folder, the accelerator, and the results of finished steps."""
-
-    def __init__(self, config: RecipeConfig) -> None:
-        self.config, self.out = config, Path(config.out)
-        self.fabric = engine(config.device, config.precision)
-        self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
-        device = self.fabric.device
-        if "bf16" in config.precision and device.type == "cpu" and "bf16" not in kernels.available(device):
-            missing = f"precision={config.precision}: this processor has no bfloat16 and emulates it, many times slower"
-            print(f"{missing}; precision=auto picks what it supports", file=sys.stderr, flush=True)
-        self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
-        self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
-        self.read: ReadStore | None = None  # aligning transcripts takes a minute
-        own = {name: stage_of(config, name) for name in config.stages}
-        bundled = {name: stage for name, (stage, _) in self.carried.items()} | own
-        if bundled.keys() & {"coarse", "piano", "parallel"}:
-            route(bundled, {}, {}, [])  # an error now, rather than once everything is trained
-
-    # Results
-
-    def audio(self) -> AudioStore:
-        return AudioStore(self.out / "prepare")
-
-    def crops(self, config: CodecTrainConfig | EncoderConfig) -> tuple[AudioCrops, AudioCrops | None]:
-        """Crops for training and for validation; None for the latter if there are no valid recordings."""
-        store = self.audio()
-        make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
-        return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
-
-    def train_crops(self) -> AudioCrops:
-        """The training crops of the encoder's last pass."""
-        return self.crops(self.config.encoder[-1])[0]
-
-    def tokens(self, name: StageName) -> Tokenized:
-        """The tokens that a stage is trained on."""
-        store = TokenStore(self.out / "tokens")
-        if name != "text":
-            return store
-        if self.read is None:
-            with progress(ROUNDS, label="letters") as show:
-                self.read = ReadStore(store, show)
-        return self.read
-
-    def token_crops(self, name: StageName, split: str) -> TokenCrops:
-        """A stage's batches; "valid" falls back to training ones if there are no valid recordings."""
-        config, store = stage_config(self.config, name), self.tokens(name)
-        chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
-        return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
-
-    def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
-        """The run folder of a training that reads the result of step `source`."""
-        own, done = self.config, read_json(self.out / source / "done.json")
-        return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
-
-    def save(self, part: nn.Module, step: str) -> str:
-        """Save a network as the bundle will, so that whatever trains on it sees exactly what is shipped; returns its hash."""
-        if self.fabric.global_rank:
-            return ""  # only the first process's result counts; no barrier here, as not every process runs every step
-        path = self.out / step / f"{step}.safetensors"
-        kept = torch.int8 if step == "units" and self.config.weights == "int8" else torch.bfloat16
-        save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
-        return file_hash(path)
-
-    def codec(self) -> Codec:
-        codec = Codec(self.config.codec.network)
-        bundle.unpack(codec, self.out / "codec" / "codec.safetensors")
-        return codec.eval().to(self.fabric.device)
-
-    def encoder(self) -> Conformer:
-        conformer = Conformer(self.config.encoder[-1].network)
-        bundle.unpack(conformer, self.out / "encoder" / "encoder.safetensors")
-        return conformer.eval().to(self.fabric.device)
-
-    def semantic(self) -> SemanticTokenizer:
-        conformer = Conformer(self.config.encoder[-1].network)
-        layer = read_json(self.out / "units" / "units.json")["layer"]
-        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.features), layer)
-        bundle.unpack(semantic, self.out / "units" / "units.safetensors")
-        return semantic.eval().to(self.fabric.device)
-
-    def vectors(self) -> Vectors:
-        """The vectors the codes stand for."""
-        return {"semantic": [self.semantic().units.centroids], "acoustic": self.codec().quantizer.vectors()}
-
-    def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
-        """A stage, its trained language model, and the configuration it was trained with."""
-        stage, config = stage_of(self.config, name), stage_config(self.config, name)
-        network = bundle.language_model(stage, config.network)
-        bundle.unpack(network, self.out / name / f"{name}.safetensors")
-        return stage, network.eval().to(self.fabric.device), config
-
-
 # --- What each step does ----------------------------------------------------------------------------------------------
 
 
@@ -245,6 +157,12 @@ def do_prepare(shop: Workshop) -> str:
     if "text" in shop.config.stages and not told:
         cure = "add the column, or leave text out of stages"
         raise InputError(f"{shop.config.data}: no train recording has a transcript for the text stage; {cure}")
+    speakers = list(dict.fromkeys(each.speaker for each in recordings))
+    some = ", ".join(speakers[:3]) + (", ..." if len(speakers) > 3 else "")
+    splits = ", ".join(f"{sum(each.split == split for each in recordings)} {split}" for split in SPLITS)
+    print(f"prepare: {len(recordings)} recordings ({splits}), {len(speakers)} speakers ({some})", file=sys.stderr, flush=True)
+    if not any(recording.split == "valid" for recording in recordings):
+        print("prepare: none are valid: gates will measure training ones, and no checkpoint is the best", file=sys.stderr)
     rate = shop.config.codec.network.sample_rate
     with progress(len(recordings), label="prepare") as show:
         store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
@@ -296,7 +214,7 @@ def do_tokens(shop: Workshop) -> str:
     audio = AtSpeeds(shop.audio(), shop.config.tokens.speeds)
     with progress(len(audio), label="tokens") as show:
         store = tokenize_corpus(shop.semantic(), shop.codec(), audio, shop.out / "tokens", show)
-    return digest([store.key, [entry.checksum for entry in store.entries]])
+    return store.identity()
 
 
 def do_stage(shop: Workshop, name: StageName) -> str:
@@ -324,20 +242,20 @@ def begins_with_semantic(config: RecipeConfig, name: StageName) -> bool:
 
 
 def do_bundle(shop: Workshop) -> str:
-    config, store = shop.config, TokenStore(shop.out / "tokens")
+    config, store = shop.config, shop.token_store()
     networks, sampling = dict(shop.carried), dict(shop.base.sampling) if shop.base else {}
     for name in config.stages:
         stage, network, own = shop.trained(name)
         networks[name] = stage, network.cpu()
         if own.sampling:
             sampling[name] = own.sampling
-    audio = shop.audio()
     about = {
         "name": config.name,
         "licence": config.licence,
-        "hours": {split: round(audio.hours(split), 3) for split in SPLITS if audio.split(split)},
-        "recordings": len(audio),
+        "hours": {split: round(hours, 3) for split, hours in shop.hours().items()},
+        "recordings": len(store) if shop.tokenized else len(shop.audio()),
         "decoder": config.decoder,
+        "split": {"valid": config.prepare.valid, "test": config.prepare.test, "seed": config.seed},
         "training_seconds": {
             step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]
         },
@@ -380,6 +298,18 @@ def take_encoder(shop: Workshop) -> str:
 def take_units(shop: Workshop) -> str:
     write_json(shop.out / "units" / "units.json", {"layer": _base(shop).semantic.layer, "pnmi": {}})
     return shop.save(_base(shop).semantic, "units")
+
+
+def take_tokens(shop: Workshop) -> str:
+    store, base = shop.token_store(), _base(shop)
+    key = tokenizer_key(shop.semantic(), shop.codec())
+    if store.key != key and store.key == tokenizer_key(base.semantic, base.codec):
+        raise InputError(f"weights={shop.config.weights}: would round the tokenizers that made {store.folder}; give another")
+    if changed := difference(store.key, key):
+        raise InputError(f"{store.folder}: not made by the tokenizers of base={shop.config.base} ({changed})")
+    if not store.split("train"):
+        raise InputError(f"{store.folder}: no recording is in the train split; tokenize them with a split column")
+    return store.identity()
 
 
 TAKING = {"codec": take_codec, "encoder": take_encoder, "units": take_units}

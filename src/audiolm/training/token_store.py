@@ -29,7 +29,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from audiolm.config import difference
+from audiolm.config import difference, digest
 from audiolm.errors import InputError
 from audiolm.files import read_json, save_tensors
 from audiolm.stages import Stage
@@ -97,6 +97,10 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.entries)
 
+    def identity(self) -> str:
+        """A hash of the key and of all codes, by their checksums."""
+        return digest([self.key, self.entries.table["checksum"].to_pylist()])
+
     @cached_property
     def names(self) -> set[str]:
         """Names of all recordings, loaded only when needed: reading codes does not use them."""
@@ -155,6 +159,11 @@ class TokenStore:
                 os.replace(local, copy)
             path = copy
         return _open_shard(path)
+
+
+def is_token_store(folder: str | os.PathLike[str]) -> bool:
+    header = place(folder) / "header.json"
+    return header.is_file() and '"token store"' in header.read_text(encoding="utf-8", errors="replace")
 
 
 def verify(folder: str | os.PathLike[str]) -> int:

@@ -32,7 +32,7 @@ from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
 from audiolm.files import make_folder, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
-from audiolm.training.data import scan
+from audiolm.training.data import held_out, scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
 from audiolm.training.engine import best_precision
 from audiolm.training.run import Run, learning_rate, progress
@@ -78,7 +78,7 @@ def train_detector(
         raise InputError(f"{model} has no detector to train further; leave --further out")
     torch.manual_seed(config.seed)
     begin = detector.load(folder / detector.FILE).network if config.further else CropClassifier(1, config.channels)
-    plans = plan(scan(data), config, tuple(about["stages"]), levels_of(about["stages"]))
+    plans = plan(scan(data, **held_out(about["about"])), config, tuple(about["stages"]), levels_of(about["stages"]))
     make_folder(out / "sounds")
     settings = {"model": identity, "data": Path(data).name, **config.plain()}
     run = Run(out / "run", settings)

@@ -1,0 +1,147 @@
+"""What the steps of a recipe share: its folder, the accelerator, and the results of the steps that are done."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from audiolm import bundle, kernels
+from audiolm.codec import Codec
+from audiolm.config import Config
+from audiolm.conformer import Conformer
+from audiolm.errors import InputError
+from audiolm.files import file_hash, read_json, save_tensors
+from audiolm.kmeans import KMeans
+from audiolm.route import decoders, route
+from audiolm.stages import Stage
+from audiolm.tokenizers import SemanticTokenizer
+from audiolm.training.alignment import ROUNDS, ReadStore
+from audiolm.training.audio_store import AudioCrops, AudioStore
+from audiolm.training.data import SPLITS
+from audiolm.training.engine import engine
+from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of
+from audiolm.training.run import Run, progress
+from audiolm.training.token_store import TokenCrops, Tokenized, TokenStore, is_token_store
+from audiolm.training.train_codec import CodecTrainConfig
+from audiolm.training.train_encoder import EncoderConfig
+from audiolm.training.train_lm import Vectors
+from audiolm.transformer import LanguageModel
+
+
+class Workshop:
+    """What the steps share: the recipe, its folder, the accelerator, and the results of finished steps."""
+
+    def __init__(self, config: RecipeConfig) -> None:
+        self.config, self.out = config, Path(config.out)
+        self.fabric = engine(config.device, config.precision)
+        self.sharding = engine(config.device, config.precision, shard=True) if config.shard else self.fabric
+        device = self.fabric.device
+        if "bf16" in config.precision and device.type == "cpu" and "bf16" not in kernels.available(device):
+            missing = f"precision={config.precision}: this processor has no bfloat16 and emulates it, many times slower"
+            print(f"{missing}; precision=auto picks what it supports", file=sys.stderr, flush=True)
+        self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
+        self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
+        self.read: ReadStore | None = None  # aligning transcripts takes a minute
+        self.tokenized = is_token_store(config.data)  # there is no audio, only tokens
+        if self.tokenized and self.base is None:
+            raise InputError(f"data={config.data}: a token store; give base=MODEL as well, whose tokenizers made it")
+        if self.tokenized and config.tokens.speeds != (1.0,):
+            raise InputError(f"data={config.data}: a token store, whose speeds are those of its recordings; omit tokens.speeds")
+        self._check_route()
+
+    def _check_route(self) -> None:
+        """Raise InputError now if the bundle could not generate, rather than once everything is trained."""
+        config = self.config
+        own = {name: stage_of(config, name) for name in config.stages}
+        bundled = {name: stage for name, (stage, _) in self.carried.items()} | own
+        ways: list[dict[str, Any]] = [{"decoder": each} for each in decoders(bundled)]
+        if "acoustic" in bundled:
+            ways.append({"chain": "acoustic"})
+        for way in ways:
+            for codebooks in (None, config.codebooks):  # all levels, and those that it makes by default
+                route(bundled, {}, {"codebooks": codebooks}, [], **way)
+
+    # Results
+
+    def audio(self) -> AudioStore:
+        return AudioStore(self.out / "prepare")
+
+    def crops(self, config: CodecTrainConfig | EncoderConfig) -> tuple[AudioCrops, AudioCrops | None]:
+        """Crops for training and for validation; None for the latter if there are no valid recordings."""
+        store = self.audio()
+        make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
+        return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
+
+    def train_crops(self) -> AudioCrops:
+        """The training crops of the encoder's last pass."""
+        return self.crops(self.config.encoder[-1])[0]
+
+    def token_store(self) -> TokenStore:
+        return TokenStore(self.config.data if self.tokenized else self.out / "tokens")
+
+    def hours(self) -> dict[str, float]:
+        """Hours of the recordings in each split that has any."""
+        if self.tokenized:
+            return {split: each["hours"] for split, each in self.token_store().summary()["splits"].items()}
+        return {split: self.audio().hours(split) for split in SPLITS if self.audio().split(split)}
+
+    def tokens(self, name: StageName) -> Tokenized:
+        """The tokens that a stage is trained on."""
+        store = self.token_store()
+        if name != "text":
+            return store
+        if self.read is None:
+            with progress(ROUNDS, label="letters") as show:
+                self.read = ReadStore(store, show)
+        return self.read
+
+    def token_crops(self, name: StageName, split: str) -> TokenCrops:
+        """A stage's batches; "valid" falls back to training ones if there are no valid recordings."""
+        config, store = stage_config(self.config, name), self.tokens(name)
+        chosen, seed = (split, config.seed + 1) if split == "valid" and store.split("valid") else ("train", config.seed)
+        return TokenCrops(store, stage_of(self.config, name), chosen, config.batch_size, seed)
+
+    def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
+        """The run folder of a training that reads the result of step `source`."""
+        own, done = self.config, read_json(self.out / source / "done.json")
+        return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
+
+    def save(self, part: nn.Module, step: str) -> str:
+        """Save a network as the bundle will, so that whatever trains on it sees exactly what is shipped; returns its hash."""
+        if self.fabric.global_rank:
+            return ""  # only the first process's result counts; no barrier here, as not every process runs every step
+        path = self.out / step / f"{step}.safetensors"
+        kept = torch.int8 if step == "units" and self.config.weights == "int8" else torch.bfloat16
+        save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
+        return file_hash(path)
+
+    def codec(self) -> Codec:
+        codec = Codec(self.config.codec.network)
+        bundle.unpack(codec, self.out / "codec" / "codec.safetensors")
+        return codec.eval().to(self.fabric.device)
+
+    def encoder(self) -> Conformer:
+        conformer = Conformer(self.config.encoder[-1].network)
+        bundle.unpack(conformer, self.out / "encoder" / "encoder.safetensors")
+        return conformer.eval().to(self.fabric.device)
+
+    def semantic(self) -> SemanticTokenizer:
+        conformer = Conformer(self.config.encoder[-1].network)
+        layer = read_json(self.out / "units" / "units.json")["layer"]
+        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.features), layer)
+        bundle.unpack(semantic, self.out / "units" / "units.safetensors")
+        return semantic.eval().to(self.fabric.device)
+
+    def vectors(self) -> Vectors:
+        """The vectors the codes stand for."""
+        return {"semantic": [self.semantic().units.centroids], "acoustic": self.codec().quantizer.vectors()}
+
+    def trained(self, name: StageName) -> tuple[Stage, LanguageModel, StageConfig]:
+        """A stage, its trained language model, and the configuration it was trained with."""
+        stage, config = stage_of(self.config, name), stage_config(self.config, name)
+        network = bundle.language_model(stage, config.network)
+        bundle.unpack(network, self.out / name / f"{name}.safetensors")
+        return stage, network.eval().to(self.fabric.device), config
