@@ -2,10 +2,10 @@
 # Its steps are those of the README, by hand: an environment in .venv, the package, `audiolm serve`.
 FROM python:3.11-slim
 
-RUN useradd --create-home audiolm
+RUN useradd --create-home audiolm && install -d -o audiolm -g audiolm /home/audiolm/app
+USER audiolm
 WORKDIR /home/audiolm/app
 COPY --chown=audiolm . .
-USER audiolm
 RUN python3 -m venv .venv
 RUN .venv/bin/pip install --no-cache-dir '.[serve]'
 EXPOSE 8000

@@ -32,6 +32,9 @@ def test_the_dockerfile_does_what_the_readme_says() -> None:
     assert "'.[serve]'" in readme
     assert "audiolm serve" in readme
     assert [rest for name, rest in instructions() if name == "USER"] == ["audiolm"]  # nothing runs as root
+    # Neither WORKDIR nor COPY would give the folder to the user.
+    folder = next(rest for name, rest in instructions() if name == "WORKDIR")
+    assert next(rest for name, rest in instructions() if name == "RUN").endswith(f"install -d -o audiolm -g audiolm {folder}")
 
 
 @pytest.mark.slow
