@@ -3,15 +3,17 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
-from audiolm import bundle
-from audiolm.audio import read
+from audiolm import audio, bundle
+from audiolm.audio import Waveform, read
 from audiolm.cli import EXAMPLES, app, run
 from audiolm.commands import making
 from audiolm.model import AudioLM
@@ -141,6 +143,33 @@ def test_each_sample_has_a_place_before_any_is_made(capsys, tmp_path: Path, mode
     assert "drawn-2.png: is a folder" in mistake(capsys, *arguments, tmp_path / "drawn.wav", "--plot", tmp_path / "drawn.png")
     assert sorted(tmp_path.iterdir()) == before
     assert kept.read_bytes() == female_path.read_bytes()
+
+
+def test_without_matplotlib_nothing_is_made(capsys, tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    arguments = ["generate", "--samples", "2", "--seconds", "0.1", "-m", model, "-o", tmp_path / "out.wav"]
+    assert "pictures need matplotlib; run: pip install" in mistake(capsys, *arguments, "--plot", tmp_path / "out.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_of_a_recording_is_read_than_is_used(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
+    sound = read(female_path)
+    long = Waveform(sound.samples.repeat(1, 400), sound.sample_rate)
+    long.write(tmp_path / "long.flac")
+    read_from: list[int] = []
+    decode = audio._decode
+
+    def counted(path: Path) -> Iterator[np.ndarray]:
+        for chunk in decode(path):
+            read_from.append(len(chunk))
+            yield chunk
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audio, "_decode", counted)
+        prompted = ["continue", tmp_path / "long.flac", "--prompt-seconds", "1", "--seconds", "0.1", "-m", model]
+        ok(capsys, *prompted, "-o", tmp_path / "out.wav")
+    assert sum(read_from) < long.samples.shape[1] / 20
+    assert torch.equal(read(tmp_path / "out.wav").samples[:, : sound.sample_rate], sound.trim(1.0).samples)
 
 
 def test_no_mark_where_none_is_wanted(capsys, tmp_path: Path, model: str, female_path: Path) -> None:

@@ -14,7 +14,7 @@ from audiolm import stages
 from audiolm.audio import Waveform
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
-from audiolm.measuring.continuations import acoustic_chain, continuation_figures, continuations
+from audiolm.measuring.continuations import continuation_figures, continuations
 from audiolm.measuring.evaluation import PARTS, evaluate
 from audiolm.measuring.figures import bench, units, voices, words
 from audiolm.measuring.figures import stages as oracle
@@ -27,6 +27,7 @@ from audiolm.measuring.report import markdown
 from audiolm.measuring.scoring import crop_nats, masked_nats
 from audiolm.model import AudioLM, AudioTokens
 from audiolm.parallel import mask
+from audiolm.route import decoders
 from audiolm.tokens import Tokens, TokenSpec
 from audiolm.training.data import Recording, in_turn
 from audiolm.transformer import TransformerConfig
@@ -162,7 +163,7 @@ def test_models_with_a_parallel_stage_are_continued(parallel_model: AudioLM, fem
     assert not torch.allclose(both.sounds["parallel"].samples, both.sounds["full"].samples)
     assert value(continuation_figures(parallel_model, [both])["continuation.parallel.unit_errors"]) > 0
     alone = replace(parallel_model, stages={name: parallel_model.stages[name] for name in ("semantic", "parallel")})
-    assert acoustic_chain(alone) == ["parallel"]
+    assert decoders(alone.stages) == ["parallel"]
     only = continuations(alone, [("f", female)], 1.0, seed=0)[0]
     assert set(only.sounds) == {"real", "codec", "resaid", "full", "shuffled"}
     assert torch.allclose(only.sounds["full"].samples, both.sounds["parallel"].samples, atol=1e-5)

@@ -16,6 +16,7 @@ from audiolm.measuring.music import tone_likeness
 from audiolm.model import AudioLM, Request, Sampling
 from audiolm.provenance import detect, embed
 from audiolm.tokenizers import Decoder, Tokenizer
+from audiolm.tokens import Tokens
 from audiolm.transformer import TransformerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +69,7 @@ def test_batched_equals_single(tiny_model: AudioLM, female: Waveform, male: Wave
 
 def test_acoustic_generation_says_the_given_words(tiny_model: AudioLM, female: Waveform, male: Waveform) -> None:
     words = tiny_model.tokenize(male.trim(1.3)).semantic
-    job = tiny_model._job(Request(female.trim(1), semantic=words))
+    job = tiny_model._jobs([Request(female.trim(1), semantic=words)])[0]
     tiny_model._sample_acoustic([job], tiny_model._route([job.request]), None)
     voice = tiny_model.tokenize(female.trim(1))
     assert torch.equal(job.semantic, torch.cat([voice.semantic.codes, words.codes], 1))
@@ -115,8 +116,8 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
     request, coarse = Request(female.trim(1), 1.0, seed=2), tiny_model.stages["coarse"][0].predict.levels
     told: list[str] = []
     few = tiny_model.generate_batch([request], lambda stage, *_: told.append(stage), codebooks=coarse)[0]
-    assert set(told) == {"semantic", "coarse"}
-    job = tiny_model._job(request)
+    assert set(told) == {"prompt", "semantic", "coarse", "sound"}
+    job = tiny_model._jobs([request])[0]
     tiny_model._sample_semantic([job], tiny_model.sampling, None)
     for codebooks in (coarse - 1, coarse, coarse + 1):
         route = tiny_model._route([request], codebooks=codebooks, watermark=True)
@@ -125,7 +126,7 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
         whole = copy.copy(job)
         tiny_model._sample_acoustic([whole], tiny_model._route([request]), None)
         whole.acoustic = whole.acoustic[:codebooks]
-        heard, expected = (tiny_model._render(each, route).samples for each in (own, whole))
+        heard, expected = (sound.samples for sound in tiny_model._render([own, whole], route, None))
         assert torch.equal(heard, expected)
         assert (codebooks == coarse) == torch.equal(heard, few.samples)
     assert tiny_model.chosen() == {"decoder": "autoregressive", "codebooks": 6}
@@ -145,7 +146,7 @@ def test_a_parallel_stage_of_few_levels_stands_in_for_the_coarse_one(tiny_model:
         told.clear()
         request = Request(female.trim(1), 1.0)
         sound = model.generate_batch([request], lambda stage, *_: told.add(stage), decoder="parallel", codebooks=codebooks)[0]
-        assert told == {"semantic", "parallel", *then}
+        assert told == {"prompt", "semantic", "parallel", "sound", *then}
         parts = model.stream(female.trim(1), 1.0, decoder="parallel", codebooks=codebooks)
         torch.testing.assert_close(concatenate(list(parts)).samples, sound.samples, atol=1e-4, rtol=0)
 
@@ -168,14 +169,14 @@ def test_a_parallel_stage_makes_the_levels_between_coarse_and_fine(tiny_model: A
         route = whole._route([request], codebooks=codebooks)
         assert list(route.stages) == ["coarse", *then]
         assert route.decoder == "autoregressive"
-        job = whole._job(request)
+        job = whole._jobs([request])[0]
         whole._sample_semantic([job], whole.sampling, None)
         coarse = copy.copy(job)
         whole._sample_acoustic([coarse], whole._route([request], codebooks=2), None)
         whole._sample_acoustic([job], route, None)
         assert len(job.acoustic) >= route.codebooks
         assert torch.equal(job.acoustic[:2], coarse.acoustic)  # what coarse has made stays as it is
-        assert torch.equal(job.acoustic[:, :50], whole._job(request).acoustic[: len(job.acoustic)])  # as does the prompt
+        assert torch.equal(job.acoustic[:, :50], whole._jobs([request])[0].acoustic[: len(job.acoustic)])  # as does the prompt
     with pytest.raises(InputError, match="codebooks=5: give 1 to 4"):
         without._route([request], codebooks=5)
     with pytest.raises(InputError, match="stage fine starts at level 5, not 3"):
@@ -235,7 +236,7 @@ def test_wrong_requests_are_one_clear_line(tiny_model: AudioLM, female: Waveform
         tiny_model.generate(semantic=tokens.acoustic)
     with pytest.raises(InputError, match="nothing to decode"):
         tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:, :0]))
-    with pytest.raises(InputError, match="nothing to decode"):
+    with pytest.raises(InputError, match="nothing to say"):
         tiny_model.generate(semantic=replace(tokens.semantic, codes=tokens.semantic.codes[:, :0]))
     with pytest.raises(InputError, match=r"acoustic codes must be \(1 to 6 levels, frames\), got \(0, "):
         tiny_model.decode(replace(tokens.acoustic, codes=tokens.acoustic.codes[:0]))
@@ -251,8 +252,34 @@ def test_settings_reach_the_sampler(tiny_model: AudioLM, female: Waveform) -> No
 def test_progress_is_told(tiny_model: AudioLM, female: Waveform) -> None:
     told: list[tuple[str, int, int]] = []
     tiny_model.generate(female.trim(1), seconds=1, progress=lambda *each: told.append(each))
-    assert {name for name, _, _ in told} == {"semantic", "coarse", "fine"}
+    assert {name for name, _, _ in told} == {"prompt", "semantic", "coarse", "fine", "sound"}
     assert all(done <= total for _, done, total in told)
+    assert {name for name, done, total in told if done == total} == {name for name, _, _ in told}
+
+
+def test_a_prompt_that_requests_share_is_tokenized_once(
+    tiny_model: AudioLM, female: Waveform, male: Waveform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, heard = [female.trim(1), male.trim(1.01)], []
+    requests = [Request(prompts[number % 2], 0.2, seed=number) for number in range(4)]
+    alone = [tiny_model.generate(each.prompt, each.seconds, seed=each.seed) for each in requests]
+    encode = tiny_model.codec.encode
+    monkeypatch.setattr(tiny_model.codec, "encode", lambda audio: heard.append(audio) or encode(audio))
+    told: list[tuple[int, int]] = []
+    together = tiny_model.generate_batch(requests, lambda name, *count: told.append(count) if name == "prompt" else None)
+    assert len(heard) == 2
+    assert told == [(25, 50), (50, 50)]
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.samples, other.samples)
+
+
+def test_nothing_to_say_is_one_line(tiny_model: AudioLM, female: Waveform) -> None:
+    nothing = Tokens(torch.zeros(1, 0, dtype=torch.int64), tiny_model.semantic.spec)
+    for voice in (None, female.trim(1)):
+        with pytest.raises(InputError, match="semantic tokens: there are none"):
+            tiny_model.generate(voice, semantic=nothing)
+        with pytest.raises(InputError, match="semantic tokens: there are none"):
+            list(tiny_model.stream(voice, semantic=nothing))
 
 
 # Contracts of every tokenizer

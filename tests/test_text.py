@@ -1,5 +1,7 @@
 """Text as a stream of tokens, the stage that reads it aloud, and what holds of both."""
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,8 +178,14 @@ def test_speak(
 
     bundle.save(reading_model, tmp_path / "bundle", "# card")
     out = tmp_path / "said.wav"
-    assert run(["speak", "Good morning.", "-o", str(out), "-m", str(tmp_path / "bundle")]) == 0
-    assert out.is_file()
+    assert run(["speak", "Good morning.", "-o", str(out), "-m", str(tmp_path / "bundle"), "--pace", "0.8", "--sidecar"]) == 0
+    made = json.loads((tmp_path / "said.json").read_text())
+    assert (made["pace"], made["precision"]) == (0.8, "auto")  # nothing that decides the sound is missing
+    for piped, code in ((b"Good morning.", 0), (b"caf\xe9", 2)):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(piped)))
+        assert run(["speak", "-", "-o", str(tmp_path / "piped.wav"), "-m", str(tmp_path / "bundle"), "--pace", "0.8"]) == code
+        assert out.read_bytes() == (tmp_path / "piped.wav").read_bytes()
+    assert "-: the text is not UTF-8" in capsys.readouterr().err
     assert run(["speak", "?!", "-o", str(tmp_path / "none.wav"), "-m", str(tmp_path / "bundle")]) == 2
     assert "nothing to read" in capsys.readouterr().err
     assert not (tmp_path / "none.wav").exists()

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, NamedTuple
@@ -141,14 +142,17 @@ class Waveform:
         return f'{html}<br><img alt="waveform and spectrogram" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
 
 
-def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0) -> Waveform:
-    """Read a whole sound file at its own sample rate, with its own channels.
+def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0, seconds: float | None = None) -> Waveform:
+    """Read a sound file, or no more than its first `seconds`, at its own sample rate, with its own channels.
 
     InputError if the file is missing, is not a sound file, is damaged, holds no samples, NaN, infinity or more than 32
     channels, peaks above 64 times full scale, or is shorter than `minimum_seconds`.
     """
-    info = probe(path, count=False)
-    sound = _from_numpy(np.concatenate(list(_decode(Path(path)))), info.sample_rate)
+    if seconds is None:
+        info = probe(path, count=False)
+        sound = _from_numpy(np.concatenate(list(_decode(Path(path)))), info.sample_rate)
+    else:
+        sound = next(blocks(path, seconds))
     if sound.seconds < minimum_seconds:
         raise InputError(f"{path}: only {sound.seconds:.3g} s of sound; give a recording of at least {minimum_seconds:g} s")
     return sound
@@ -262,6 +266,8 @@ def check_picture(path: str | os.PathLike[str]) -> None:
     check_place(Path(path))
     if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
         raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")
+    if find_spec("matplotlib") is None:
+        raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]")
 
 
 def check_place(path: Path) -> None:
@@ -284,11 +290,8 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
     check_picture(path)
     if not waveform.samples.numel():
         raise InputError(f"{path}: there is no sound to draw")
-    try:
-        samples = waveform.mono().samples[0].detach().cpu()
-        picture = plots.picture(samples, waveform.sample_rate, prompt_seconds, title, Path(path).suffix.lower()[1:])
-    except ImportError as error:
-        raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]") from error
+    samples = waveform.mono().samples[0].detach().cpu()
+    picture = plots.picture(samples, waveform.sample_rate, prompt_seconds, title, Path(path).suffix.lower()[1:])
     with whole_file(path) as temporary:
         temporary.write_bytes(picture)
 

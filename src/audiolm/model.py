@@ -99,10 +99,10 @@ class AudioLM:
         return self._tokenize(self._tensor(sound))
 
     @torch.inference_mode()
-    def _tokenize(self, audio: Tensor) -> AudioTokens:
+    def _tokenize(self, audio: Tensor, show: Callable[[int, int], object] = lambda done, total: None) -> AudioTokens:
         audio = nn.functional.pad(audio, (0, -audio.shape[-1] % self.semantic.hop))
         return AudioTokens(
-            Tokens(self.semantic.encode(audio)[0].cpu(), self.semantic.spec),
+            Tokens(self.semantic.encode(audio, show)[0].cpu(), self.semantic.spec),
             Tokens(self.codec.encode(audio)[0].cpu(), self.codec.spec),
         )
 
@@ -165,11 +165,11 @@ class AudioLM:
         """`generate` for a batch of requests of any lengths; each result is what the request gives alone."""
         route = self._route(requests, **how)
         with torch.inference_mode():
-            jobs = [self._job(request) for request in self._read(requests, route, progress)]
+            jobs = self._jobs(self._read(requests, route, progress), progress)
             if route.speaks:
                 self._sample_semantic(jobs, route.settings, progress)
             self._sample_acoustic(jobs, route, progress)
-            return [self._render(job, route) for job in jobs]
+            return self._render(jobs, route, progress)
 
     def stream(
         self,
@@ -191,7 +191,7 @@ class AudioLM:
         if not 1 <= frames < math.inf:
             raise InputError(f"block={block}: give at least {1 / self.codec.spec.frame_rate:g} s")
         with torch.inference_mode():
-            job = self._job(*self._read([request], route))
+            (job,) = self._jobs(self._read([request], route))
         return self._stream(job, route, round(frames))
 
     @torch.inference_mode()
@@ -243,14 +243,24 @@ class AudioLM:
             raise InputError(f"the sound is {sound.seconds * 1000:.0f} ms long; give at least {SHORTEST * 1000:.0f} ms")
         return sound.mono().resample(self.sample_rate).samples[None].to(self.device)
 
-    def _job(self, request: Request) -> "_Job":
-        step = self.semantic.hop  # samples per semantic frame; both kinds of tokens start on this grid
-        prompt, tokens = None, None
-        if request.prompt is not None:
-            prompt = self._tensor(request.prompt)[0]
+    def _jobs(self, requests: Sequence[Request], progress: Progress | None = None) -> list["_Job"]:
+        """Check the requests and tokenize their prompts, each once, however many requests share it."""
+        step, done = self.semantic.hop, 0  # samples per semantic frame; both kinds of tokens start on this grid
+        prompts = {id(each.prompt): self._tensor(each.prompt)[0] for each in requests if each.prompt is not None}
+        total, tokens = sum(each.shape[-1] // step for each in prompts.values()), {}
+        for key, prompt in prompts.items():
+            frames = prompt.shape[-1] // step
+            show = None if progress is None else lambda count, _, before=done: progress("prompt", before + count, total)
             # Samples after the last whole frame are kept but not tokenized: padding would put silence into a frame.
-            tokens = self._tokenize(prompt[None, :, : prompt.shape[-1] // step * step])
+            tokens[key] = self._tokenize(prompt[None, :, : frames * step], show or (lambda count, total: None))
+            done += frames
+        return [self._job(each, prompts.get(id(each.prompt)), tokens.get(id(each.prompt))) for each in requests]
+
+    def _job(self, request: Request, prompt: Tensor | None, tokens: AudioTokens | None) -> "_Job":
+        step = self.semantic.hop
         if request.semantic is not None:
+            if not request.semantic.codes.shape[-1]:
+                raise InputError("semantic tokens: there are none, so nothing to say; give some")
             if request.semantic.spec != self.semantic.spec:
                 raise InputError(f"semantic tokens are {request.semantic.spec}, this model needs {self.semantic.spec}")
             samples = request.semantic.codes.shape[-1] * step
@@ -346,9 +356,23 @@ class AudioLM:
             use(network, self.precision)
         return stage, network
 
-    def _render(self, job: "_Job", route: Route) -> Waveform:
-        block = round(BLOCK * self.codec.spec.frame_rate)
-        new = torch.cat(list(self._new_sound(job, job.acoustic.split(block, 1), route)), 1)
+    def _render(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> list[Waveform]:
+        done, total, sounds = 0, sum(job.acoustic.shape[1] for job in jobs), []
+        for job in jobs:
+            sounds.append(self._rendered(job, route, _of("sound", progress), done, total))
+            done += job.acoustic.shape[1]
+        return sounds
+
+    def _rendered(self, job: "_Job", route: Route, show: Callable[[int, int], None] | None, done: int, total: int) -> Waveform:
+        def blocks() -> Iterator[Tensor]:
+            nonlocal done
+            for block in job.acoustic.split(round(BLOCK * self.codec.spec.frame_rate), 1):
+                yield block
+                done += block.shape[1]
+                if show:
+                    show(done, total)
+
+        new = torch.cat(list(self._new_sound(job, blocks(), route)), 1)
         if job.prompt is None or job.request.semantic is not None or route.only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)

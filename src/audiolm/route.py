@@ -10,7 +10,7 @@ Acoustic levels are made from the lowest up, by one of
 and only as far as levels are asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -19,6 +19,8 @@ from torch import Tensor
 from audiolm.asking import TEMPERATURES, AcousticDecoder, Chain, Request, Sampling
 from audiolm.errors import InputError
 from audiolm.stages import Stage
+
+AUTOREGRESSIVE = ("coarse", "piano")  # stages that make the first acoustic levels code by code; a model has one of them
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,11 @@ def route(
         existing(stages, "semantic")
     if any(request.semantic is not None and request.text is not None for request in requests):
         raise InputError("semantic and text: both say which words to say; give one of them")
-    if decoder is None and "parallel" in stages:
-        own = about.get("decoder") if {"coarse", "piano"} & set(stages) else "parallel"
-        decoder = "parallel" if own == "parallel" else "autoregressive"
-    first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else ["coarse", "piano"]
+    if decoder is None:
+        ways = decoders(stages)
+        parallel = ways == ["parallel"] or ("parallel" in ways and about.get("decoder") == "parallel")
+        decoder = "parallel" if parallel else "autoregressive"
+    first = ["acoustic"] if chain == "acoustic" else ["parallel"] if decoder == "parallel" else AUTOREGRESSIVE
     begin = next((name for name in first if name in stages), " or ".join(first))
     total = existing(stages, begin).predict.spec.num_codebooks
     codebooks = about.get("codebooks") if codebooks is None else codebooks
@@ -86,6 +89,12 @@ def route(
     if codebooks is not None and not 1 <= codebooks <= levels:
         raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
     return Route(found, codebooks or levels, {**sampling, **(settings or {})}, chain == "full", only_new, watermark, pace)
+
+
+def decoders(stages: Collection[str]) -> list[AcousticDecoder]:
+    """The ways from semantic to acoustic tokens for a model with these stages."""
+    first: dict[AcousticDecoder, tuple[str, ...]] = {"autoregressive": AUTOREGRESSIVE, "parallel": ("parallel",)}
+    return [way for way, names in first.items() if any(name in stages for name in names)]
 
 
 def existing(stages: Mapping[str, Any], name: str) -> Any:
@@ -101,7 +110,7 @@ def _acoustic(stages: Mapping[str, Stage], begin: str, wanted: int) -> Iterator[
     yield begin, _checked(begin, stage, 0)
     levels = stage.predict.last
     gap = fine is None or fine.predict.first != levels
-    if begin in ("coarse", "piano") and gap and parallel is not None and levels < min(wanted, parallel.predict.last):
+    if begin in AUTOREGRESSIVE and gap and parallel is not None and levels < min(wanted, parallel.predict.last):
         yield "parallel", parallel.above(levels)
         levels = parallel.predict.last
     if fine is not None and levels < wanted:

@@ -105,6 +105,7 @@ def write_all(
     if drawn:
         told |= model.chosen(told.get("chain", "full"), common.decoder, common.codebooks)
         told |= {"sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}}
+        told |= {"precision": common.precision}
     else:
         told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
     told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
@@ -135,8 +136,8 @@ def recording(path: Path) -> Iterator[Path]:
     """A path that the recording can be read from. A pipe is copied to a file first, because decoders seek."""
     from audiolm.audio import as_file
 
-    if str(path) == STDIN and sys.stdin.isatty():
-        raise InputError("-: standard input is a terminal; pipe a recording into it or name a file")
+    if str(path) == STDIN:
+        check_piped("pipe a recording into it or name a file")
     if str(path) == STDIN or path.is_fifo():
         with path.open("rb") as pipe, as_file(pipe, str(path)) as copy:
             yield copy
@@ -144,12 +145,17 @@ def recording(path: Path) -> Iterator[Path]:
         yield path
 
 
-def hear(path: Path, minimum_seconds: float = 0.1) -> "Waveform":
-    """Read a recording from a file or a pipe."""
+def check_piped(cure: str) -> None:
+    if sys.stdin.isatty():
+        raise InputError(f"-: standard input is a terminal; {cure}")
+
+
+def hear(path: Path, minimum_seconds: float = 0.1, most: float | None = None) -> "Waveform":
+    """Read a recording, or its first `most` seconds, from a file or a pipe."""
     from audiolm.audio import read
 
     with recording(path) as there:
-        return read(there, minimum_seconds)
+        return read(there, minimum_seconds, most)
 
 
 def outputs(path: Path, common: Common) -> list[Path]:

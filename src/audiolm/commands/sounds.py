@@ -58,9 +58,7 @@ def continue_(
     live = making.live(stream, play, output, common)
     if live is None:
         making.check_apart(output or OUT, common, prompt)
-    sound = making.hear(prompt)
-    if prompt_seconds is not None:
-        sound = sound.trim(prompt_seconds)
+    sound = making.hear(prompt, most=prompt_seconds)
     _new("continue", sound, seconds, only_new, chain, output, live, common)
 
 
@@ -171,7 +169,7 @@ def speak(
     from audiolm.asking import Request
 
     making.check_apart(output, common, *([] if voice is None else [voice]))
-    words = sys.stdin.read() if text == making.STDIN else text
+    words = _piped() if text == making.STDIN else text
     speaker = None if voice is None else making.hear(voice)
 
     def make(model: "AudioLM") -> list["Waveform"]:
@@ -180,7 +178,15 @@ def speak(
         with making.bars() as show:
             return model.generate_batch(requests, show, **how)
 
-    making.write_all(common, output, make, {"verb": "speak"})
+    making.write_all(common, output, make, {"verb": "speak", "pace": pace})
+
+
+def _piped() -> str:
+    making.check_piped("pipe the text into it or give it as an argument")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise InputError("-: the text is not UTF-8; convert it, for example by iconv") from None
 
 
 def reconstruct(source: Path, /, output: Output = OUT, *, common: Common = COMMON) -> None:

@@ -19,11 +19,12 @@ from torch import Tensor
 from audiolm.asking import Request
 from audiolm.audio import Waveform, concatenate
 from audiolm.errors import InputError
+from audiolm.generation import complete
 from audiolm.measuring.metrics import Measure, mean, ratio, shuffled, unit_errors
 from audiolm.measuring.scoring import nats_of
 from audiolm.measuring.speaker import SAMPLE_RATE, similarities, voice_encoder
 from audiolm.model import AudioLM
-from audiolm.sampling import sample_windows
+from audiolm.route import AUTOREGRESSIVE, decoders
 from audiolm.stages import without_repeats
 from audiolm.tokens import Tokens
 
@@ -62,9 +63,9 @@ def continuations(
     Makes those of `ways` that the model can, and always real and codec.
     """
     rate = model.semantic.spec.frame_rate
-    chain = acoustic_chain(model)
-    levels = model.chosen()["codebooks"] if chain else None  # as many as in generated sound
-    runs = bool(chain) and model.stages[chain[0]][0].dedup
+    ways_to_sound = decoders(model.stages)
+    levels = model.chosen()["codebooks"] if ways_to_sound else None  # as many as in generated sound
+    runs = any(model.stages[name][0].dedup for name in (*AUTOREGRESSIVE, "parallel") if name in model.stages)
     made = []
     for speaker, sound in recordings:
         new = math.floor(min(seconds, sound.seconds - PROMPT) * rate + 1e-6) / rate
@@ -78,14 +79,14 @@ def continuations(
     for first in range(0, len(made), BATCH):
         batch = made[first : first + BATCH]
         seeds = [seed + first + number for number in range(len(batch))]
-        if chain and "semantic" in model.stages and {"full", "parallel"} & set(ways):
+        if ways_to_sound and "semantic" in model.stages and {"full", "parallel"} & set(ways):
             _ask_semantic_stage(model, batch, seeds)
         for way in (way for way in WAYS[2:] if way in ways):
-            if chain and way in batch[0].asked:
+            if ways_to_sound and way in batch[0].asked:
                 words = [Tokens(each.asked[way], model.semantic.spec) for each in batch]
                 prompts = [None if way == "revoiced" else each.prompt for each in batch]
                 requests = [Request(p, semantic=w, seed=own) for p, w, own in zip(prompts, words, seeds, strict=True)]
-                decoder = "parallel" if "parallel" in (way, chain[0]) else "autoregressive"
+                decoder = "parallel" if way == "parallel" else ways_to_sound[0]
                 sounds = model.generate_batch(requests, decoder=decoder, watermark=False)
             elif way == "acoustic" and way in model.stages:
                 requests = [Request(c.prompt, c.sounds["real"].seconds, seed=own) for c, own in zip(batch, seeds, strict=True)]
@@ -98,14 +99,6 @@ def continuations(
     return made
 
 
-def acoustic_chain(model: AudioLM) -> list[str]:
-    """The stages that turn units into sound, lowest levels first: the paper's if the bundle has them. Empty if it has none."""
-    found = [name for name in ("coarse", "piano", "parallel") if name in model.stages][:1]
-    if found and "fine" in model.stages and model.stages[found[0]][0].predict.last < model.codec.spec.num_codebooks:
-        found.append("fine")
-    return found
-
-
 def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Sequence[int]) -> None:
     """Run the first step of `AudioLM.generate` separately, so that the units given to the acoustic stages are known."""
     stage, network = model.stage("semantic")
@@ -116,11 +109,11 @@ def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Se
     run = model.about.get("mean_run", 1.0) if stage.dedup else 1.0
     wanted = [math.ceil(count / run) for count in frames]
     options = model.sampling["semantic"].options
-    sampled = sample_windows(network, stage, [[]] * len(batch), prompts, wanted, seeds, **options)
+    sampled = complete(network, stage, [[]] * len(batch), prompts, wanted, seeds, **options)
     for each, prompt, codes, count in zip(batch, prompts, sampled, frames, strict=True):
         new = codes[:, prompt.shape[1] :]
         each.asked["full"] = new[:, torch.arange(count) * new.shape[1] // count]
-        if "parallel" in model.stages and acoustic_chain(model)[0] != "parallel":
+        if len(decoders(model.stages)) == 2:
             each.asked["parallel"] = each.asked["full"]
 
 

@@ -23,6 +23,7 @@ from audiolm.errors import InputError
 from audiolm.files import whole_file
 from audiolm.measuring.metrics import needed
 from audiolm.model import AudioLM
+from audiolm.route import decoders
 from audiolm.training.adversarial import mel_filters
 from audiolm.training.data import Recording, by_speaker
 from audiolm.training.storage import fetched
@@ -64,7 +65,7 @@ def sections(
     found: list[Section] = []
     prompts = [sound.trim(PROMPT) for sound in sounds]
     can = {*model.stages}
-    acoustic = bool(can & {"coarse", "piano", "parallel"})
+    acoustic = bool(decoders(can))
     makers: list[Callable[[], Section]] = []
     if acoustic and "semantic" in can:
         makers += [lambda: _continued(model, sounds, prompts, seconds, seed), lambda: _unconditional(model, seconds, seed)]

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from audiolm.config import Config
 from audiolm.model import AudioLM
+from audiolm.route import decoders
 from audiolm.serving.limits import Limits
 from audiolm.serving.uploads import SHORTEST
 from audiolm.text import FASTEST, SLOWEST
@@ -156,12 +157,6 @@ _HEADERS = {
 }
 
 
-def decoders(model: AudioLM) -> list[str]:
-    """The decoders from semantic to acoustic tokens that a model has."""
-    own = {"autoregressive": ("coarse", "piano"), "parallel": ("parallel",)}
-    return [name for name, stages in own.items() if any(stage in model.stages for stage in stages)]
-
-
 def errors(*statuses: int) -> dict[int | str, Any]:
     """OpenAPI descriptions of the answers with these statuses."""
     problem = {"application/problem+json": {"schema": _PROBLEM}}
@@ -243,7 +238,7 @@ def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str,
         "seconds": {"maximum": limits.seconds, "default": min(7.0, limits.seconds)},
         "samples": {"maximum": limits.samples},
         "codebooks": {"maximum": model.codec.spec.num_codebooks},
-        "decoder": {"enum": decoders(model)},
+        "decoder": {"enum": decoders(model.stages)},
     }
     found = {}
     for name, schema in kind.model_json_schema().get("properties", {}).items():

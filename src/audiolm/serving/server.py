@@ -35,6 +35,7 @@ from audiolm.detector import Detector, examine
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.provenance import tags
+from audiolm.route import decoders
 from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice, Speak
 from audiolm.serving.batching import Busy, Way, Worker
@@ -146,7 +147,7 @@ class Service:
         """Say the content of a recording in another voice: a random one, or that of the recording `voice`."""
         options, sounds = await self._take(request, Revoice, "audio", "voice")
         self._within(sounds["audio"].seconds, "audio: ")
-        words = (await self._run(request, self.model.tokenize, sounds["audio"])).semantic
+        words = await self._run(request, self.model.semantic_tokens, sounds["audio"])
         return await self._made(request, "revoice", options, Wish(sounds.get("voice"), semantic=words))
 
     async def speak(self, request: Request) -> Response:
@@ -180,21 +181,21 @@ class Service:
     async def detect(self, request: Request) -> Response:
         """Was this made by audiolm? Looks for the watermark (needs 1.5 s) and for the model's own voice (needs 1 s)."""
         _, sounds = await self._take(request, Nothing, "audio")
-
-        told = await self._run(request, examine, sounds["audio"], self.detector, name_of(self.model))
+        # It needs no stage, and two minutes of sound take seconds: streams should not wait for it in the model's thread.
+        told = await attended(request, self._file(examine, sounds["audio"], self.detector, name_of(self.model)))
         return JSONResponse({"file": "audio", **told})
 
     async def models(self) -> dict[str, list[dict[str, Any]]]:
         """The model that this server runs, and the limits on requests."""
-        model, limits = self.model, self.limits
+        model, limits, ways = self.model, self.limits, decoders(self.model.stages)
         about = {
             "id": name_of(model),
             "name": name_of(model),
             "licence": model.about.get("licence"),
             "sample_rate": model.sample_rate,
-            "decoders": apidocs.decoders(model),
+            "decoders": ways,
             "codebooks": model.codec.spec.num_codebooks,
-            "own_codebooks": model.about.get("codebooks") or model.codec.spec.num_codebooks,
+            "own_codebooks": model.chosen()["codebooks"] if ways else model.codec.spec.num_codebooks,
             "bitrate": model.codec.spec.bitrate,
             "levels": {name: [stage.predict.first, stage.predict.last] for name, (stage, _) in model.stages.items()},
             "max_seconds": limits.seconds,
@@ -276,6 +277,7 @@ class Service:
         how = {"verb": verb, "model": name_of(model), **model.chosen("full", options.decoder, options.codebooks)}
         how |= {"sampling": {name: each.plain() for name, each in settings.items()}}
         how |= {"prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
+        how |= {"pace": pace} if verb == "speak" else {}
         written = [
             await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
             for seed, sound in zip(seeds, sounds, strict=True)

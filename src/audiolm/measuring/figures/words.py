@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from audiolm.asking import AcousticDecoder, Request
 from audiolm.audio import Waveform
-from audiolm.measuring.continuations import PROMPT, SHORTEST, acoustic_chain
+from audiolm.measuring.continuations import PROMPT, SHORTEST
 from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, at_16k
 from audiolm.measuring.metrics import mean, pesq_wb, ratio
 from audiolm.measuring.recognition import Recogniser, normalised, rates
 from audiolm.model import AudioLM
+from audiolm.route import decoders
 from audiolm.tokens import Tokens
 from audiolm.training.data import in_turn
 
@@ -98,15 +99,12 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
 
 def _levels(model: AudioLM) -> int | None:
     """Levels for the codec alone: as many as in generated sound."""
-    return model.chosen()["codebooks"] if acoustic_chain(model) else None
+    return model.chosen()["codebooks"] if decoders(model.stages) else None
 
 
 def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
     """Suffixes of names and the decoders they stand for: the paper's, and the parallel one if the model has both."""
-    chain = acoustic_chain(bench.model)
-    if not chain or chain[0] == "parallel":
-        return {"": "parallel"} if chain else {}
-    return {"": "autoregressive", "_parallel": "parallel"} if "parallel" in bench.model.stages else {"": "autoregressive"}
+    return dict(zip(("", "_parallel"), decoders(bench.model.stages), strict=False))
 
 
 def _generated(bench: Bench, what: str, requests: Sequence[Request], decoder: AcousticDecoder | None) -> list[Waveform]:

@@ -36,7 +36,7 @@ export class Take {
     const body = Object.keys(files).length ? fileForm(files) : undefined;
     const response = await ask(path, { method: "POST", body, signal });
     this.view.picture.prompt = Number(response.headers.get("X-AudioLM-Prompt-Seconds") ?? 0);
-    this.view.picture.coarse = server.levels?.coarse?.[1] ?? 4;
+    this.view.picture.coarse = server.levels?.fine?.[0] ?? server.levels?.coarse?.[1] ?? 4;
     let heard = !live;
     const { sound, error } = await receive(response, (sound) => {
       this.view.show(sound);
