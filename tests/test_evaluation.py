@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,7 +38,7 @@ from audiolm.measuring.speaker import VoiceEncoder, mel_filters, similarities, v
 from audiolm.model import AudioLM
 from audiolm.stages import semantic
 from audiolm.tokens import TokenSpec
-from audiolm.training.data import Recording
+from audiolm.training.data import Recording, scan
 from audiolm.transformer import LanguageModel, TransformerConfig
 
 WITH_VOICES = pytest.mark.skipif(find_spec("resemblyzer") is None, reason="needs weights: pip install --no-deps resemblyzer")
@@ -492,6 +493,30 @@ def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: 
         (tmp_path / "manifest.csv").write_text("\n".join(["path,speaker,split", *rows]))
         report = evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "out", parts=(), page=False)
         assert (report["recordings.clips"], report["split"]) == (clips, split)
+
+
+def test_a_folder_is_split_as_the_models_recipe_did(
+    tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for speaker in range(8):
+        (tmp_path / "data" / f"s{speaker}").mkdir(parents=True)
+        shutil.copy(recordings[0].path, tmp_path / "data" / f"s{speaker}" / f"a{recordings[0].path.suffix}")
+    measured: list[set[str]] = []
+
+    def evaluate(model: AudioLM, found: list[Recording], **_: Any) -> dict[str, Any]:
+        measured.append({each.speaker for each in found})
+        return {"recordings.left_out": []}
+
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "markdown", lambda report: "")
+    ways = [{}, {"split": {"valid": 0.2, "test": 0.3, "seed": 5}}, {"split": "foreign"}]
+    for number, about in enumerate(ways):
+        bundle.save(replace(tiny_model, about=about), tmp_path / f"{number}", "")
+        evaluation.evaluate_folder(tmp_path / f"{number}", tmp_path / "data", tmp_path / "out", page=False)
+    held = [scan(tmp_path / "data"), scan(tmp_path / "data", valid=0.2, test=0.3, seed=5)]
+    expected = [{each.speaker for each in found if each.split == "test"} for found in held]
+    assert measured == [*expected, expected[0]]
+    assert expected[0] != expected[1]
 
 
 def test_mistakes_are_named(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:
