@@ -24,7 +24,7 @@ def train_detector(
     seed: int = 0,
     workers: int = 2,
     pack: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Teach `audiolm detect` a model's voice: generate sounds, train on them, measure. Rerun the same command to resume.
 
@@ -72,7 +72,7 @@ def train_detector(
 def ratings(
     *files: Path,
     key: Path,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Score a listening test: how well listeners tell real from generated, compared with chance.
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # importing torch takes seconds; help and error messages shou
 
 Decoder = Literal["autoregressive", "parallel"]
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Json = Annotated[bool, Parameter(negative="", help="Print a single JSON document to standard output and nothing else.")]
 STDIN = "/dev/stdin"  # what "-" stands for
 EVERY = 30.0  # seconds between progress lines when stderr is not a terminal
 MOST_THREADS = 1024  # torch segfaults if it asks for more threads than the system can provide
@@ -45,8 +46,7 @@ class Common:
     "cpu, cuda, cuda:1, mps."
     threads: int | None = None
     "CPU threads; default: one per core, fewer while other processes keep the cores busy."
-    json: Annotated[bool, Parameter(negative="")] = False
-    "Print a single JSON document to standard output and nothing else."
+    json: Json = False
 
 
 @Parameter(name="*")

@@ -28,7 +28,7 @@ def evaluate(
     temperature: str | None = None,
     codebooks: int | None = None,
     precision: making.Precision = "auto",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Reproduce the paper's tables on unseen recordings: report.md, report.json, and report.html to listen to.
 
@@ -103,7 +103,7 @@ def evaluate(
 def detect(
     *files: Path,
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech",
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Was this made by audiolm? Look for the watermark in recordings of any format, and listen for a model's voice.
 
@@ -148,7 +148,7 @@ def info(
     /,
     *,
     verify: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Describe a model, a token store or a recording.
 
@@ -179,7 +179,7 @@ def info(
         making.show({"model": target, **bundle.describe(bundle.load(target))}, json)
 
 
-def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def doctor(*, json: making.Json = False) -> None:
     """Report what this machine can do and what is missing."""
     from audiolm.doctor import examine
 

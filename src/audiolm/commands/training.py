@@ -20,7 +20,7 @@ def tokenize(
     workers: int | None = None,
     device: str = "cpu",
     shard_seconds: float = 3600.0,
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: making.Json = False,
 ) -> None:
     """Tokenize a folder of recordings (or a manifest.csv) into a token store, keeping what the store already holds.
 
@@ -104,7 +104,7 @@ def train(
     run_recipe(load_config(RecipeConfig, recipe, settings), only, force, ignore_gates)
 
 
-def plan(recipe: Path, /, *settings: str, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def plan(recipe: Path, /, *settings: str, json: making.Json = False) -> None:
     """Estimate what a recipe takes on this machine before running it: tokens, parameters, memory, disk and time per step.
 
     Times a few real training steps. Exits with code 2 if a step cannot fit; the last line names it and the remedy.
