@@ -16,6 +16,7 @@ from audiolm.classifier import CHANNELS, CropClassifier, crop_logits, crops_of
 from audiolm.cli import run
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
+from audiolm.files import one_at_a_time
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import PROMPT, levels_of, make_sounds, plan
@@ -180,6 +181,8 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     assert real.samples.shape == made.samples.shape
     (tmp_path / "one" / "sounds" / sounds[1]).unlink()
     (tmp_path / "one" / "run" / "step-00000040" / "files.json").unlink()  # as if killed in its last step
+    with one_at_a_time(tmp_path / "one"), pytest.raises(InputError, match="another process is training there"):
+        train_detector(model, corpus, tmp_path / "one", TINY)
     train_detector(model, corpus, tmp_path / "one", TINY)
     assert (tmp_path / "one" / "detector.safetensors").read_bytes() == first
     with pytest.raises(InputError, match="another configuration"):

@@ -43,6 +43,26 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Refuse a second command in a folder, where two would corrupt each other's work. The lock dies with its process."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({(error.strerror or 'error').lower()}); choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is training there; wait for it, or choose another folder") from None
+        yield
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents. InputError if that fails, for example because a file has its name."""
     try:

@@ -11,8 +11,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 
 from audiolm.config import difference
 from audiolm.errors import InputError
-from audiolm.files import read_json, write_json
+from audiolm.files import one_at_a_time, read_json, write_json
 from audiolm.training.run import seed_all, versions
 
 LITTLE = 100_000  # bytes; a step that fails on a wrong input and leaves less than this counts as never started
@@ -70,7 +70,7 @@ class Chain:
                 f"{self.out}: cannot be created ({(error.strerror or 'error').lower()}); choose another out="
             ) from error
         try:
-            with _one_at_a_time(self.out, self.first):
+            with one_at_a_time(self.out) if self.first else nullcontext():
                 for step in self.steps.values():
                     if only in (None, step.name):
                         self._run(step, shop, force, again=force and only is not None)
@@ -146,24 +146,3 @@ def _changed(step: Step, before: dict[str, Any], now: dict[str, Any]) -> str | N
             gone = "is no longer an input" if name not in due else "has been redone since"
             return f"{name} {'was not an input then' if name not in given else gone}"
     return config
-
-
-@contextmanager
-def _one_at_a_time(out: Path, first: bool) -> Iterator[None]:
-    """Two commands in one folder would corrupt each other's work. The lock dies with its process, however that ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    try:
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({(error.strerror or 'error').lower()}); choose another out=") from error
-    with file:
-        try:
-            if first:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another process is training there; wait for it, or choose another out=") from None
-        yield

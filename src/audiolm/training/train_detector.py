@@ -30,7 +30,7 @@ from audiolm.classifier import CROP, CropClassifier, crop_logits
 from audiolm.config import digest
 from audiolm.detector import Detector, calibrated, equal_error_rate, file_score
 from audiolm.errors import InputError
-from audiolm.files import make_folder, read_json, whole_file, write_json
+from audiolm.files import make_folder, one_at_a_time, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.training.data import held_out, scan
 from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
@@ -80,33 +80,36 @@ def train_detector(
     begin = detector.load(folder / detector.FILE).network if config.further else CropClassifier(1, config.channels)
     plans = plan(scan(data, **held_out(about["about"])), config, tuple(about["stages"]), levels_of(about["stages"]))
     make_folder(out / "sounds")
-    settings = {"model": identity, "data": Path(data).name, **config.plain()}
-    run = Run(out / "run", settings)
-    made_of = {"model": identity, "seconds": config.seconds, "plans": digest([each.plain() for each in plans])}
-    recorded = read_json(out / "sounds.json")
-    if recorded is not None and recorded != made_of:
-        changed = ", ".join(name for name, value in made_of.items() if recorded.get(name) != value)
-        raise InputError(f"{out / 'sounds'}: made from other inputs or settings ({changed}); restore them or give another folder")
-    write_json(out / "sounds.json", made_of)
-    make_sounds(folder, plans, out / "sounds", config.seconds, workers)
-    clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
-    with run:
-        network = fit(config, clips["train"], run, begin)
-    about = {"model": about["about"].get("name"), "weights": identity}
-    network.load_state_dict(detector.packed(network))  # measure the rounded weights that will be saved
-    slope, offset = calibrate(network, clips["valid"])
-    figures = measure(Detector(network, slope, offset, about), clips["test"])
-    figures["clips"] = {split: len(each) for split, each in clips.items()}
-    figures["positives"] = sum(clip.generated is not None for clip in clips["train"])
-    speakers = {split: {clip.plan.recording.speaker for clip in each} for split, each in clips.items()}
-    figures["speakers"] = {split: len(each) for split, each in speakers.items()}
-    figures["unseen_speakers"] = len(speakers["test"] - speakers["train"] - speakers["valid"])
-    reached = {"balanced_accuracy": figures["attacks"]["none"]["balanced_accuracy"], "eer": figures["attacks"]["none"]["eer"]}
-    Detector(network, slope, offset, {**about, **reached}).save(out / detector.FILE)
-    for name, text in (("detector.json", json.dumps(figures, indent=1) + "\n"), ("detector.md", card(figures))):
-        with whole_file(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    return figures
+    with one_at_a_time(out):
+        settings = {"model": identity, "data": Path(data).name, **config.plain()}
+        run = Run(out / "run", settings)
+        made_of = {"model": identity, "seconds": config.seconds, "plans": digest([each.plain() for each in plans])}
+        recorded = read_json(out / "sounds.json")
+        if recorded is not None and recorded != made_of:
+            changed = ", ".join(name for name, value in made_of.items() if recorded.get(name) != value)
+            raise InputError(
+                f"{out / 'sounds'}: made from other inputs or settings ({changed}); restore them or give another folder"
+            )
+        write_json(out / "sounds.json", made_of)
+        make_sounds(folder, plans, out / "sounds", config.seconds, workers)
+        clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
+        with run:
+            network = fit(config, clips["train"], run, begin)
+        named = {"model": about["about"].get("name"), "weights": identity}
+        network.load_state_dict(detector.packed(network))  # measure the rounded weights that will be saved
+        slope, offset = calibrate(network, clips["valid"])
+        figures = measure(Detector(network, slope, offset, named), clips["test"])
+        figures["clips"] = {split: len(each) for split, each in clips.items()}
+        figures["positives"] = sum(clip.generated is not None for clip in clips["train"])
+        speakers = {split: {clip.plan.recording.speaker for clip in each} for split, each in clips.items()}
+        figures["speakers"] = {split: len(each) for split, each in speakers.items()}
+        figures["unseen_speakers"] = len(speakers["test"] - speakers["train"] - speakers["valid"])
+        reached = {"balanced_accuracy": figures["attacks"]["none"]["balanced_accuracy"], "eer": figures["attacks"]["none"]["eer"]}
+        Detector(network, slope, offset, {**named, **reached}).save(out / detector.FILE)
+        for name, text in (("detector.json", json.dumps(figures, indent=1) + "\n"), ("detector.md", card(figures))):
+            with whole_file(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return figures
 
 
 def pack(out: Path, folder: Path) -> None:
