@@ -324,7 +324,7 @@ def test_stages_are_trained_on_a_token_store(whole: Path, corpus: Path, tmp_path
     assert make_plan(config(*loose)).rows[-2].note == "already done"
     with pytest.raises(InputError, match=r"a token store; give base=MODEL as well, whose tokenizers made it"):
         run_recipe(quick(tmp_path / "tokens", tmp_path / "out2"))
-    with pytest.raises(InputError, match=r"omit tokens\.speeds"):
+    with pytest.raises(InputError, match=r"give tokens\.speeds=\[1\]"):
         run_recipe(config("tokens.speeds=[0.9,1]"))
     with pytest.raises(InputError, match=r"not made by the tokenizers of base=speech \("):
         run_recipe(load_config(RecipeConfig, None, [*options, "base=speech", f"out={tmp_path / 'out3'}", *UNGATED]))

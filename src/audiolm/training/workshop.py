@@ -49,7 +49,7 @@ class Workshop:
         if self.tokenized and self.base is None:
             raise InputError(f"data={config.data}: a token store; give base=MODEL as well, whose tokenizers made it")
         if self.tokenized and config.tokens.speeds != (1.0,):
-            raise InputError(f"data={config.data}: a token store, whose speeds are those of its recordings; omit tokens.speeds")
+            raise InputError(f"data={config.data}: a token store, which has its own speeds; give tokens.speeds=[1]")
         self._check_route()
 
     def _check_route(self) -> None:
