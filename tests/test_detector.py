@@ -19,8 +19,8 @@ from audiolm.errors import InputError
 from audiolm.files import one_at_a_time
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
-from audiolm.training.detector_sounds import PROMPT, levels_of, make_sounds, plan
-from audiolm.training.train_detector import DetectorTrainConfig, card, pack, settle, train_detector
+from audiolm.training.detector_sounds import PROMPT, levels_of, load_clips, make_sounds, plan, plan_others
+from audiolm.training.train_detector import CropBatches, DetectorTrainConfig, card, pack, settle, train_detector
 from audiolm.transformer import TransformerConfig
 
 
@@ -209,6 +209,36 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no detector to train further; leave --further out"):
         train_detector(model, corpus, tmp_path / "none", still)
     assert not (tmp_path / "none").exists()
+
+
+def test_other_sounds_are_negatives_too(corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the negatives are of other kinds; none of these is generated from, or counts among the model's own kind."""
+    noise, splits = torch.Generator().manual_seed(0), ("train", "train", "valid", "test", "test")
+    for number in range(5):
+        (tmp_path / "noise").mkdir(exist_ok=True)
+        Waveform(0.1 * torch.randn(1, 80_000, generator=noise), 16_000).write(tmp_path / "noise" / f"{number}.wav")
+    rows = [f"{number}.wav,{split}" for number, split in enumerate(splits)]
+    (tmp_path / "noise" / "manifest.csv").write_text("\n".join(["path,split", *rows]))
+    figures = train_detector(model, corpus, tmp_path / "out", TINY, others=tmp_path / "noise")
+    assert figures["clips"] == {"train": 2, "valid": 1, "test": 1}
+    assert figures["unseen_speakers"] == 1
+    assert figures["others"] == {"clips": 2, "real": 0, "codec": figures["others"]["codec"]}
+    assert "Of 2 held-out recordings of other kinds than the model's" in card(figures)
+    sounds = {path.name for path in (tmp_path / "out" / "sounds").glob("other-*")}
+    assert sounds == {f"other-{number:04d}.{kind}.flac" for number in range(5) for kind in ("real", "codec")}
+    plans = plan(scan(corpus), TINY, ("semantic",)) + plan_others(scan(tmp_path / "noise"), TINY)
+    batches = CropBatches(load_clips(plans, "train", tmp_path / "out" / "sounds"), TINY.model_copy(update={"batch_size": 12}))
+    drawn: list[tuple[bool, str]] = []
+    taken = batches.attacked
+    monkeypatch.setattr(
+        batches,
+        "attacked",
+        lambda clip, kind, variant: drawn.append((clip in batches.others, kind)) or taken(clip, kind, variant),
+    )
+    labels = torch.cat([batches.batch(step)[1] for step in range(20)]).tolist()
+    assert sum(other for other, _ in drawn) == 20 * 2
+    assert {label for label, (other, _) in zip(labels, drawn, strict=True) if other} == {0.0}
+    assert {kind for other, kind in drawn if other} == {"real", "codec"}
 
 
 def test_levels_give_nothing_away(corpus: Path, model: Path, tmp_path: Path) -> None:

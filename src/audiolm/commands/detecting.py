@@ -14,6 +14,7 @@ def train_detector(
     /,
     *,
     data: Path,
+    others: Path | None = None,
     out: Path,
     clips: int = 72,
     negatives: int = 0,
@@ -34,6 +35,9 @@ def train_detector(
         A packaged model, a bundle's folder, or a hub id.
     data
         A folder or manifest.csv of real recordings from at least three speakers.
+    others
+        Recordings of other kinds than the model's (music, noise), as further negatives: what a detector never heard, it may
+        take for generated.
     out
         Folder for the sounds, the training run and detector.safetensors.
     clips
@@ -60,7 +64,7 @@ def train_detector(
     settings = {"clips": clips, "negatives": negatives, "measured": measured, "seconds": seconds, "steps": steps, "seed": seed}
     settings["further"] = further
     config = parse_config(training.DetectorTrainConfig, settings, "train-detector")
-    figures = training.train_detector(model, data, out, config, workers)
+    figures = training.train_detector(model, data, out, config, workers, others)
     if pack:
         training.pack(out, bundle.folder_of(model))
     if json:

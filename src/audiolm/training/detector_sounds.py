@@ -32,6 +32,7 @@ PROMPT = 3.0  # seconds, the paper's
 KINDS = ("continued", "revoiced", "parallel", "unconditional", "continued", "acoustic")
 NEEDS = {"parallel": {"semantic", "parallel"}, "acoustic": {"acoustic"}}  # stages that a kind needs; the others: semantic
 NOTHING = "nothing"  # the kind of an extra negative
+OTHER = "other"  # of a recording of another kind (music, noise), a negative too
 BATCH = 16  # sounds generated in one batch
 
 
@@ -60,7 +61,7 @@ class Plan:
     @property
     def sounds(self) -> tuple[str, ...]:
         """The kinds of its files."""
-        return ("real", "codec", *([self.kind] if self.kind != NOTHING else []))
+        return ("real", "codec", *([self.kind] if self.kind not in (NOTHING, OTHER) else []))
 
     def plain(self) -> list[str | float | None]:
         """Everything that determines its sounds, ready for JSON."""
@@ -115,6 +116,15 @@ def plan(
             codebooks = turns[(turn + place) % len(turns)]  # so that every kind has the same mix of numbers
             plans.append(Plan(f"{split}-{number:04d}", split, recording, kind, config.seed + len(plans), start, codebooks))
     return plans
+
+
+def plan_others(recordings: Sequence[Recording], config: SoundsConfig, levels: Sequence[int | None] = (None,)) -> list[Plan]:
+    """A piece of each recording of another kind than the model's, from which nothing is generated."""
+    long = [each for each in recordings if each.seconds >= PROMPT + 1]
+    return [
+        Plan(f"{OTHER}-{number:04d}", each.split, each, OTHER, config.seed, 0.0, levels[number % len(levels)])
+        for number, each in enumerate(by_speaker(long, config.seed))
+    ]
 
 
 def _pieces(recordings: Sequence[Recording], seconds: float) -> list[tuple[Recording, float]]:
@@ -186,7 +196,7 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
             requests.append(Request(semantic=model.tokenize(real).semantic, seed=each.seed))
         else:
             requests.append(Request(None if kind == "unconditional" else prompt, real.seconds, seed=each.seed))
-    if kind == NOTHING:
+    if kind in (NOTHING, OTHER):
         return len(batch)
     how: How = {"only_new": True, "chain": chain, "decoder": decoder, "codebooks": codebooks, "watermark": False}
     for each, sound in zip(batch, model.generate_batch(requests, **how), strict=True):

@@ -33,7 +33,7 @@ from audiolm.errors import InputError
 from audiolm.files import make_folder, one_at_a_time, read_json, whole_file, write_json
 from audiolm.measuring.metrics import Measure, bootstrap
 from audiolm.training.data import held_out, scan
-from audiolm.training.detector_sounds import Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan
+from audiolm.training.detector_sounds import OTHER, Clip, SoundsConfig, levels_of, load_clips, make_sounds, plan, plan_others
 from audiolm.training.engine import best_precision
 from audiolm.training.run import Run, learning_rate, progress
 
@@ -64,9 +64,17 @@ class DetectorTrainConfig(SoundsConfig):
 
 
 def train_detector(
-    model: str | Path, data: str | Path, out: str | Path, config: DetectorTrainConfig | None = None, workers: int = 0
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    config: DetectorTrainConfig | None = None,
+    workers: int = 0,
+    others: str | Path | None = None,
 ) -> dict[str, Any]:
     """Make sounds, train, measure, and write a detector into `out`; returns its figures. workers: processes that generate.
+
+    others: recordings of other kinds than the model's (music, noise), as negatives. A detector takes what it never heard for
+    generated as readily as for real.
 
     Raises InputError if the recordings are too few or too short, the model cannot generate, or `further` finds no detector.
     """
@@ -78,10 +86,15 @@ def train_detector(
         raise InputError(f"{model} has no detector to train further; leave --further out")
     torch.manual_seed(config.seed)
     begin = detector.load(folder / detector.FILE).network if config.further else CropClassifier(1, config.channels)
-    plans = plan(scan(data, **held_out(about["about"])), config, tuple(about["stages"]), levels_of(about["stages"]))
+    levels = levels_of(about["stages"])
+    plans = plan(scan(data, **held_out(about["about"])), config, tuple(about["stages"]), levels)
+    if others is not None:
+        plans += plan_others(scan(others), config, levels)
     make_folder(out / "sounds")
     with one_at_a_time(out):
         settings = {"model": identity, "data": Path(data).name, **config.plain()}
+        if others is not None:
+            settings["others"] = Path(others).name
         run = Run(out / "run", settings)
         made_of = {"model": identity, "seconds": config.seconds, "plans": digest([each.plain() for each in plans])}
         recorded = read_json(out / "sounds.json")
@@ -98,10 +111,13 @@ def train_detector(
         named = {"model": about["about"].get("name"), "weights": identity}
         network.load_state_dict(detector.packed(network))  # measure the rounded weights that will be saved
         slope, offset = calibrate(network, clips["valid"])
-        figures = measure(Detector(network, slope, offset, named), clips["test"])
-        figures["clips"] = {split: len(each) for split, each in clips.items()}
+        made, same = Detector(network, slope, offset, named), {split: _of_kind(each) for split, each in clips.items()}
+        figures = measure(made, same["test"])
+        if others is not None:
+            figures["others"] = alarms(made, [clip for clip in clips["test"] if clip.plan.kind == OTHER])
+        figures["clips"] = {split: len(each) for split, each in same.items()}
         figures["positives"] = sum(clip.generated is not None for clip in clips["train"])
-        speakers = {split: {clip.plan.recording.speaker for clip in each} for split, each in clips.items()}
+        speakers = {split: {clip.plan.recording.speaker for clip in each} for split, each in same.items()}
         figures["speakers"] = {split: len(each) for split, each in speakers.items()}
         figures["unseen_speakers"] = len(speakers["test"] - speakers["train"] - speakers["valid"])
         reached = {"balanced_accuracy": figures["attacks"]["none"]["balanced_accuracy"], "eer": figures["attacks"]["none"]["eer"]}
@@ -110,6 +126,11 @@ def train_detector(
             with whole_file(out / name) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         return figures
+
+
+def _of_kind(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips of recordings such as the model's."""
+    return [clip for clip in clips if clip.plan.kind != OTHER]
 
 
 def pack(out: Path, folder: Path) -> None:
@@ -134,17 +155,21 @@ class CropBatches:
     def __init__(self, clips: Sequence[Clip], config: DetectorTrainConfig) -> None:
         self.clips, self.config = clips, config
         self.positives = [number for number, clip in enumerate(clips) if clip.generated is not None]
+        self.others = [number for number, clip in enumerate(clips) if clip.plan.kind == OTHER]
+        self.same = [number for number, clip in enumerate(clips) if clip.plan.kind != OTHER]
         self.attacked = lru_cache(maxsize=None)(self._attacked)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Crops (B, 16000), and 1 for generated, 0 for real (B,)."""
         generator = Generator().manual_seed(self.config.seed * 1_000_003 + step)
         rows, labels = [], torch.arange(self.config.batch_size) % 2
-        for label in labels.tolist():
-            among = self.positives if label else range(len(self.clips))
+        for number, label in enumerate(labels.tolist()):
+            # Of the negatives, every third is of another kind, and half of those did not go through the codec.
+            other = bool(self.others) and number % 6 == 0
+            among = self.others if other else self.positives if label else self.same
             clip, variant = (int(torch.randint(limit, (), generator=generator)) for limit in (len(among), VARIANTS))
             untouched, place, gain = torch.rand(3, generator=generator).tolist()
-            kind = "generated" if label else "real" if untouched < self.config.untouched else "codec"
+            kind = "generated" if label else "real" if untouched < (0.5 if other else self.config.untouched) else "codec"
             samples = self.attacked(among[clip], kind, variant)
             start = int(place * max(1, len(samples) - CROP + 1))
             crop = samples[start : start + CROP].float() / 32768
@@ -221,9 +246,9 @@ def valid_logits(network: CropClassifier, clips: Sequence[Clip]) -> Iterator[lis
     """Logits of each sound, clean and under some attacks: of real clips, then codec reconstructions, then generated ones."""
     with progress(3 * len(CALIBRATED_UNDER) * len(clips), label="calibration") as show:
         for done, kind in enumerate(("real", "codec", "generated")):
-            found = []
+            found, sounds = [], [sound for clip in clips if (sound := getattr(clip, kind)) is not None]
             for name in CALIBRATED_UNDER:
-                found += [crop_logits(network, ATTACKS[name](getattr(clip, kind)))[:, 0] for clip in clips]
+                found += [crop_logits(network, ATTACKS[name](sound))[:, 0] for sound in sounds]
                 show(done * len(CALIBRATED_UNDER) * len(clips) + len(found))
             yield found
 
@@ -250,6 +275,14 @@ def measure(made: Detector, clips: Sequence[Clip]) -> dict[str, Any]:
     untouched = _measured(made, clips, ATTACKS["none"], "real")
     found = {kind: float(torch.cat(each).float().mean()) for kind, each in kinds.items()}
     return {"attacks": attacks, "levels": levels, "untouched": untouched, "kinds": found, **made.about}
+
+
+def alarms(made: Detector, clips: Sequence[Clip]) -> dict[str, int]:
+    """How many recordings of other kinds are taken for generated, as they are and through the codec, of how many."""
+    found = {kind: [made(getattr(clip, kind)) for clip in clips] for kind in ("real", "codec")}
+    return {"clips": len(clips)} | {
+        kind: sum(each is not None and each.probability > 0.5 for each in verdicts) for kind, verdicts in found.items()
+    }
 
 
 def _measured(made: Detector, clips: Sequence[Clip], attack: Callable[[Waveform], Waveform], negative: str) -> dict[str, Any]:
@@ -313,8 +346,19 @@ def card(figures: Mapping[str, Any]) -> str:
             f"balanced accuracy, %: {untouched[0]} of crops, {untouched[3]} of clips. It detects this model's output only, no "
             "other program's.",
             "",
+            *_other_sounds(figures),
         ]
     )
+
+
+def _other_sounds(figures: Mapping[str, Any]) -> list[str]:
+    if not (others := figures.get("others")):
+        return []
+    return [
+        f"Of {others['clips']} held-out recordings of other kinds than the model's (the detector has learned from such), "
+        f"{others['real']} are taken for generated, and {others['codec']} once they went through the codec.",
+        "",
+    ]
 
 
 def _cells(each: Mapping[str, Any]) -> list[str]:
