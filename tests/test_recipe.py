@@ -506,7 +506,7 @@ def test_unwritable_out_is_one_line(tmp_path: Path, fabric: Fabric) -> None:
     with pytest.raises(InputError, match="choose another out="):
         Chain(tmp_path / "file" / "out", [], fabric).run(None)
     (tmp_path / "full" / ".lock").mkdir(parents=True)  # as little a file to be written as on a disk that is read only
-    with pytest.raises(InputError, match=r"full: cannot be written \(is a directory\); choose another out="):
+    with pytest.raises(InputError, match=r"full: cannot be written \(is a directory\); choose another folder"):
         Chain(tmp_path / "full", [], fabric).run(None)
 
 
