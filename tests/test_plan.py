@@ -185,7 +185,8 @@ def test_done_steps_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name, done in {"encoder": True, "codec": False}.items():
         step = next(step for step in steps(config) if step.name == name)
         (tmp_path / "out" / name).mkdir(parents=True)
-        kept = {"config": step.config if done else {"steps": 1}, "result": "0"}
+        older = step.config | {"precision": "32-true"}  # records once had it
+        kept = {"config": older if done else {"steps": 1}, "result": "0"}
         (tmp_path / "out" / name / "done.json").write_text(json.dumps(kept))
     rows = {row.step: row for row in make_plan(config).rows}
     assert rows["encoder"] == Row("encoder", seconds=0.0, note="already done")

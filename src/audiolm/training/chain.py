@@ -43,6 +43,10 @@ class Step:
     together: bool = False
     completed: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
+    def differs(self, recorded: dict[str, Any]) -> str | None:
+        """How the recorded configuration differs from the present one, in words; None if it does not."""
+        return difference(self.completed(recorded), json.loads(json.dumps(self.config)), self.name)
+
 
 class Chain:
     """Runs steps in a folder. `shop` is whatever they share."""
@@ -139,7 +143,7 @@ def _size(folder: Path) -> int:
 
 
 def _changed(step: Step, before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    config = difference(step.completed(before["config"]), now["config"], step.name)
+    config = step.differs(before["config"])
     given, due = before["inputs"], now["inputs"]
     for name in () if config else {**due, **given}:
         if given.get(name) != due.get(name):

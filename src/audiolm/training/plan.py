@@ -21,7 +21,6 @@ import torch
 
 from audiolm import audio
 from audiolm.codec import Codec
-from audiolm.config import difference
 from audiolm.conformer import Conformer
 from audiolm.doctor import memory, products
 from audiolm.errors import InputError
@@ -174,7 +173,7 @@ class _Corpus:
 
 def _done(shop: Workshop, step: Step) -> bool:
     done = read_json(shop.out / step.name / "done.json")
-    return done is not None and difference(done["config"], step.config) is None
+    return done is not None and step.differs(done["config"]) is None
 
 
 # --- The steps ----------------------------------------------------------------------------------------------------------
