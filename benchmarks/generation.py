@@ -198,7 +198,7 @@ def ways(model: Any) -> list[str]:
 
 
 def named(model: Any, decoder: str) -> str:
-    return f"{decoder}, {model.chosen(decoder=decoder)['codebooks']} levels"
+    return f"{decoder}, {model.record(decoder=decoder)['codebooks']} levels"
 
 
 def packaged(options: argparse.Namespace) -> None:

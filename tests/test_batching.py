@@ -13,7 +13,7 @@ from audiolm.asking import Request
 from audiolm.audio import Waveform
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.serving.batching import AHEAD, Busy, Way, Worker
+from audiolm.serving.batching import AHEAD, Busy, Worker
 
 
 def run(model: AudioLM, scene: Callable[[Worker], Awaitable[Any]], **options: Any) -> tuple[Any, list[int]]:
@@ -40,7 +40,7 @@ def test_what_comes_together_is_one_batch_and_each_as_if_alone(tiny_model: Audio
     ]
 
     async def scene(worker: Worker) -> list[list[Waveform]]:
-        return await asyncio.gather(*(worker.generate([each], Way()) for each in requests))
+        return await asyncio.gather(*(worker.generate([each], {}) for each in requests))
 
     sounds, sizes = run(tiny_model, scene)
     assert sizes == [4]
@@ -50,7 +50,7 @@ def test_what_comes_together_is_one_batch_and_each_as_if_alone(tiny_model: Audio
 
 
 def test_ways_and_lengths_that_do_not_fit_wait_for_their_own_batch(tiny_model: AudioLM) -> None:
-    ways = [(0.4, Way()), (0.5, Way(only_new=True)), (0.6, Way()), (5.0, Way()), (0.5, Way(only_new=True))]
+    ways = [(0.4, {}), (0.5, {"only_new": True}), (0.6, {}), (5.0, {}), (0.5, {"only_new": True})]
 
     async def scene(worker: Worker) -> list[list[Waveform]]:
         return await asyncio.gather(*(worker.generate([Request(None, seconds)], way) for seconds, way in ways))
@@ -73,7 +73,7 @@ def test_a_stream_inside_a_batch_disturbs_neither(tiny_model: AudioLM, female: W
                 turns.append(batch.done())
             return parts
 
-        batch = asyncio.ensure_future(worker.generate(requests, Way()))
+        batch = asyncio.ensure_future(worker.generate(requests, {}))
         await asyncio.sleep(0)
         heard = list(await asyncio.gather(listen(5), listen(6)))
         return await batch, heard
@@ -117,7 +117,7 @@ def on_stub(scene: Callable[[Worker, Stub], Awaitable[Any]], **options: Any) -> 
 
 
 def ask(worker: Worker, seed: int) -> "asyncio.Task[list[Waveform]]":
-    return asyncio.ensure_future(worker.generate([Request(None, 1.0, seed=seed)], Way()))
+    return asyncio.ensure_future(worker.generate([Request(None, 1.0, seed=seed)], {}))
 
 
 async def begun(stub: Stub) -> None:

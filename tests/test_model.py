@@ -129,8 +129,9 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
         heard, expected = (sound.samples for sound in tiny_model._render([own, whole], route, None))
         assert torch.equal(heard, expected)
         assert (codebooks == coarse) == torch.equal(heard, few.samples)
-    assert tiny_model.chosen() == {"decoder": "autoregressive", "codebooks": 6}
-    assert tiny_model.chosen("acoustic", codebooks=3) == {"decoder": "autoregressive", "codebooks": 3}
+    own, other = tiny_model.record(), tiny_model.record(chain="acoustic", codebooks=3)
+    assert [own[name] for name in ("chain", "decoder", "codebooks")] == ["full", "autoregressive", 6]
+    assert [other[name] for name in ("chain", "decoder", "codebooks")] == ["acoustic", "autoregressive", 3]
     for wrong in (0, 7):
         with pytest.raises(InputError, match=rf"codebooks={wrong}: give 1 to 6 for this model"):
             tiny_model.generate(female.trim(1), 1.0, codebooks=wrong)

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, cast
 
 from pydantic import Field
 
 from audiolm.audio import Waveform
-from audiolm.config import Config
+from audiolm.config import Config, parse_config
 from audiolm.sampling import Options
 from audiolm.tokens import Tokens
 
@@ -48,13 +48,7 @@ class Sampling(Config):
     @property
     def options(self) -> Options:
         """The settings as keyword arguments for `audiolm.sampling`."""
-        return {
-            "temperature": self.temperature,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "passes": self.passes,
-            "keep_repeats": self.keep_repeats,
-        }
+        return cast(Options, self.model_dump())
 
 
 class How(TypedDict, total=False):
@@ -77,8 +71,19 @@ class How(TypedDict, total=False):
     pace: float
 
 
-def at_temperatures(sampling: Mapping[str, Sampling], values: Sequence[float]) -> dict[str, Sampling]:
-    """The settings with one temperature for all stages, or three: semantic, everything in between, fine."""
-    semantic, coarse, fine = [*values] * (3 if len(values) == 1 else 1)
+def changed(
+    sampling: Mapping[str, Sampling], temperatures: Sequence[float] = (), top_k: int | None = None, top_p: float | None = None
+) -> dict[str, Sampling]:
+    """The settings with one temperature for all stages, or three (semantic, everything in between, fine), top_k and top_p.
+
+    What is not given stays. InputError if a value is out of range.
+    """
+    common = {name: value for name, value in (("top_k", top_k), ("top_p", top_p)) if value is not None}
+    semantic, coarse, fine = [*temperatures] * (3 if len(temperatures) == 1 else 1) or [None] * 3
     own = {"text": semantic, "semantic": semantic, "fine": fine}
-    return {name: each.model_copy(update={"temperature": own.get(name, coarse)}) for name, each in sampling.items()}
+    made = {}
+    for name, each in sampling.items():
+        temperature = own.get(name, coarse)
+        changes = common if temperature is None else common | {"temperature": temperature}
+        made[name] = parse_config(Sampling, each.plain() | changes, "sampling")
+    return made

@@ -23,7 +23,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, AcousticDecoder, Chain, How, Progress, Request, Sampling
+from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, How, Progress, Request, Sampling
 from audiolm.audio import Waveform
 from audiolm.codec import Codec
 from audiolm.errors import InputError
@@ -230,12 +230,17 @@ class AudioLM:
         words = iter([Tokens(codes.cpu(), self.semantic.spec) for codes in read])
         return [each if each.text is None else replace(each, text=None, semantic=next(words)) for each in requests]
 
-    def chosen(
-        self, chain: Chain = "full", decoder: AcousticDecoder | None = None, codebooks: int | None = None
-    ) -> dict[str, Any]:
-        """The "decoder" and "codebooks" that this model uses for these options, for the record."""
-        route = self._route([], chain=chain, decoder=decoder, codebooks=codebooks)
-        return {"decoder": route.decoder, "codebooks": route.codebooks}
+    def record(self, **how: Unpack[How]) -> dict[str, Any]:
+        """How sound is made with these options and this model's defaults for all others: JSON-ready, for a sound's tags."""
+        route = self._route([], **how)
+        return {
+            "chain": how.get("chain", "full"),
+            "decoder": route.decoder,
+            "codebooks": route.codebooks,
+            "sampling": {name: each.plain() for name, each in route.settings.items()},
+            "precision": self.precision,
+            "watermark": f"{self.payload:04x}" if route.watermark else None,
+        }
 
     def _tensor(self, sound: Waveform) -> Tensor:
         """(1, 1, T) at the model's rate. InputError if the sound is too short to tokenize."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from audiolm.errors import InputError
 
 if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
-    from audiolm.asking import How, Sampling
+    from audiolm.asking import How
     from audiolm.audio import Waveform
     from audiolm.model import AudioLM
 
@@ -60,9 +61,9 @@ class Generating(Common):
     "Number of samples; with more than one, out.wav becomes out-1.wav, out-2.wav, ..."
     temperature: str | None = None
     "One number for all stages, or semantic,coarse,fine such as 0.6,0.8,0.6 (the paper's). 0 is greedy decoding."
-    top_k: int | None = None
+    top_k: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
     "Sample only from the k most likely codes."
-    top_p: float | None = None
+    top_p: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None
     "Nucleus sampling: only from the most likely codes that together reach this probability."
     decoder: Decoder | None = None
     "How semantic tokens become acoustic ones: code by code as in the paper, or in parallel. Default: the model's choice."
@@ -103,12 +104,10 @@ def write_all(
     model = load(common)
     sounds = make(model)
     if drawn:
-        told |= model.chosen(told.get("chain", "full"), common.decoder, common.codebooks)
-        told |= {"sampling": {name: each.plain() for name, each in sampling_of(model, common).items()}}
-        told |= {"precision": common.precision}
+        told |= model.record(**how(model, common, chain=told.get("chain", "full")))
     else:
         told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
-    told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
+        told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
     written = []
     for number, (sound, path) in enumerate(zip(sounds, paths, strict=True)):
         made = {"seed": common.seed + number} if drawn else {}
@@ -204,12 +203,14 @@ def settle(device: str, threads: int | None) -> None:
 
 def how(model: "AudioLM", common: Generating, only_new: bool = False, chain: Chain = "full") -> "How":
     """The command line's generation options as `How`."""
+    from audiolm.asking import changed
+
     return {
         "only_new": only_new,
         "chain": chain,
         "decoder": common.decoder,
         "codebooks": common.codebooks,
-        "sampling": sampling_of(model, common),
+        "sampling": changed(model.sampling, temperatures(common.temperature), common.top_k, common.top_p),
         "watermark": common.watermark,
     }
 
@@ -266,26 +267,10 @@ def _blocks(
     return blocks, max(1, round(seconds * rate)) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
 
 
-def sampling_of(model: "AudioLM", common: Generating) -> dict[str, "Sampling"]:
-    """The model's sampling settings, overridden by the command line."""
-    settings = dict(model.sampling)
-    if common.temperature is not None:
-        from audiolm.asking import at_temperatures
-
-        settings = at_temperatures(settings, temperatures(common.temperature))
-    for name in ("top_k", "top_p"):
-        value = getattr(common, name)
-        if value is not None:
-            if not (value >= 1 if name == "top_k" else 0 < value <= 1):
-                raise InputError(
-                    f"--{name.replace('_', '-')} {value}: give {'1 or more' if name == 'top_k' else 'a value above 0, at most 1'}"
-                )
-            settings = {stage: each.model_copy(update={name: value}) for stage, each in settings.items()}
-    return settings
-
-
-def temperatures(text: str) -> list[float]:
-    """The numbers of --temperature: one, or three."""
+def temperatures(text: str | None) -> list[float]:
+    """The numbers of --temperature: one, three, or none."""
+    if text is None:
+        return []
     try:
         values = [float(value) for value in text.split(",")]
     except ValueError:

@@ -62,7 +62,7 @@ def write_test(
         raise InputError(f"a listening test needs at least two recordings of {PROMPT + 1:g} s or more; give more or longer ones")
     length = min(length, PROMPT + seconds)
     order = torch.randperm(len(sounds), generator=Generator().manual_seed(seed)).tolist()
-    levels = model.chosen()["codebooks"]  # as many as the generated sound has, or codec quality would give it away
+    levels = model.record()["codebooks"]  # as many as the generated sound has, or codec quality would give it away
     through_codec = [model.reconstruct(sound.trim(length), levels) for sound in sounds]
     chosen = sorted(order[: len(sounds) // 2])
     requests = [Request(sounds[n].trim(PROMPT), length - PROMPT, seed=seed + n) for n in chosen]

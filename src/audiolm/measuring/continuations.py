@@ -64,7 +64,7 @@ def continuations(
     """
     rate = model.semantic.spec.frame_rate
     ways_to_sound = decoders(model.stages)
-    levels = model.chosen()["codebooks"] if ways_to_sound else None  # as many as in generated sound
+    levels = model.record()["codebooks"] if ways_to_sound else None  # as many as in generated sound
     runs = any(model.stages[name][0].dedup for name in (*AUTOREGRESSIVE, "parallel") if name in model.stages)
     made = []
     for speaker, sound in recordings:

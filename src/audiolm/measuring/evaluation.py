@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from audiolm.asking import at_temperatures
+from audiolm.asking import changed
 from audiolm.bundle import folder_of, load, read_config
 from audiolm.errors import InputError
 from audiolm.files import make_folder, whole_file
@@ -176,13 +176,13 @@ def evaluate_folder(
         raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
     bundle = load(model, precision=precision)
     if temperature:
-        bundle.sampling = at_temperatures(bundle.sampling, temperature)
+        bundle.sampling = changed(bundle.sampling, temperature)
     if codebooks is not None:
         if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
             raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
         bundle.about["codebooks"] = codebooks
     if decoders(bundle.stages) or listening_test:
-        bundle.chosen()  # raises now, not after hours of measuring, if the model cannot generate with these settings
+        bundle.record()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     for path, what in ((items, "items"), (pairs, "pairs")):
         if path is not None and not path.exists():
             raise InputError(f"--{what} {path}: no such file or folder; check the path")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import Field
 
+from audiolm.asking import AcousticDecoder
 from audiolm.config import Config
 from audiolm.model import AudioLM
 from audiolm.route import decoders
@@ -47,7 +48,7 @@ class Making(Sound):
         le=1,
         description="Sample only from the likeliest codes whose probabilities add up to this (nucleus sampling).",
     )
-    decoder: Literal["autoregressive", "parallel"] | None = Field(
+    decoder: AcousticDecoder | None = Field(
         default=None, description="How semantic tokens become acoustic ones, if the model can do both. Default: the model's own."
     )
     codebooks: int | None = Field(
@@ -56,6 +57,11 @@ class Making(Sound):
         description="Number of acoustic levels. Default: the model's own. Few levels are faster, as they need no fine stage.",
     )
     stream: bool = Field(default=False, description="Send a WAV while it is being generated; for a single sample.")
+
+    @property
+    def temperatures(self) -> list[float]:
+        """The numbers of `temperature`: none, one or three."""
+        return [float(value) for value in self.temperature.split(",")] if self.temperature else []
 
 
 class Generate(Making):

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from audiolm.asking import AcousticDecoder, Chain, How, Request, Sampling
+from audiolm.asking import How, Request
 from audiolm.audio import Waveform
 from audiolm.model import AudioLM
 
@@ -27,29 +27,6 @@ AHEAD = 2  # pieces that a stream may be ahead of its listener
 GATHER = 0.03  # seconds that the worker waits for more requests before it starts a batch that is not full
 
 _END = object()
-
-
-@dataclass(frozen=True)
-class Way:
-    """How to generate: a hashable `audiolm.asking.How`, with sampling as pairs. Requests with equal ways can share a batch."""
-
-    only_new: bool = False
-    chain: Chain = "full"
-    decoder: AcousticDecoder | None = None
-    codebooks: int | None = None
-    sampling: tuple[tuple[str, Sampling], ...] = ()
-    pace: float = 1.0
-
-    @property
-    def how(self) -> How:
-        return {
-            "only_new": self.only_new,
-            "chain": self.chain,
-            "decoder": self.decoder,
-            "codebooks": self.codebooks,
-            "sampling": dict(self.sampling),
-            "pace": self.pace,
-        }
 
 
 class Busy(Exception):
@@ -67,7 +44,7 @@ class _GivenUp(Exception):
 @dataclass(eq=False)
 class _Job:
     request: Request
-    way: Way
+    way: How
     future: Future[Waveform] = field(default_factory=Future)
 
     @property
@@ -167,7 +144,7 @@ class Worker:
         """Number of unfinished requests, calls and streams, without the running batch."""
         return len(self._jobs) + len(self._streams)
 
-    async def generate(self, requests: Sequence[Request], way: Way) -> list[Waveform]:
+    async def generate(self, requests: Sequence[Request], way: How) -> list[Waveform]:
         """The sounds for one client's requests. If cancelled while waiting, it frees its places in the queue."""
         jobs = [_Job(request, way) for request in requests]
         with self.changed:
@@ -284,7 +261,7 @@ class Worker:
                 self._turn_began = time.monotonic()
 
         try:
-            sounds = self.model.generate_batch(requests, between, **way.how)
+            sounds = self.model.generate_batch(requests, between, **way)
         except _GivenUp:
             return
         except Exception as error:

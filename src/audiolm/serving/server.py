@@ -27,8 +27,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from audiolm.asking import How, changed
 from audiolm.asking import Request as Wish
-from audiolm.asking import Sampling, at_temperatures
 from audiolm.audio import Waveform, probe
 from audiolm.config import Config, parse_config
 from audiolm.detector import Detector, examine
@@ -38,7 +38,7 @@ from audiolm.provenance import tags
 from audiolm.route import decoders
 from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice, Speak
-from audiolm.serving.batching import Busy, Way, Worker
+from audiolm.serving.batching import Busy, Worker
 from audiolm.serving.limits import Guard, Limits, problem
 from audiolm.serving.uploads import receive, sound_of
 from audiolm.wav import wav
@@ -195,7 +195,7 @@ class Service:
             "sample_rate": model.sample_rate,
             "decoders": ways,
             "codebooks": model.codec.spec.num_codebooks,
-            "own_codebooks": model.chosen()["codebooks"] if ways else model.codec.spec.num_codebooks,
+            "own_codebooks": model.record()["codebooks"] if ways else model.codec.spec.num_codebooks,
             "bitrate": model.codec.spec.bitrate,
             "levels": {name: [stage.predict.first, stage.predict.last] for name, (stage, _) in model.stages.items()},
             "max_seconds": limits.seconds,
@@ -248,13 +248,19 @@ class Service:
         """The answer to a request for one or several sounds. prompt_seconds: how much of each is not new."""
         if options.samples > self.limits.samples:
             raise InputError(f"samples={options.samples}: give {self.limits.samples} or less; send more requests for more")
-        model, settings = self.model, sampling_of(self.model, options)
+        model = self.model
         headers = {
             "X-AudioLM-Model": name_of(model),
             "X-AudioLM-Seed": str(options.seed),
             "X-AudioLM-Prompt-Seconds": f"{prompt_seconds:.6f}",
         }
-        way = Way(only_new, "full", options.decoder, options.codebooks, tuple(settings.items()), pace)
+        way: How = {
+            "only_new": only_new,
+            "decoder": options.decoder,
+            "codebooks": options.codebooks,
+            "sampling": changed(model.sampling, options.temperatures, options.top_k, options.top_p),
+            "pace": pace,
+        }
         assert self.worker is not None
         if options.stream:
             if options.samples > 1 or options.format != "wav":
@@ -263,7 +269,7 @@ class Service:
             samples = max(1, round((new or 0.0) * model.sample_rate)) + round(prompt_seconds * model.sample_rate)
 
             def start() -> Iterator[bytes]:
-                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, text=wish.text, **way.how)
+                blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, text=wish.text, **way)
                 return wav(blocks, samples, model.sample_rate)
 
             parts = self.worker.stream(start)
@@ -274,9 +280,7 @@ class Service:
         wishes = [replace(wish, seed=seed) for seed in seeds]
         sounds = await attended(request, self.worker.generate(wishes, way))
         self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
-        how = {"verb": verb, "model": name_of(model), **model.chosen("full", options.decoder, options.codebooks)}
-        how |= {"sampling": {name: each.plain() for name, each in settings.items()}}
-        how |= {"prompt_seconds": round(prompt_seconds, 6), "watermark": f"{model.payload:04x}"}
+        how = {"verb": verb, "model": name_of(model), "prompt_seconds": round(prompt_seconds, 6), **model.record(**way)}
         how |= {"pace": pace} if verb == "speak" else {}
         written = [
             await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
@@ -357,15 +361,6 @@ async def attended(request: Request, work: Coroutine[Any, Any, T]) -> T:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def sampling_of(model: AudioLM, options: Making) -> dict[str, Sampling]:
-    """The model's own sampling settings with the request's changes."""
-    changes = {name: value for name in ("top_k", "top_p") if (value := getattr(options, name)) is not None}
-    settings = {name: each.model_copy(update=changes) for name, each in model.sampling.items()}
-    if options.temperature is not None:
-        settings = at_temperatures(settings, [float(value) for value in options.temperature.split(",")])
-    return settings
 
 
 def name_of(model: AudioLM) -> str:

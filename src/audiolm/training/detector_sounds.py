@@ -185,7 +185,8 @@ def make_batch(model: AudioLM, batch: Sequence[Plan], out: Path, seconds: float)
     chain = "acoustic" if kind == "acoustic" or "semantic" not in model.stages else "full"
     both = len(decoders(model.stages)) == 2 and chain == "full"
     decoder = ("parallel" if kind == "parallel" else "autoregressive") if both else None
-    levels = model.chosen(chain, decoder, codebooks)["codebooks"]  # reconstructions get no more levels than generated sound
+    # Reconstructions get no more levels than generated sound.
+    levels = model.record(chain=chain, decoder=decoder, codebooks=codebooks)["codebooks"]
     for each in batch:
         read_to = each.start + PROMPT + seconds
         sound = next(blocks(each.recording.path, read_to, model.sample_rate, mono=True)).trim(start=each.start)

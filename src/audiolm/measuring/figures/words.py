@@ -99,7 +99,7 @@ def _after(bench: Bench, clips: Sequence[Clip]) -> dict[str, list[Waveform]]:
 
 def _levels(model: AudioLM) -> int | None:
     """Levels for the codec alone: as many as in generated sound."""
-    return model.chosen()["codebooks"] if decoders(model.stages) else None
+    return model.record()["codebooks"] if decoders(model.stages) else None
 
 
 def _decoders(bench: Bench) -> dict[str, AcousticDecoder]:
