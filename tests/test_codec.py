@@ -14,6 +14,7 @@ from audiolm.bodies.vocoder import VocoderBody, narrow_mel_filters
 from audiolm.codec import Codec, CodecConfig
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer
+from audiolm.rendering import new_sound
 
 TINY = {
     **{"channels": 4, "latent": 16, "codebook_size": 32, "num_codebooks": 6},
@@ -118,6 +119,26 @@ def test_streamed_equals_offline(codec: Codec, sound: torch.Tensor, data: st.Dat
         assert sum(block.shape[-1] for block in blocks) == max(0, done * 320 - codec.body.lag)
         left = left[..., size:]
     torch.testing.assert_close(torch.cat([*blocks, player.flush()], -1), offline, atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_longer_than_the_decoders_memory_is_decoded_from_there_on(
+    codec: Codec, sound: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes, old, seen, decode = codec.encode(sound), 100 * 320 + 7, [], codec.quantizer.decode
+
+    def counted(codes: torch.Tensor) -> torch.Tensor:
+        seen.append(codes.shape[-1])
+        return decode(codes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(codec.quantizer, "decode", counted)
+        new = torch.cat(list(new_sound(codec, codes[0].split(20, 1), 10_000, old)), 1)
+    assert sum(seen) == 50 + codec.body.memory < 100
+    whole = codec.decode(codes)[0, :, old : old + 10_000]
+    if codec.config.phases == "continued":  # they begin anew: as loud, but not the same waveform
+        assert float(new.square().mean()) == pytest.approx(float(whole.square().mean()), rel=0.2)
+    else:
+        torch.testing.assert_close(new, whole, atol=1e-5, rtol=1e-4)
 
 
 def test_causal_within_the_stated_look_ahead(codec: Codec, sound: torch.Tensor) -> None:

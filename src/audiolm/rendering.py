@@ -14,10 +14,12 @@ def new_sound(
 ) -> Iterator[Tensor]:
     """The new sound in blocks (1, n), `samples` in all, from blocks of acoustic codes (Q, n) that start with the prompt's.
 
-    old: samples at the start that belong to the prompt and are dropped. last: the prompt's last sample (1, 1) if the new sound
-    directly follows it. payload: of the watermark; None leaves it out.
+    old: samples at the start that belong to the prompt and are dropped; only the last of them are decoded, as many as the
+    decoder's `memory`, so that a long prompt costs nothing here. last: the prompt's last sample (1, 1) if the new sound directly
+    follows it. payload: of the watermark; None leaves it out.
     """
-    sounds = _unmarked(codec, codes, samples, old, last)
+    skipped = max(0, old // codec.hop - codec.body.memory)
+    sounds = _unmarked(codec, _after(codes, skipped), samples, old - skipped * codec.hop, last)
     if payload is None:
         yield from sounds
         return
@@ -40,6 +42,14 @@ def _unmarked(codec: Codec, codes: Iterable[Tensor], samples: int, old: int, las
         made += sound.shape[1]
         if sound.shape[1]:
             yield sound
+
+
+def _after(codes: Iterable[Tensor], skipped: int) -> Iterator[Tensor]:
+    """Blocks of codes without the first `skipped` frames."""
+    for part in codes:
+        if skipped < part.shape[1]:
+            yield part[:, skipped:]
+        skipped = max(0, skipped - part.shape[1])
 
 
 def _decoded(codec: Codec, codes: Iterable[Tensor]) -> Iterator[Tensor]:

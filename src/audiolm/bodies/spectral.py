@@ -42,7 +42,9 @@ class SpectralBody(nn.Module):
             self.encoder_out = silent(nn.Linear(config.encoder_width, config.latent))
         self.synthesis = nn.Linear(config.latent, config.hop).requires_grad_(False)
         self.decoder_in = nn.Linear(config.latent, config.decoder_width)
-        self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
+        blocks = [CausalBlock(config.decoder_width) for _ in range(config.decoder_layers)]
+        self.decoder = nn.ModuleList(blocks)
+        self.memory = sum(block.mix.history for block in blocks) + 4  # windows overlap by up to three hops
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
         self.decoder_out = silent(nn.Linear(config.decoder_width, config.hop))
 

@@ -46,7 +46,9 @@ class VocoderBody(nn.Module):
             self.encoder_in = nn.Linear(bins + config.latent, config.encoder_width)
             self.encoder_out = silent(nn.Linear(config.encoder_width, config.latent))
         self.decoder_in = nn.Linear(config.latent, config.decoder_width)
-        self.decoder = nn.ModuleList(CausalBlock(config.decoder_width) for _ in range(config.decoder_layers))
+        blocks = [CausalBlock(config.decoder_width) for _ in range(config.decoder_layers)]
+        self.decoder = nn.ModuleList(blocks)
+        self.memory = sum(block.mix.history for block in blocks) + 4  # windows overlap by up to three hops
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
         self.decoder_magnitudes = silent(nn.Linear(config.decoder_width, spectra * bins))
         if not self.continued:

@@ -1,5 +1,7 @@
 """The paper's body: strided causal convolutions on samples."""
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,6 +43,11 @@ class WaveformBody(nn.Module):
             for n, s in zip(widths[-2::-1], strides[::-1], strict=True)
         )
         self.last = CausalConv1d(c, 1, 7)
+        rate, past = 1, float(self.from_latent.history)
+        for stride in reversed(strides):
+            past += 1 / rate + 6 * (1 + 3 + 9) / (rate * stride)
+            rate *= stride
+        self.memory = math.ceil(past + self.last.history / rate)
 
     def encode(self, audio: Tensor, state: State, last: bool) -> Tensor:
         """Latents (B, D, F) of audio (B, 1, F * hop)."""
