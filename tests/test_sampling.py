@@ -195,6 +195,29 @@ def test_an_overlap_of_all_but_a_frame_still_goes_on(crop: float) -> None:
     assert all(first < stop for _, first, stop in made)
 
 
+@given(st.sampled_from([50.0, 75.0, 100.0]), st.floats(0.1, 3), st.floats(0, 1))
+def test_every_window_has_new_frames(rate: float, crop: float, overlap: float) -> None:
+    """Whatever crop and overlap are to the grid; otherwise generation would not end."""
+    plain = coarse(S, TokenSpec("acoustic", 9, 5, rate), 2)
+    stage = replace(plain, crop=crop, overlap=overlap * (crop - plain.grid))
+    assert all(have < stop for _, have, stop in itertools.islice(spans(stage, 100, 400), 1000))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("dedup", [False, True])
+def test_a_line_may_end_before_it_begins(monkeypatch: pytest.MonkeyPatch, dedup: bool, keep: bool) -> None:
+    """START is no code: at the first frame, the end is neither a repeat nor what must not be repeated."""
+    stage = semantic(S, dedup=dedup)
+    model = model_of(stage)
+
+    def likely_end(hidden: Tensor, level: int, end: bool = False) -> Tensor:
+        return torch.cat((torch.zeros(len(hidden), 12), torch.full((len(hidden), 1), 2.0)), 1)
+
+    monkeypatch.setattr(model, "logits", likely_end)
+    (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [5], [0], temperature=0, allow_eos=True, keep_repeats=keep)
+    assert codes.shape[1] == 0
+
+
 def test_windows_grow_from_a_second_to_the_crop() -> None:
     sliding = replace(coarse(S, A, 2), crop=6.0, overlap=3.0)
     assert list(spans(sliding, 150, 850)) == [

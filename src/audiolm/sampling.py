@@ -85,6 +85,7 @@ def sample_frames(
     if passes is not None:
         raise InputError(f"stage {stage.name}: passes={passes} is for parallel stages only; omit it")
     count, levels, device = max(frames, default=0), stage.predict.levels, model.heads.device
+    size = stage.predict.spec.codebook_size
     if keep_repeats and levels > 1:
         raise InputError(f"stage {stage.name}: keep_repeats is for stages that predict one level; omit it")
     if count == 0:
@@ -110,12 +111,14 @@ def sample_frames(
             for level in range(levels):
                 logits = model.logits(model.newest(newest, cache)[:, 0], level, allow_eos).float()
                 if stage.dedup_predicted:  # never seen in training: the same code twice in a row
-                    repeated = torch.arange(logits.shape[1], device=device) == newest[:, -1:] - offsets[level]
-                    logits = logits.masked_fill(repeated, -math.inf)
+                    repeated = torch.arange(size, device=device) == newest[:, -1:] - offsets[level]
+                    logits[:, :size].masked_fill_(repeated, -math.inf)
                 last = newest[:, -1] - offsets[level] if keep_repeats else None
+                if last is not None and allow_eos:  # START is no code, but would pass for the end
+                    last = last.masked_fill(last == size, -1)
                 code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p, last)
                 if level == 0 and allow_eos:
-                    ended |= code == stage.predict.spec.codebook_size
+                    ended |= code == size
                     code = code.masked_fill(ended, 0)
                 codes.append(code)
                 newest = code[:, None] + offsets[level]
@@ -183,7 +186,7 @@ def window(stage: Stage, have: int, total: int, prompt: int) -> tuple[int, int]:
     """
     first, grid = max(1, stage.predict.frames(FIRST)), max(1, stage.predict.frames(stage.grid))
     crop = max(1, stage.predict.frames(stage.crop) // grid) * grid
-    overlap = min(stage.predict.frames(stage.overlap), crop - 1)  # a very short crop may round to its overlap
+    overlap = min(stage.predict.frames(stage.overlap), crop - grid)  # a very short crop may round to its overlap
     stop = min(total, (have + min(crop, max(grid, have - prompt + first))) // grid * grid) if stage.given else total
     if stage.overlap:
         # Keep everything in the window while it leaves room for at least this many new frames; otherwise slide.
