@@ -191,6 +191,7 @@ def test_deduplicated_stages_keep_the_time(tiny_model: AudioLM, female: Waveform
     }
     model = AudioLM(tiny_model.semantic, tiny_model.codec, chosen, about={"mean_run": 2.0})
     assert model.generate(female.trim(1), seconds=1.5, seed=1).seconds == pytest.approx(2.5)
+    assert model._semantic()[0].crop == tiny_model.stages["semantic"][0].crop / 2  # as many tokens as in training
 
 
 @pytest.mark.parametrize("codebooks", [1, 3, 6])

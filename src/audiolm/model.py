@@ -32,7 +32,7 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.route import Route, existing, route
-from audiolm.stages import Stage, Stream, without_repeats
+from audiolm.stages import Stage, Stream
 from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.tokens import Tokens
@@ -285,19 +285,35 @@ class AudioLM:
     def _sample_semantic(self, jobs: Sequence["_Job"], settings: Mapping[str, Sampling], progress: Progress | None) -> None:
         due = [job for job in jobs if job.request.semantic is None]
         if due:
-            stage, network = self.stage("semantic")
-            prompts = [without_repeats(job.semantic) if stage.dedup else job.semantic for job in due]
-            sampled = complete(
-                network, stage, [[]] * len(due), prompts, [self._semantic_frames(job) for job in due],
-                [job.request.seed for job in due], _of("semantic", progress), **settings["semantic"].options,
-            )  # fmt: skip
-            for job, prompt, codes in zip(due, prompts, sampled, strict=True):
-                new = codes[:, prompt.shape[1] :]
-                job.semantic = torch.cat([job.semantic, *spread([new], new.shape[1], job.frames)], 1)
+            prompts, frames, seeds = zip(*((job.semantic, job.frames, job.request.seed) for job in due), strict=True)
+            for job, new in zip(due, self.continue_units(prompts, frames, seeds, settings["semantic"], progress), strict=True):
+                job.semantic = torch.cat([job.semantic, new], 1)
 
-    def _semantic_frames(self, job: "_Job") -> int:
-        """Number of tokens to sample. Deduplicated ones have no duration: take as many as fill the time on average."""
-        return math.ceil(job.frames / self.about.get("mean_run", 1.0)) if self.stage("semantic")[0].dedup else job.frames
+    def continue_units(
+        self,
+        prompts: Sequence[Tensor],
+        frames: Sequence[int],
+        seeds: Sequence[int],
+        sampling: Sampling | None = None,
+        progress: Progress | None = None,
+    ) -> list[Tensor]:
+        """The semantic stage alone: `frames` new units (1, F) after each prompt's (1, P), which may be none."""
+        stage, network, run = self._semantic()
+        known, counts = [stage.kept(codes) for codes in prompts], [math.ceil(count / run) for count in frames]
+        options = (sampling or self.sampling["semantic"]).options
+        sampled = complete(network, stage, [[]] * len(known), known, counts, seeds, _of("semantic", progress), **options)
+        new = [codes[:, before.shape[1] :] for codes, before in zip(sampled, known, strict=True)]
+        return [torch.cat(list(spread([each], each.shape[1], count)), 1) for each, count in zip(new, frames, strict=True)]
+
+    def _semantic(self) -> tuple[Stage, LanguageModel, float]:
+        """The semantic stage, its network, and how many frames a token takes on average.
+
+        Deduplicated tokens have no duration, and a crop of training has fewer of them than frames, so windows have fewer too.
+        """
+        stage, network = self.stage("semantic")
+        run = self.about.get("mean_run", 1.0) if stage.dedup else 1.0
+        crop = max(stage.crop / run, stage.grid)
+        return replace(stage, crop=crop, overlap=min(stage.overlap / run, crop - stage.grid)), network, run
 
     def _sample_acoustic(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> None:
         """Run the stages in turn; each predicts the levels that follow those of the stage before."""
@@ -334,9 +350,8 @@ class AudioLM:
     def _semantic_codes(self, job: "_Job", settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
         yield job.semantic
         if job.request.semantic is None:
-            stage, network = self.stage("semantic")
-            prompt = without_repeats(job.semantic) if stage.dedup else job.semantic
-            count = self._semantic_frames(job)
+            stage, network, run = self._semantic()
+            prompt, count = stage.kept(job.semantic), math.ceil(job.frames / run)
             new = stream(network, stage, [], prompt, count, job.request.seed, **settings["semantic"].options)
             next(new)  # the prompt
             yield from spread(new, count, job.frames)

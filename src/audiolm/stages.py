@@ -85,6 +85,10 @@ class Stage:
                 f"stage {self.name}: overlap={self.overlap} must be from 0 s to {self.grid} s less than crop={self.crop}"
             )
 
+    def kept(self, codes: Tensor) -> Tensor:
+        """The codes (1, F) that this stage models of those of a recording: if deduplicated, without repeats."""
+        return without_repeats(codes) if self.dedup else codes
+
     # Ids: the streams' ranges in order, then the special ids.
 
     @property

@@ -19,13 +19,11 @@ from torch import Tensor
 from audiolm.asking import Request
 from audiolm.audio import Waveform, concatenate
 from audiolm.errors import InputError
-from audiolm.generation import complete
 from audiolm.measuring.metrics import Measure, mean, ratio, shuffled, unit_errors
 from audiolm.measuring.scoring import nats_of
 from audiolm.measuring.speaker import SAMPLE_RATE, similarities, voice_encoder
 from audiolm.model import AudioLM
 from audiolm.route import AUTOREGRESSIVE, decoders
-from audiolm.stages import without_repeats
 from audiolm.tokens import Tokens
 
 PROMPT, SHORTEST = 3.0, 1.0  # seconds: of a prompt, as in the paper, and at least of a recording after it
@@ -101,18 +99,10 @@ def continuations(
 
 def _ask_semantic_stage(model: AudioLM, batch: Sequence[Continuation], seeds: Sequence[int]) -> None:
     """Run the first step of `AudioLM.generate` separately, so that the units given to the acoustic stages are known."""
-    stage, network = model.stage("semantic")
     prompts = [model.tokenize(each.prompt).semantic.codes for each in batch]
-    if stage.dedup:
-        prompts = [without_repeats(codes) for codes in prompts]
     frames = [each.asked["resaid"].shape[1] for each in batch]
-    run = model.about.get("mean_run", 1.0) if stage.dedup else 1.0
-    wanted = [math.ceil(count / run) for count in frames]
-    options = model.sampling["semantic"].options
-    sampled = complete(network, stage, [[]] * len(batch), prompts, wanted, seeds, **options)
-    for each, prompt, codes, count in zip(batch, prompts, sampled, frames, strict=True):
-        new = codes[:, prompt.shape[1] :]
-        each.asked["full"] = new[:, torch.arange(count) * new.shape[1] // count]
+    for each, new in zip(batch, model.continue_units(prompts, frames, seeds), strict=True):
+        each.asked["full"] = new
         if len(decoders(model.stages)) == 2:
             each.asked["parallel"] = each.asked["full"]
 
@@ -183,5 +173,5 @@ def _foretold(model: AudioLM, prompt: Tensor, new: Tensor) -> tuple[float, float
     codes = torch.cat([prompt, new], 1)
     start = max(0, codes.shape[1] - stage.predict.frames(stage.crop))
     before = prompt[:, start:]
-    score = nats_of(network, stage, [((), codes[:, start:])], (without_repeats(before) if stage.dedup else before).shape[1])
+    score = nats_of(network, stage, [((), codes[:, start:])], stage.kept(before).shape[1])
     return float(score.nats.sum()), float(score.counts.sum())

@@ -80,7 +80,7 @@ class Continue(Generate):
 
 
 class Revoice(Making):
-    """The content of a recording in another voice, with the same length."""
+    """The content of a recording in another voice, as long as it to within 40 ms."""
 
 
 class Speak(Making):

@@ -13,7 +13,7 @@ from audiolm.measuring.figures.bench import Bench, Clip, Figures, Missing, reada
 from audiolm.measuring.metrics import mean, ratio, shuffled
 from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.zerospeech import TASKS, WANTED, Pair, read_pairs, score
-from audiolm.stages import Stage, without_repeats
+from audiolm.stages import Stage
 from audiolm.text import normalised
 from audiolm.training.alignment import Reading
 
@@ -115,7 +115,7 @@ def _nats(bench: Bench, paths: Sequence[Path], title: str) -> dict[Path, tuple[f
     most, found = stage.predict.frames(stage.crop), {}
     for number, path in enumerate(paths, 1):
         codes = bench.model.tokenize(read(path)).semantic.codes
-        codes = (without_repeats(codes) if stage.dedup else codes)[:, :most]
+        codes = stage.kept(codes[:, :most])
         each = nats_of(network, stage, [((), codes)])
         found[path] = (float(each.nats.sum()), float(each.counts.sum()))
         bench.tell(title, number, len(paths))
