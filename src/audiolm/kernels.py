@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as nnf
@@ -31,38 +31,46 @@ Product = Callable[[Tensor], Tensor]  # (..., K) float32 -> (..., N) float32
 _ONEDNN = 1  # number of rows that oneDNN lays weights out for: layouts differ little, and decoding one row matters most
 
 
-@runtime_checkable
-class Packable(Protocol):
-    """A module that `use` packs; precision None returns to plain weights."""
+class Packing(nn.Module):
+    """A module that `use` packs. With gradients, or once its weights change or move, it computes with plain ones."""
 
-    def pack(self, precision: Precision | None) -> None: ...
-
-
-class Linear(nn.Linear):
-    """A linear layer without bias that can be packed. With gradients, or once its weights change or move, it is a plain one."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-        self.packed: Product | None = None
-        self.version = 0
+    packed: Any = None
+    version = 0
 
     def pack(self, precision: Precision | None) -> None:
-        """See `Packable`."""
-        self.packed = None if precision is None else packed(self.weight, precision)
-        self.version = version(self.weight)
+        """Pack the weights; None returns to plain ones."""
+        raise NotImplementedError
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.packed is None or torch.is_grad_enabled() or self.version != version(self.weight):
-            return nnf.linear(input, self.weight)
-        return self.packed(input)
+    def fresh(self, weight: Tensor) -> bool:
+        """Whether what is packed may stand for the weight now."""
+        return self.version == version(weight) and not torch.is_grad_enabled()
 
-    def _apply(self, fn: Any, recurse: bool = True) -> "Linear":
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         self.packed = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.packed = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+class Linear(Packing, nn.Linear):
+    """A linear layer without bias that can be packed."""
+
+    packed: Product | None = None
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def pack(self, precision: Precision | None) -> None:
+        """See `Packing`."""
+        self.packed = None if precision is None else packed(self.weight, precision)
+        self.version = version(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.packed is not None and self.fresh(self.weight):
+            return self.packed(input)
+        return nnf.linear(input, self.weight)
 
 
 def version(weight: Tensor) -> int:
@@ -82,7 +90,7 @@ def use(network: nn.Module, precision: Precision | Literal["auto"] | None = "aut
         raise InputError(f"precision {chosen}: not available on {weight.device.type}; choose from: {having}")
     if weight.dtype == torch.float32 or chosen is None:
         for module in network.modules():
-            if isinstance(module, Packable):
+            if isinstance(module, Packing):
                 module.pack(chosen)
     return chosen
 

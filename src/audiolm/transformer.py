@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as nnf
@@ -20,7 +20,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from audiolm.config import Config
-from audiolm.kernels import Linear, Precision, Product, packed, version
+from audiolm.kernels import Linear, Packing, Precision, Product, packed, version
 
 IGNORED = -100  # target excluded from the loss
 TOGETHER = 2048  # prompt positions processed at once on CPU
@@ -299,12 +299,14 @@ def _bias_of(table: Tensor, start: int, length: int) -> Tensor:
     return table[:, last - length + 1 : last + start + length].unfold(1, start + length, 1).flip(1)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Packing):
     """A Transformer over a stage's ids that predicts `levels` codes of `codebook_size` per frame, or the end before a frame.
 
     Position k after START predicts level k mod Q with that level's own head. `places` maps ids (B, L), which must include
     everything up to START, to positions (B, L); further ids take consecutive positions. None: positions are indices.
     """
+
+    packed: list[Product] | None = None  # one per head
 
     def __init__(
         self,
@@ -321,8 +323,6 @@ class LanguageModel(nn.Module):
         self.transformer = Transformer(config, causal)
         self.heads = nn.Parameter(torch.empty(levels, codebook_size, config.width))
         self.end = nn.Parameter(torch.empty(1, config.width))
-        self.packed: list[Product] | None = None  # the heads, see audiolm.kernels.Linear
-        self.version = 0
         for parameter in (self.embedding.weight, self.heads, self.end):
             nn.init.normal_(parameter, std=0.02)
 
@@ -351,24 +351,16 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor, level: int, end: bool = False) -> Tensor:
         """(..., D) -> (..., N) over the codes of one level; `end`: append one logit for the end (level 0 only)."""
-        if self.packed is None or torch.is_grad_enabled() or self.version != version(self.heads):
-            logits = nnf.linear(hidden, self.heads[level])
-        else:
+        if self.packed is not None and self.fresh(self.heads):
             logits = self.packed[level](hidden)
+        else:
+            logits = nnf.linear(hidden, self.heads[level])
         return torch.cat((logits, nnf.linear(hidden, self.end)), -1) if end and level == 0 else logits
 
     def pack(self, precision: Precision | None) -> None:
-        """Pack the heads' weights; see `audiolm.kernels.use`."""
+        """Pack the heads; see `audiolm.kernels.Packing`."""
         self.packed = None if precision is None else [packed(head, precision) for head in self.heads]
         self.version = version(self.heads)
-
-    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        self.packed = None  # stale: device or type changes
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.packed = None
-        super()._load_from_state_dict(*args, **kwargs)
 
     def forward(self, ids: Tensor, starts: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, L) padded on the right, the index of START in each row (B,), and target codes (B, F, Q) that follow it.
