@@ -1,13 +1,11 @@
 """Features -> semantic tokens: normalise each dimension, then take the nearest centroid (AudioLM §III-B, §IV-B)."""
 
-import os
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from audiolm.errors import InputError
-from audiolm.files import load_tensors, save_tensors
 
 
 class KMeans(nn.Module):
@@ -17,15 +15,11 @@ class KMeans(nn.Module):
     frames that the centroids were fitted on.
     """
 
-    mean: Tensor  # (D)
-    std: Tensor  # (D)
-    centroids: Tensor  # (K, D), of normalised features
-
     def __init__(self, units: int, width: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.register_buffer("centroids", torch.zeros(units, width))
+        self.mean = nn.Buffer(torch.zeros(width))
+        self.std = nn.Buffer(torch.ones(width))
+        self.centroids = nn.Buffer(torch.zeros(units, width))  # of normalised features
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Tensor:
@@ -55,18 +49,4 @@ class KMeans(nn.Module):
         with threadpool_limits(torch.get_num_threads()):  # numpy ignores torch's setting
             fitted = MiniBatchKMeans(units, batch_size=max(batch, units), **settings).fit(normal)
         kmeans.centroids.copy_(torch.from_numpy(fitted.cluster_centers_))
-        return kmeans
-
-    def save(self, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
-        """Write statistics and centroids as safetensors."""
-        save_tensors(path, self.state_dict(), metadata)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str]) -> "KMeans":
-        """Read what `save` wrote. Raises InputError if the file is something else."""
-        tensors, _ = load_tensors(path)
-        if tensors.keys() != {"mean", "std", "centroids"}:
-            raise InputError(f"{path}: not a k-means file (it holds {', '.join(sorted(tensors))}); give another file")
-        kmeans = KMeans(*tensors["centroids"].shape)
-        kmeans.load_state_dict(tensors)
         return kmeans

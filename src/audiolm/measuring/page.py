@@ -72,7 +72,7 @@ def sections(
     if acoustic:
         makers.insert(1, lambda: _revoiced(model, sounds[:2], seed))
     if "acoustic" in can:
-        makers.append(lambda: _acoustic_only(model, sounds, prompts, seconds, seed))
+        makers.append(lambda: _acoustic_only(model, prompts, seconds, seed))
     makers.append(lambda: _codec(model, sounds[:2]))
     for number, make in enumerate(makers, 1):
         found.append(make())
@@ -115,7 +115,7 @@ def _unconditional(model: AudioLM, seconds: float, seed: int) -> Section:
     return Section("Unconditional", "Without a prompt: both content and voice are drawn at random.", (row,))
 
 
-def _acoustic_only(model: AudioLM, sounds: Sequence[Waveform], prompts: Sequence[Waveform], seconds: float, seed: int) -> Section:
+def _acoustic_only(model: AudioLM, prompts: Sequence[Waveform], seconds: float, seed: int) -> Section:
     made = model.generate_batch([Request(prompt, seconds, seed=seed) for prompt in prompts], chain="acoustic")
     row = tuple(Example(f"Prompt {number}", sound, PROMPT) for number, sound in enumerate(made, 1))
     text = (

@@ -6,6 +6,7 @@ SoundStream III-D), with hinge losses and feature matching. Real and imaginary p
 half-precision complex numbers.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -43,9 +44,7 @@ def mel_loss(audio: Tensor, reference: Tensor, sample_rate: int, windows: tuple[
     return total / len(windows)
 
 
-def spectral_losses(
-    audio: Tensor, reference: Tensor, power: float = 0.5, windows: tuple[int, ...] = (320, 640, 1280)
-) -> tuple[Tensor, Tensor]:
+def spectral_losses(audio: Tensor, reference: Tensor, windows: Sequence[int], power: float = 0.5) -> tuple[Tensor, Tensor]:
     """Mean absolute differences of compressed spectra: of the complex values (phase counts), and of the magnitudes alone."""
     whole = magnitudes = audio.new_zeros(())
     for window in windows:

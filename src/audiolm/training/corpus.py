@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm.audio import read
+from audiolm.bundle import TRAINING_ONLY
 from audiolm.codec import Codec
 from audiolm.errors import InputError
 from audiolm.tokenizers import SemanticTokenizer
@@ -152,7 +153,7 @@ def weights_hash(module: nn.Module | Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     state = module.state_dict() if isinstance(module, nn.Module) else module
     for name, tensor in sorted(state.items()):
-        if not name.endswith((".count", ".total")):
+        if not name.endswith(TRAINING_ONLY):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,7 +1,6 @@
 """What a stage's language model sounds like during training: a fixed set of prompts, continued and decoded."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +9,16 @@ from audiolm.audio import Waveform
 from audiolm.generation import complete
 from audiolm.stages import Stage
 from audiolm.tokenizers import Decoder
+from audiolm.training.token_store import Batches
 from audiolm.transformer import LanguageModel
 
-
-class Batches(Protocol):
-    """Items with `given` and `predicted` codes."""
-
-    def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
+COUNT, SECONDS, PROMPT = 2, 3.0, 1.0  # items, how much of each, and how much of that is the prompt
 
 
-def stage_listener(
-    stage: Stage, codec: Decoder, batches: Batches, count: int = 2, seconds: float = 3.0, prompt: float = 1.0
-) -> Callable[[LanguageModel], dict[str, Waveform]] | None:
-    """A function that takes the stage's model and returns its continuations of the first `count` items.
+def stage_listener(stage: Stage, codec: Decoder, batches: Batches) -> Callable[[LanguageModel], dict[str, Waveform]] | None:
+    """A function that takes the stage's model and returns its continuations of the first items.
 
-    The prompt is `prompt` seconds of each item, at most a third of it. With each continuation comes the sound of the item's
+    The prompt is a second of each item, at most a third of it. With each continuation comes the sound of the item's
     own codes. None for a stage whose codes the codec cannot decode (semantic ones).
     """
     predict = stage.predict
@@ -34,8 +28,8 @@ def stage_listener(
     if predict.first and lower is None:
         return None
     items = [
-        [codes[:, : own.frames(seconds)] for own, codes in zip(stage.streams, (*each["given"], each["predicted"]), strict=True)]
-        for each in batches.batch(0)[:count]
+        [codes[:, : own.frames(SECONDS)] for own, codes in zip(stage.streams, (*each["given"], each["predicted"]), strict=True)]
+        for each in batches.batch(0)[:COUNT]
     ]
 
     def sound(parts: Sequence[Tensor], predicted: Tensor) -> Waveform:
@@ -46,7 +40,7 @@ def stage_listener(
     def listen(model: LanguageModel) -> dict[str, Waveform]:
         sounds: dict[str, Waveform] = {}
         for number, (*given, known) in enumerate(items):
-            start = min(predict.frames(prompt), known.shape[1] // 3)
+            start = min(predict.frames(PROMPT), known.shape[1] // 3)
             made = complete(model, stage, [given], [known[:, :start]], [known.shape[1] - start], [number])[0]
             sounds |= {f"{number}": sound(given, made), f"{number}-true": sound(given, known)}
         return sounds

@@ -179,7 +179,7 @@ def _codec_loops(shop: Workshop) -> list[Loop]:
         sound = torch.zeros(own.batch_size, 1, round(own.seconds * rate))
         made, _ = codec.eval()(sound)  # eval: codebooks must not be updated from zeros
         judged = [] if critics is None else [logits.sum() for logits, _ in critics(made[: own.discriminator_batch])]
-        return mel_loss(made, sound, rate) + sum(spectral_losses(made, sound)) + sum(judged)
+        return mel_loss(made, sound, rate) + sum(spectral_losses(made, sound, own.windows)) + sum(judged)
 
     def run(begin: float, copy: Any, watch: Run) -> object:
         return train_codec(copy.model_copy(update={"adversarial_from": begin}), _sound(shop, own), watch, shop.fabric)

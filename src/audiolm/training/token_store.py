@@ -270,6 +270,12 @@ class Item(TypedDict):
     ends: bool  # whether the crop ends at the recording's end: only then is there an EOS
 
 
+class Batches(Protocol):
+    """Batches that depend only on the step: items with `given` and `predicted` (codes), and `ends` (at a recording's end)."""
+
+    def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
+
+
 class Tokenized(Protocol):
     """What crops are taken from: a `TokenStore`, or one with further streams (audiolm.training.alignment)."""
 

@@ -6,6 +6,7 @@ half the speed and gain nothing before the reconstruction is good.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import torch
@@ -118,7 +119,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                 with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
                     sound, losses = model.train()(audio, keep)
                     losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, windows=config.windows)
+                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, config.windows)
                     if step > critic_from:
                         heard.append((audio[few], sound[few].detach()))
                         # The unwrapped critics: DDP would wait for gradients that they must not receive here.
@@ -151,7 +152,7 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                 show(step, **shown)
             score = None
             if valid is not None and (step % config.valid_every == 0 or step == config.steps):
-                figures = validate(average, valid, config.valid_batches)
+                figures = validate(average, valid, config.valid_batches, config.windows)
                 score = figures[f"valid_mel_{codec.spec.num_codebooks}"]
                 run.log(step, **figures)
             if run.listening(step):
@@ -182,7 +183,7 @@ def follow(average: Codec, codec: Codec, decay: float) -> None:
 
 
 @torch.no_grad()
-def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tensor]:
+def validate(codec: Codec, valid: Crops, batches: int, windows: Sequence[int]) -> dict[str, float | Tensor]:
     """Losses with all levels and with a third of them; for each level, the share of codes used and the residual energy."""
     with random_untouched():
         device = next(codec.parameters()).device
@@ -193,7 +194,7 @@ def validate(codec: Codec, valid: Crops, batches: int) -> dict[str, float | Tens
         for levels in (max(1, codes.shape[1] // 3), codes.shape[1]):
             sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
             result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
-            result[f"valid_spectrum_{levels}"], result[f"valid_magnitude_{levels}"] = spectral_losses(sound, audio)
+            result[f"valid_spectrum_{levels}"], result[f"valid_magnitude_{levels}"] = spectral_losses(sound, audio, windows)
         for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
             result[f"energy_{level}"] = energy
             result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size

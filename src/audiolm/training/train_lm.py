@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric import Fabric
@@ -26,14 +26,8 @@ from audiolm.training.checkpoint import whole
 from audiolm.training.engine import clip, placed
 from audiolm.training.randomness import random_untouched
 from audiolm.training.run import Run, learning_rate
+from audiolm.training.token_store import Batches
 from audiolm.transformer import IGNORED, LanguageModel, TransformerConfig
-
-
-class Batches(Protocol):
-    """Batches that depend only on the step: items with `given` and `predicted` (codes), and `ends` (at a recording's end)."""
-
-    def batch(self, step: int) -> Sequence[Mapping[str, Any]]: ...
-
 
 Listener = Callable[[LanguageModel], Mapping[str, Waveform]]  # a model's continuations of a fixed set of prompts
 Vectors = Mapping[str, Sequence[Tensor]]  # token kind -> for each level, the vectors that its codes stand for (N, D)
