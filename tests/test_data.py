@@ -399,16 +399,53 @@ def test_audio_batches_depend_on_seed_and_step_only(store: AudioStore) -> None:
     assert not torch.equal(forward[0], forward[1])
 
 
-def test_audio_crops_begin_on_a_frame_and_short_ones_are_followed_by_silence(store: AudioStore) -> None:
-    crops = AudioCrops(store, "train", seconds=1.3, batch_size=8)
-    originals = [store.read(number) for number in crops.recordings]
-    for crop in crops.batch(0)[:, 0]:
-        sound = crop[: int(crop.nonzero().max()) + 1]
-        assert any(
-            torch.equal(original[start : start + len(sound)], sound)
-            for original in originals
-            for start in range(0, len(original), 640)
-        )
+def test_crops_of_long_recordings_are_the_placements(store: AudioStore) -> None:
+    """Whatever fills the rows of short recordings, recipes for long ones see what they always saw."""
+    crops = AudioCrops(store, "train", seconds=0.5, batch_size=4, seed=3)
+    for step in range(20):
+        for row, crop in enumerate(crops.batch(step)[:, 0]):
+            recording, start = crops.placement[4 * step + row]
+            assert torch.equal(crop, store.read(crops.recordings[recording], start // 640 * 640, 8000))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 2.3])  # longer than some recordings, than all, than any two
+def test_rows_of_short_recordings_are_filled_with_others(tmp_path: Path, seconds: float) -> None:
+    """A second of sound and three of zeros would fit the mel's statistics, the codebooks and the units to silence."""
+    lengths = [5_000 + 1_111 * number for number in range(8)]  # samples; each frame says whose it is, and which
+    for number, length in enumerate(lengths):
+        samples = (100 * number + np.arange(length) // 640 + 1).astype(np.int16)
+        soundfile.write(tmp_path / f"{number}.wav", samples, RATE)
+    recordings = [Recording(tmp_path / f"{number}.wav", f"{number}", "s", "train", 1.0) for number in range(8)]
+    store = AudioStore.prepare(tmp_path / "audio", recordings)
+    crops, again = (AudioCrops(store, "train", seconds, 8, seed=3) for _ in range(2))
+    batches, followers = [crops.batch(step) for step in range(4)], set[int]()
+    assert all(torch.equal(again.batch(step), batches[step]) for step in (3, 1, 0, 2))
+    for place, row in enumerate(torch.cat(batches)[:, 0]):
+        frames = (row[::640] * 32767).round().long() - 1
+        assert torch.equal(row * 32767, (frames + 1.0).repeat_interleave(640)[: len(row)])  # joined at frames, nothing silent
+        owners, numbers = (frames // 100).tolist(), (frames % 100).tolist()
+        assert (owners[0], numbers[0]) == (crops.placement[place][0], crops.placement[place][1] // 640)
+        for k in range(1, len(owners)):
+            if (owners[k], numbers[k]) != (owners[k - 1], numbers[k - 1] + 1):  # the one before is over
+                assert numbers[k - 1] == lengths[owners[k - 1]] // 640 - 1
+                followers.add(owners[k])
+    assert len(followers) > 4
+
+
+def test_an_only_recording_is_repeated(tmp_path: Path) -> None:
+    """However short: one below a frame, too."""
+    for samples in (1000, 100):
+        noise = np.random.default_rng(0).uniform(0.1, 0.5, samples)
+        soundfile.write(tmp_path / f"{samples}.wav", noise, RATE)
+        recordings = scan(tmp_path / f"{samples}.wav", minimum=0.001)
+        store = AudioStore.prepare(tmp_path / f"{samples}", recordings, minimum=0.001)
+        (row,) = AudioCrops(store, "train", seconds=0.2, batch_size=1).batch(0)[:, 0]
+        period = 640 if samples > 640 else samples
+        assert torch.equal(row[period:1700], row[: 1700 - period])
+        assert (row > 0).all()
+
+
+def test_a_split_without_recordings_is_refused(store: AudioStore) -> None:
     with pytest.raises(InputError, match="holds no other recordings"):
         AudioCrops(store, "other", seconds=1.0, batch_size=1)
 

@@ -210,9 +210,13 @@ class Crops(Protocol):
 
 
 class AudioCrops:
-    """Batches (B, 1, T) float32 of crops of `seconds` from one split. Shorter recordings are padded with silence.
+    """Batches (B, 1, T) float32 of crops of `seconds` from one split, without padding.
 
-    A crop starts at a multiple of `align` samples: 640 samples are one semantic frame and two acoustic frames.
+    A recording that is shorter than the crop is followed by crops of others of the split, drawn by (seed, place), until the
+    row is full: statistics, codebooks and units would be fitted to padding otherwise. Whatever changes a row (gain, warp)
+    changes all of it, hence each recording in it evenly.
+    A crop starts at a multiple of `align` samples, in its recording and in its row: 640 samples are one semantic frame and
+    two acoustic frames. What a recording has beyond its last whole frame is cut off where another follows.
     """
 
     def __init__(self, store: AudioStore, split: str, seconds: float, batch_size: int, seed: int = 0, align: int = 640) -> None:
@@ -231,9 +235,17 @@ class AudioCrops:
 
     def batch(self, step: int) -> Tensor:
         """The batch of a step, counted from 0."""
-        batch = torch.zeros(self.batch_size, 1, self.length)
-        for row in range(self.batch_size):
-            recording, start = self.placement[step * self.batch_size + row]
-            samples = self.store.read(self.recordings[recording], start // self.align * self.align, self.length)
-            batch[row, 0, : len(samples)] = samples
-        return batch
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return torch.stack([self._row(place) for place in places])[:, None]
+
+    def _row(self, place: int) -> Tensor:
+        row, filled, epoch = torch.empty(self.length), 0, place - place % len(self.placement)
+        draws = np.random.default_rng((self.placement.seed, place))
+        while True:
+            recording, start = self.placement[place]
+            samples = self.store.read(self.recordings[recording], start // self.align * self.align, self.length - filled)
+            row[filled : filled + len(samples)] = samples
+            if filled + len(samples) == self.length:
+                return row
+            filled += len(samples) // self.align * self.align or len(samples)  # one below a frame is never cut to nothing
+            place = epoch + int(draws.integers(len(self.placement)))
