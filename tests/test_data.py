@@ -99,6 +99,47 @@ def test_folders_named_after_the_splits_are_the_splits(tmp_path: Path) -> None:
     assert [found[f"{name}.wav"] for name in names] == expected
 
 
+@pytest.mark.parametrize(
+    ("folders", "share", "drawn"),
+    [
+        (["train-clean-100", "test-clean"], 0.2, "valid"),
+        (["train-clean-100", "dev-clean"], 0.2, "test"),
+        (["train-clean-100", "test-clean"], 0.0, ""),
+        (["train", "validation", "eval"], 0.2, ""),
+    ],
+)
+def test_a_split_without_a_folder_is_drawn_from_train(
+    folders: list[str], share: float, drawn: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Speakers of test-clean must not be trained on because there is no dev-clean."""
+    for number, folder in enumerate(folders):
+        for speaker in range(6 if number == 0 else 2):
+            for clip in range(2):
+                tone(tmp_path / "c" / folder / f"{10 * number + speaker}" / f"{clip}.wav", 0.2)
+    recordings = scan(tmp_path / "c", valid=share, test=share)
+    said = capsys.readouterr().err
+    own = {name: audiolm.training.data._split_of(f"{name}/x") for name in folders}
+    speakers: dict[str, set[str]] = {}
+    for each in recordings:
+        folder = each.name.split("/")[0]
+        assert each.split in ({"train", drawn} if folder == folders[0] else {own[folder]})
+        speakers.setdefault(each.split, set()).add(each.speaker)
+    assert sum(map(len, speakers.values())) == len(set.union(*speakers.values()))  # none is in two
+    assert speakers.keys() == {*own.values(), *filter(None, [drawn])}
+    assert (f"{drawn} drawn from train's speakers" in said) if drawn else not said
+    settled = {each.speaker: each.split for each in recordings}
+    tone(tmp_path / "c" / folders[0] / "new" / "0.wav", 0.2)
+    again = {each.name: each.split for each in scan(tmp_path / "c", valid=share, test=share, seed=5, settled=settled)}
+    assert again.items() >= {each.name: each.split for each in recordings}.items()
+
+
+def test_a_manifest_of_two_splits_has_two(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        tone(tmp_path / f"{name}.wav", 0.2)
+    (tmp_path / "manifest.csv").write_text("path,split\na.wav,train\nb.wav,test\n")
+    assert [each.split for each in scan(tmp_path)] == ["train", "test"]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.sampled_from("abcdefghijklmnop"), min_size=1, max_size=30),

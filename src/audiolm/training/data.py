@@ -56,8 +56,9 @@ def scan(
     A manifest has a column `path` (relative to it) and may have `speaker`, `split`, `seconds` and others. If no split is
     given, speakers are assigned to train, valid and test by hash, so that no speaker is in two of them; with a single speaker,
     recordings are assigned instead. Unless a column gives them, speakers are the folders at the first level that has more than
-    one, whatever lies below them (speaker/session/file). If all folders at the top are named after train, valid and test (as
-    dev-clean is), they are no speakers, but the splits.
+    one, whatever lies below them (speaker/session/file). If all folders at the top are named after splits (as dev-clean is),
+    train and at least one other, they are no speakers, but the splits; valid or test, if it has no folder, is drawn by the same
+    hash from train's speakers, and stderr says so.
     `settled`: splits that speakers were assigned to before, which they keep.
 
     Files that cannot be read or are shorter than `minimum` seconds are left out and appended to `skipped`, or named on stderr
@@ -163,7 +164,7 @@ def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
         raise InputError(f"{folder}: no sound files in it{reason}; give a folder with wav, flac, mp3, ogg or opus files")
     rows = [_row(path, folder) for path in paths]
     splits = [_split_of(row["name"]) for row in rows]
-    if set(splits) == set(SPLITS):
+    if None not in splits and {"train"} < set(splits):
         for row, split in zip(rows, splits, strict=True):
             row["split"] = split
     return _with_speakers(rows)
@@ -257,7 +258,21 @@ def _splits(
         for row, split in zip(rows, given, strict=True):
             if split not in _SPLIT_NAMES:
                 raise InputError(f"{source}: split of {row['name']} is {split!r}; give train, valid or test to all, or to none")
-        return [_SPLIT_NAMES[split] for split in given]
+        splits = [_SPLIT_NAMES[split] for split in given]
+        shares = {name: share for name, share in (("valid", valid), ("test", test)) if share and name not in splits}
+        if not source.is_dir() or not shares:  # a manifest is taken at its word
+            return splits
+        found = ", ".join(name for name in SPLITS if name in splits)
+        print(f"{source}: has folders for {found}; {' and '.join(shares)} drawn from train's speakers", file=sys.stderr)
+        ours = [row for row, split in zip(rows, splits, strict=True) if split == "train"]
+        settled = {who: split for who, split in settled.items() if split in ("train", *shares)}
+        drawn = iter(_dealt(ours, shares.get("valid", 0.0), shares.get("test", 0.0), seed, settled))
+        return [next(drawn) if split == "train" else split for split in splits]
+    return _dealt(rows, valid, test, seed, settled)
+
+
+def _dealt(rows: Sequence[Mapping[str, Any]], valid: float, test: float, seed: int, settled: Mapping[str, str]) -> list[str]:
+    """A split for each row, by its speaker's hash."""
     if not (valid >= 0 and test >= 0 and valid + test < 1):
         raise InputError(f"valid={valid} and test={test}: must be shares of the speakers, at least 0 and together below 1")
     by = "speaker" if len({row["speaker"] for row in rows} | set(settled)) > 1 else "name"
