@@ -19,8 +19,10 @@ import audiolm.training.steps
 from audiolm import bundle
 from audiolm.audio import read
 from audiolm.bundle import language_model
+from audiolm.commands.training import tokenize
 from audiolm.config import difference, load_config
 from audiolm.errors import InputError
+from audiolm.training.audio_store import AudioStore
 from audiolm.training.chain import Chain, Step
 from audiolm.training.corpus import tokenize_corpus
 from audiolm.training.data import scan
@@ -28,6 +30,7 @@ from audiolm.training.gates import GATES
 from audiolm.training.plan import make_plan
 from audiolm.training.recipe import RecipeConfig, stage_config, stage_of
 from audiolm.training.steps import run_recipe, steps
+from audiolm.training.token_store import TokenStore
 from audiolm.training.train_encoder import UnitsConfig
 from audiolm.training.train_lm import take_over
 from audiolm.training.workshop import Workshop
@@ -335,6 +338,34 @@ def test_stages_are_trained_on_a_token_store(whole: Path, corpus: Path, tmp_path
         run_recipe(config(*loose))
 
 
+def test_whom_a_base_has_not_heard_stays_held_out(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """Other shares or another seed would move the base's test speakers into training; a recipe may still ask for them."""
+    shutil.copytree(whole / "bundle", tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["about"]["split"] = split = {"valid": 0.3, "test": 0.4, "seed": 7}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    few = [f"semantic.{key}={value}" for key, value in FEW.items()]
+    options = [f"data={corpus}", f"base={tmp_path / 'base'}", 'stages=["semantic"]', "threads=1", "seed=3", *few, *UNGATED]
+    recipe = load_config(RecipeConfig, None, [*options, f"out={tmp_path / 'out'}"])
+    assert recipe.prepare.model_dump() == {**split, "minimum": 0.5}
+    assert recipe.semantic.seed == 3
+    own = load_config(RecipeConfig, None, [*options, "out=y", "prepare.seed=5", "prepare.test=0.1"]).prepare
+    assert (own.valid, own.test, own.seed) == (0.3, 0.1, 5)
+    with pytest.raises(InputError, match="prepare=5"):
+        load_config(RecipeConfig, None, [*options, "out=y", "prepare=5"])
+
+    theirs = {each.name: each.split for each in scan(corpus, **split, skipped=[])}
+    assert theirs != {each.name: each.split for each in scan(corpus, skipped=[])}
+    run_recipe(recipe, only="prepare")
+    assert {each.name: each.split for each in AudioStore(tmp_path / "out" / "prepare").entries} == theirs
+    tokenize(str(corpus), str(tmp_path / "tokens"), model=str(tmp_path / "base"))
+    assert {each.name: each.split for each in TokenStore(tmp_path / "tokens").entries} == theirs
+    stored = load_config(
+        RecipeConfig, None, [*options, f"data={tmp_path / 'tokens'}", f"out={tmp_path / 'told'}", "prepare.test=0"]
+    )
+    assert bundle.load(run_recipe(stored)).about["split"] == split
+
+
 def test_a_damaged_base_is_named(tmp_path: Path) -> None:
     about = bundle.read_config(bundle.folder_of("speech"))
     del about["semantic"]["encoder"]
@@ -593,6 +624,9 @@ def test_one_seed_for_all_unless_given() -> None:
     config = load_config(RecipeConfig, ROOT / "recipes" / "tiny.toml", ["data=x", "out=y", "seed=7", "fine.seed=3"])
     assert (config.codec.seed, config.encoder[0].seed, config.units.seed, config.coarse.seed, config.fine.seed) == (7, 7, 7, 7, 3)
     assert load_config(RecipeConfig, None, ["data=x", "out=y", "seed=7"]).encoder[0].seed == 7
+    prepared = [load_config(RecipeConfig, None, ["data=x", "out=y", *each]) for each in (["seed=7"], ["prepare.seed=7"])]
+    assert [each.prepare.seed for each in prepared] == [7, 7]
+    assert steps(prepared[0])[0].config["seed"] == 7  # where records of earlier versions have it
 
 
 def test_stages_follow_the_recipe() -> None:

@@ -24,6 +24,7 @@ def tokenize(
 ) -> None:
     """Tokenize a folder of recordings (or a manifest.csv) into a token store, keeping what the store already holds.
 
+    Speakers are split as the model's recipe split them, so that those it has not heard stay held out.
     If interrupted, rerun the same command to resume. Source and output may be in an object store (s3://bucket/folder).
 
     Parameters
@@ -45,9 +46,10 @@ def tokenize(
     shard_seconds
         Seconds of sound per shard: the unit of work, and the most that is lost when a worker is killed.
     """
+    from audiolm.bundle import folder_of, read_config
     from audiolm.training.cluster import tokenize_on_ray
     from audiolm.training.corpus import tokenize_corpus
-    from audiolm.training.data import Skipped, scan
+    from audiolm.training.data import Skipped, held_out, scan
     from audiolm.training.run import progress
     from audiolm.training.storage import place
     from audiolm.training.token_store import TokenStore
@@ -59,7 +61,7 @@ def tokenize(
     skipped: Skipped = []
     there = place(output)
     settled = TokenStore(there).speakers() if (there / "header.json").is_file() else {}
-    recordings = scan(source, skipped=skipped, settled=settled)
+    recordings = scan(source, **held_out(read_config(folder_of(model))["about"]), skipped=skipped, settled=settled)
     tokenizers = making.load(making.Common(model=model, device="cpu" if engine == "ray" else device))
     with progress(len(recordings), label="tokenize") as show:
         common = {"shard_seconds": shard_seconds, "skipped": skipped, "show": show}

@@ -2,7 +2,8 @@
 
 The codec, the encoder and the units are the base's, since its stages understand no other tokens; the recipe's stages start
 from the weights of the base's, or from part of them if they are to predict other levels. Stages that the recipe does not train
-are carried over unchanged; stages that the base does not have start from scratch.
+are carried over unchanged; stages that the base does not have start from scratch. Speakers are split as the base's recipe split
+them, so that those held out then stay held out, unless the recipe's `prepare` says otherwise.
 """
 
 from collections.abc import Collection, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from audiolm.bundle import built, folder_of, read_config
 from audiolm.stages import Stage
+from audiolm.training.data import held_out
 
 TAKEN = {"codec": "codec", "encoder": "encoder", "units": "encoder"}  # step (and its table) -> the part of the base
 
@@ -30,6 +32,8 @@ def upon(data: Mapping[str, Any]) -> dict[str, Any]:
         "decoder": base["about"].get("decoder", "autoregressive"),
         "codebooks": base["about"].get("codebooks"),
     }
+    if isinstance(prepare := data.get("prepare", {}), Mapping) and (split := held_out(base["about"])):
+        data = {**data, "prepare": {**split, **prepare}}
     # All of the base's stages, including those that are not trained: the coarse levels determine the fine ones.
     stages = {name: _table(name, each, data.get(name, {})) for name, each in base["stages"].items()}
     own = data.get("text", {})

@@ -157,7 +157,7 @@ class _Corpus:
             store = AudioStore(shop.out / "prepare")
             self.seconds, self.train, self.speed = store.hours() * 3600, store.hours("train") * 3600, SPEED
             return
-        found = scan(config.data, config.prepare.valid, config.prepare.test, config.seed, config.prepare.minimum, [])
+        found = scan(config.data, **config.prepare.plain(), skipped=[])
         self.seconds = sum(each.seconds for each in found)
         self.train = sum(each.seconds for each in found if each.split == "train")
         decoded, began = 0.0, time.monotonic()

@@ -34,6 +34,7 @@ class PrepareConfig(Config):
 
     valid: float = Field(default=0.05, ge=0, lt=1)
     test: float = Field(default=0.05, ge=0, lt=1)
+    seed: Seed = 0
     minimum: float = Field(default=0.5, gt=0)  # seconds; shorter recordings are skipped
 
 
@@ -105,7 +106,7 @@ class RecipeConfig(Config):
             data = upon(data)
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
-            for name in ("codec", "units", *get_args(StageName)):
+            for name in ("prepare", "codec", "units", *get_args(StageName)):
                 data[name] = _seeded(data.get(name, {}), data["seed"])
             if isinstance(data["encoder"], list | tuple):
                 data["encoder"] = [_seeded(each, data["seed"]) for each in data["encoder"]]

@@ -26,9 +26,9 @@ from audiolm.model import AudioLM
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.audio_store import AudioStore
 from audiolm.training.card import card
-from audiolm.training.data import SPLITS, Skipped, listed, scan
+from audiolm.training.data import SPLITS, Skipped, held_out, listed, scan
 from audiolm.training.further import TAKEN, carried, weights
-from audiolm.training.recipe import RecipeConfig, StageName, stage_config, stage_of, trained_with
+from audiolm.training.recipe import PrepareConfig, RecipeConfig, StageName, stage_config, stage_of, trained_with
 from audiolm.training.run import progress, versions
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.storage import is_remote, place
@@ -50,7 +50,7 @@ except ImportError as missing:
 
 def steps(config: RecipeConfig) -> list[Step]:
     """A recipe's steps, in order."""
-    prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate, "seed": config.seed}
+    prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate}
     of_base = weights(config.base) if config.base else {}
 
     # Precision, like the device, belongs to the machine, not the record; older records contain it nonetheless. They do not
@@ -150,7 +150,7 @@ def _say_what_is_new(config: RecipeConfig) -> None:
 def do_prepare(shop: Workshop) -> str:
     config = shop.config.prepare
     skipped: Skipped = []
-    recordings = scan(shop.config.data, config.valid, config.test, shop.config.seed, config.minimum, skipped)
+    recordings = scan(shop.config.data, **config.plain(), skipped=skipped)
     if not any(recording.split == "train" for recording in recordings):
         raise InputError(f"{shop.config.data}: no recording is in the train split; fix the split column")
     told = [each for each in recordings if each.split == "train" and each.columns.get("transcript")]
@@ -249,13 +249,15 @@ def do_bundle(shop: Workshop) -> str:
         networks[name] = stage, network.cpu()
         if own.sampling:
             sampling[name] = own.sampling
+    # A token store is split as `audiolm tokenize` does it, whatever this recipe says.
+    split = PrepareConfig(**held_out(shop.base.about)) if shop.base and shop.tokenized else config.prepare
     about = {
         "name": config.name,
         "licence": config.licence,
         "hours": {split: round(hours, 3) for split, hours in shop.hours().items()},
         "recordings": len(store) if shop.tokenized else len(shop.audio()),
         "decoder": config.decoder,
-        "split": {"valid": config.prepare.valid, "test": config.prepare.test, "seed": config.seed},
+        "split": split.model_dump(include={"valid", "test", "seed"}),
         "training_seconds": {
             step.name: (read_json(shop.out / step.name / "time.json") or {}).get("seconds") for step in steps(config)[:-1]
         },
