@@ -366,6 +366,28 @@ def test_whom_a_base_has_not_heard_stays_held_out(whole: Path, corpus: Path, tmp
     assert bundle.load(run_recipe(stored)).about["split"] == split
 
 
+def test_float32_weights_are_never_rounded(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    """Neither trained ones nor the base's: a codec that is rounded makes other tokens."""
+    base = bundle.load(whole / "bundle")
+    with torch.no_grad():
+        for part in bundle.parts(base).values():
+            for weight in part.parameters():
+                weight.mul_(1 + 1e-5)  # no number of bfloat16
+    bundle.save(base, tmp_path / "base", "", torch.float32)
+    few = [f"semantic.{key}={value}" for key, value in FEW.items()]
+    options = [f"data={corpus}", f"base={tmp_path / 'base'}", 'stages=["semantic"]', f"out={tmp_path / 'out'}", "threads=1"]
+    config = load_config(RecipeConfig, None, [*options, *few, *UNGATED, "weights=float32"])
+    model = bundle.load(run_recipe(config))
+    for name, part in bundle.parts(model).items():
+        rounded = [torch.equal(weight, weight.bfloat16().float()) for weight in part.parameters()]
+        assert not all(rounded)
+        if name != "semantic":
+            ours, theirs = (bundle.packed(bundle.parts(each)[name], torch.float32) for each in (model, base))
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    with pytest.raises(InputError, match=r'codec\.saved_as was "float32", is null'):
+        run_recipe(config.model_copy(update={"weights": "bfloat16"}))
+
+
 def test_a_damaged_base_is_named(tmp_path: Path) -> None:
     about = bundle.read_config(bundle.folder_of("speech"))
     del about["semantic"]["encoder"]

@@ -11,7 +11,7 @@ encoder and units are taken from it instead of trained, and the stages start fro
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,10 @@ def steps(config: RecipeConfig) -> list[Step]:
         inputs = ("tokens", "semantic") if begins_with_semantic(config, name) else ("tokens",)
         record = record_of(stage_config(config, name), plain if starts_from != name else {})
         chain.append(Step(name, inputs, plain, partial(do_stage, name=name), True, record))
+    if config.weights == "float32":  # a network that is saved unrounded is another result
+        for number, step in enumerate(chain):
+            if step.name not in ("prepare", "tokens"):
+                chain[number] = replace(step, config=step.config | {"saved_as": "float32"})
     sampling = {name: stage_config(config, name).plain()["sampling"] for name in config.stages}
     about = {
         "name": config.name,

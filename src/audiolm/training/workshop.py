@@ -114,7 +114,8 @@ class Workshop:
         if self.fabric.global_rank:
             return ""  # only the first process's result counts; no barrier here, as not every process runs every step
         path = self.out / step / f"{step}.safetensors"
-        kept = torch.int8 if step == "units" and self.config.weights == "int8" else torch.bfloat16
+        weights = self.config.weights
+        kept = torch.bfloat16 if weights == "int8" and step != "units" else getattr(torch, weights)
         save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
         return file_hash(path)
 
