@@ -99,6 +99,51 @@ def test_folders_named_after_the_splits_are_the_splits(tmp_path: Path) -> None:
     assert [found[f"{name}.wav"] for name in names] == expected
 
 
+def test_transcripts_lie_where_corpora_have_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {
+        "libri/dev-clean/19/191/19-191-0000.flac": "THE FIRST",
+        "libri/dev-clean/19/191/19-191-0001.flac": "THE SECOND ONE",
+        "libri/dev-clean/19/191/19-191-0002.flac": None,
+        "any/ann/a.b.wav": "Beside, in lines.",
+        "any/ann/none.wav": None,
+        "any/ann/latin.wav": None,
+        "any/ann/empty.wav": None,
+        "vctk/wav48/p225/p225_001.wav": "Please call Stella.",
+        "vctk/wav48/p226/p225_001.wav": None,
+        "new/wav48_silence_trimmed/p225/p225_001_mic1.flac": "Ünd Stella.",
+    }
+    texts = {
+        "libri/dev-clean/19/191/19-191.trans.txt": b"19-191-0000 THE FIRST\r\n19-191-0001 THE SECOND ONE\n",
+        "any/ann/a.b.txt": b"\xef\xbb\xbf Beside,\n in lines.\n",
+        "any/ann/latin.txt": "fünf".encode("latin-1"),
+        "any/ann/empty.txt": b" \n",
+        "any/readme.txt": b"not a transcript",
+        "vctk/txt/p225/p225_001.txt": b"Please call Stella.\n",
+        "new/txt/p225/p225_001.txt": "Ünd Stella.".encode(),
+    }
+    for name in told:
+        tone(tmp_path / name, 0.2)
+    for name, content in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    for name in ("libri", "any", "vctk", "new"):
+        found = {f"{name}/{each.name}": each.columns for each in scan(tmp_path / name)}
+        assert found == {key: {"transcript": text} if text else {} for key, text in told.items() if key.startswith(name)}
+    assert capsys.readouterr().err.count("latin.txt: no transcript (") == 1
+    (tmp_path / "new" / "manifest.csv").write_text("path,told\nwav48_silence_trimmed/p225/p225_001_mic1.flac,twice\n")
+    assert [each.columns for each in scan(tmp_path / "new")] == [{"told": "twice"}]
+    libri = {each.name: each.columns.get("transcript") for each in scan(tmp_path / "libri" / "dev-clean" / "19" / "191")}
+    assert libri["19-191-0001.flac"] == "THE SECOND ONE"
+
+    def refuse(*_: object, **__: object) -> str:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # a name tells that a recording is new
+    assert audiolm.training.data.listed(tmp_path / "vctk") == {"wav48/p225/p225_001.wav", "wav48/p226/p225_001.wav"}
+
+
 @pytest.mark.parametrize(
     ("folders", "share", "drawn"),
     [

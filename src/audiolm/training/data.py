@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def scan(
     train and at least one other, they are no speakers, but the splits; valid or test, if it has no folder, is drawn by the same
     hash from train's speakers, and stderr says so.
     `settled`: splits that speakers were assigned to before, which they keep.
+    In a folder, transcripts are read from NAME.txt beside NAME.wav, from LibriSpeech's *.trans.txt and from VCTK's tree txt.
 
     Files that cannot be read or are shorter than `minimum` seconds are left out and appended to `skipped`, or named on stderr
     if it is None. Raises InputError if the source is none of these, or no recording can be used.
@@ -90,6 +92,8 @@ def scan(
     else:
         skipped += left_out
     splits = _splits([row for row, _ in found], valid, test, seed, source, settled or {})
+    if source.is_dir():
+        _transcribe([row for row, _ in found])
     known = ("path", "name", "speaker", "split", "seconds")
     return [
         Recording(
@@ -156,13 +160,16 @@ def _rows(source: Path, left_out: Skipped) -> list[dict[str, Any]]:
 
 
 def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
-    files = folder.rglob("[!.]*") if is_remote(folder) else _files(folder, left_out)
+    files = list(folder.rglob("[!.]*") if is_remote(folder) else _files(folder, left_out))
     # A link to nothing is kept, so that it is reported like any other file that cannot be read.
     paths = sorted(p for p in files if p.suffix.lower() in audio.READABLE and (p.is_file() or not p.exists()))
     if not paths:
         reason = f" ({left_out[0][1]})" if left_out else ""
         raise InputError(f"{folder}: no sound files in it{reason}; give a folder with wav, flac, mp3, ogg or opus files")
     rows = [_row(path, folder) for path in paths]
+    texts = {_key(path.relative_to(folder).as_posix()): path for path in files if path.suffix.lower() == ".txt"}
+    for row in rows:
+        row["told"] = next((texts[key] for key in _keys(row["name"]) if key in texts), None)
     splits = [_split_of(row["name"]) for row in rows]
     if None not in splits and {"train"} < set(splits):
         for row, split in zip(rows, splits, strict=True):
@@ -194,6 +201,43 @@ def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
     return {"path": path, "name": path.relative_to(folder).as_posix()}
+
+
+def _key(text: str) -> str:
+    """What a text file is looked up by: its name without suffix, or its folder if it is for all recordings there."""
+    return f"{text.rpartition('/')[0]}/" if text.endswith(".trans.txt") else text[: -len(".txt")]
+
+
+def _keys(name: str) -> Iterator[str]:
+    """Keys of the text files that may have a recording's transcript. The files are not looked for, but in the tree's listing."""
+    stem = name.rpartition(".")[0]
+    yield stem
+    yield f"{name.rpartition('/')[0]}/"  # LibriSpeech
+    yield re.sub(r"(^|/)wav48[^/]*/(.*?)(_mic\d)?$", r"\1txt/\2", stem)  # VCTK: wav48_.../p225/p225_001_mic1.flac
+
+
+def _transcribe(rows: Sequence[dict[str, Any]]) -> None:
+    """Read the transcripts of a folder's recordings from the files `told`. One that cannot be read is named on stderr.
+
+    The rows are in order, so that LibriSpeech's files, one for a chapter, are read once each.
+    """
+
+    @lru_cache(1)
+    def text_of(path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            print(f"{path}: no transcript ({error})", file=sys.stderr)
+            return ""
+
+    @lru_cache(1)
+    def lines_of(path: Path) -> dict[str, str]:
+        return {name: text for name, _, text in (line.partition(" ") for line in text_of(path).splitlines())}
+
+    for row in rows:
+        if path := row.pop("told"):
+            told = lines_of(path).get(row["path"].stem, "") if path.name.endswith(".trans.txt") else text_of(path)
+            row["transcript"] = " ".join(told.split())
 
 
 def _split_of(name: str) -> str | None:

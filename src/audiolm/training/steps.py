@@ -159,7 +159,7 @@ def do_prepare(shop: Workshop) -> str:
         raise InputError(f"{shop.config.data}: no recording is in the train split; fix the split column")
     told = [each for each in recordings if each.split == "train" and each.columns.get("transcript")]
     if "text" in shop.config.stages and not told:
-        cure = "add the column, or leave text out of stages"
+        cure = "add them (docs/training.md), or leave text out of stages"
         raise InputError(f"{shop.config.data}: no train recording has a transcript for the text stage; {cure}")
     speakers = list(dict.fromkeys(each.speaker for each in recordings))
     some = ", ".join(speakers[:3]) + (", ..." if len(speakers) > 3 else "")
