@@ -15,9 +15,9 @@ ROWS = """
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     route
     model bundle report phonetics
-    abx data audio_store further token_index token_store alignment run engine continuations card batching limits uploads
+    abx data audio_store token_index token_store alignment run engine continuations card batching limits uploads
     figures page blindtest detector_sounds
-    train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
+    further train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates
     recipe server doctor cluster
     workshop
