@@ -234,6 +234,54 @@ def test_bad_files_are_one_line_each(tmp_path: Path):
         one_line(lambda path=tmp_path / name: list(blocks(path, 1.0, 8000)), re.escape(name), words)
 
 
+def encoded(form: str, subtype: str) -> bytes:
+    noise = np.random.default_rng(0).normal(0, 0.1, (48_001, 1)).astype(np.float32)  # odd, for a padding byte
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise, 16_000, subtype, format=form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_U8", "FLOAT", "ALAW", "IMA_ADPCM"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX"])
+def test_a_wav_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, form: str, subtype: str):
+    if (form, subtype) == ("WAVEX", "IMA_ADPCM"):
+        pytest.skip("there is no such file")
+    path, whole = tmp_path / "x.wav", encoded(form, subtype)
+    at = whole.index(b"data") + 4
+    stated = int.from_bytes(whole[at : at + 4], "little")
+    sizes = [(0x7FFFFFFF - 44).to_bytes(4, "little"), b"\0\0\0\x80", b"\xff\xff\xff\xff"]  # sox, arecord, ffmpeg in a pipe
+    piped = [whole[:at] + size + whole[at + 4 : at + 4 + stated] for size in sizes]
+    counted = whole[:at] + (stated + at + 4).to_bytes(4, "little") + whole[at + 4 : at + 4 + stated]
+    for good in (whole, whole + b"LIST\4\0\0\0INFO", whole[: at + 4 + stated], counted, *piped):
+        path.write_bytes(good)
+        assert read(path).seconds == pytest.approx(3, abs=0.07)  # whole blocks of ADPCM
+    for length in (len(whole) // 2, len(whole) - 200):
+        path.write_bytes(whole[:length])
+        one_line(lambda: read(path), "x.wav: damaged or cut off", f"of {stated} bytes of samples", "ffmpeg -i")
+        one_line(lambda: probe(path), "x.wav: damaged or cut off")
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, subtype: str):
+    path, whole = tmp_path / "x.ogg", encoded("OGG", subtype)
+    for good in (whole, whole + whole, whole + b"TAG" + bytes(125)):
+        path.write_bytes(good)
+        assert read(path).samples.shape[1] >= 48_001
+    pages = [match.start() for match in re.finditer(b"OggS", whole)]
+    assert len(pages) > 3
+    for length in (pages[-1], pages[-1] + 3, pages[-1] + 20, pages[-1] + 40, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        one_line(lambda: read(path), "x.ogg: damaged or cut off .its last page", "ffmpeg -i")
+    with audio.as_file(io.BytesIO(whole), "upload") as copy:
+        assert read(copy).samples.shape[1] == 48_001
+
+    def uploaded() -> Waveform:
+        with audio.as_file(io.BytesIO(whole[:-1]), "upload") as copy:
+            return read(copy)
+
+    one_line(uploaded, "^upload: damaged or cut off")
+
+
 def test_too_short_is_refused_where_a_minimum_is_asked_for(tmp_path: Path):
     path = tmp_path / "click.wav"
     chirp(0.001, 16000).write(path)

@@ -37,6 +37,7 @@ BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".web
 TAGS = ("title", "artist", "album", "comment", "software", "date", "copyright", "license", "genre", "tracknumber")
 READABLE = BY_SNDFILE | BY_AV  # suffixes to look for when searching for recordings
 
+_CURE = "copy or record it again, or keep what there is: ffmpeg -i FILE whole.wav"
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -145,8 +146,8 @@ class Waveform:
 def read(path: str | os.PathLike[str], minimum_seconds: float = 0.0, seconds: float | None = None) -> Waveform:
     """Read a sound file, or no more than its first `seconds`, at its own sample rate, with its own channels.
 
-    InputError if the file is missing, is not a sound file, is damaged, holds no samples, NaN, infinity or more than 32
-    channels, peaks above 64 times full scale, or is shorter than `minimum_seconds`.
+    InputError if the file is missing, is not a sound file, is damaged or cut off, holds no samples, NaN, infinity or more than
+    32 channels, peaks above 64 times full scale, or is shorter than `minimum_seconds`.
     """
     if seconds is None:
         info = probe(path, count=False)
@@ -179,6 +180,8 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
     else:
         with _open_sndfile(path) as file:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+            if lacks := containers.cut_off(path):
+                raise InputError(f"{path}: damaged or cut off ({lacks}); {_CURE}")
             if file.frames > 1 << 48:  # a stream's header that lacks the length
                 frames = sum(map(len, _decode(path))) if count else math.inf
                 info = AudioInfo(frames / file.samplerate, file.samplerate, file.channels)
@@ -340,16 +343,14 @@ def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
             try:
                 chunk = file.read(CHUNK, dtype="float32", always_2d=True)
             except soundfile.SoundFileError as error:
-                raise InputError(
-                    f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; copy or record it again"
-                ) from error
+                raise InputError(f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; {_CURE}") from error
             if not len(chunk):
                 break
             taken += len(chunk)
             yield chunk
         if stated - taken > ALLOWED_LOSS * file.samplerate:
             lengths = f"{taken / file.samplerate:.2f} s of {stated / file.samplerate:.2f} s"
-            raise InputError(f"{path}: damaged or cut off; only {lengths} can be read; copy or record it again")
+            raise InputError(f"{path}: damaged or cut off; only {lengths} can be read; {_CURE}")
 
 
 def _suffix(head: bytes) -> str:

@@ -1,5 +1,10 @@
-"""Read formats that libsndfile cannot (m4a, aac, mp4, webm, ...) with PyAV, the extra `m4a`; only this module imports it."""
+"""How files hold sound: whether one was cut off, and reading what libsndfile cannot (m4a, aac, mp4, webm, ...).
 
+Only this module imports PyAV, the extra `m4a`.
+"""
+
+import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +12,37 @@ from typing import Any
 import numpy as np
 
 from audiolm.errors import InputError
+
+_SLACK = 128  # bytes: some writers count the header among the samples
+_UNKNOWN = {0x7FFF, 0x8000, 0xFFFF}  # upper half of the sizes that sox, arecord and ffmpeg state in a pipe, the largest they can
+_PAGE = 27 + 255 + 255 * 255  # bytes of the longest Ogg page
+_EOS = 4  # flag of an Ogg stream's last page
+
+
+def cut_off(path: Path) -> str:
+    """How a .wav or .ogg shows that its end is missing, which libsndfile passes over; "" if it is whole or does not tell."""
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        head = file.read(12)
+        if head[:4] == b"OggS":
+            file.seek(max(0, length - 2 * _PAGE))
+            tail = file.read()
+            start = tail.rfind(b"OggS")
+            page = tail[start:] if start >= 0 else b""
+            parts = page[27 : 27 + page[26]] if len(page) > 26 else b""
+            ended = len(page) >= 27 + len(parts) + sum(parts) and len(page) > 5 and page[5] & _EOS
+            return "its last page does not end the stream" if page and not ended else ""
+        if head[:4] + head[8:] != b"RIFFWAVE":
+            return ""
+        for _ in range(1000):  # chunks; no recording has as many
+            name, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
+            if name == b"data":
+                held = length - file.tell()
+                cut = size - held > _SLACK and size >> 16 not in _UNKNOWN
+                return f"{held} of {size} bytes of samples are there" if cut else ""
+            file.seek(size + size % 2, os.SEEK_CUR)
+    return ""
 
 
 def open_audio(path: Path) -> Any:
