@@ -1,6 +1,7 @@
 """The program: verbs on a tiny bundle, exit codes, one-line mistakes, nothing written on failure (contracts 8 and 10)."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -395,6 +396,23 @@ def test_a_recording_by_a_pipe(capsys, tmp_path: Path, model: str, female_path: 
         assert damaged.stderr.startswith(b"audiolm: /dev/stdin: not a sound file")
     ok(capsys, "reconstruct", female_path, "-o", tmp_path / "same.wav", "-m", model)
     assert (tmp_path / "out.wav").read_bytes() == (tmp_path / "same.wav").read_bytes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text(tmp_path: Path, model: str, female_path: Path) -> None:
+    """A file whose name is not UTF-8 is examined like the others, and its name can be printed."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    odd.write_bytes(female_path.read_bytes())
+    command = [sys.executable, "-m", "audiolm", "detect", str(female_path), str(odd), "-m", model]
+    for options, name in ([], "caf\\udce9.flac: no watermark"), (["--json"], odd.name):
+        done = subprocess.run([*command, *options], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout.decode()
+        assert name in (json.loads(shown)[1]["file"] if options else shown)
+    odd.write_text("no sound")
+    done = subprocess.run([*command], capture_output=True)
+    assert done.returncode == 2
+    assert b"caf\\udce9.flac: not a sound file" in done.stderr
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(

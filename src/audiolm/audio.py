@@ -326,7 +326,7 @@ class _FrontToBack(soundfile.SoundFile):
 
 def _open_sndfile(path: Path) -> soundfile.SoundFile:
     try:
-        return _FrontToBack(path)
+        return _FrontToBack(os.fsencode(path) if os.name == "posix" else path)  # soundfile refuses names that are not UTF-8
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         if "does not exist" in reason and path.is_file():  # libsndfile's message for an mp3 without frames

@@ -4,6 +4,7 @@ Exit codes: 0 success; 2 user error, reported in one line on standard error; 1 a
 holds a single JSON document and nothing else; progress and messages go to standard error.
 """
 
+import io
 import os
 import sys
 from importlib.metadata import version
@@ -115,6 +116,9 @@ for function in (
 
 def main() -> None:
     """Entry point of the `audiolm` command."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
