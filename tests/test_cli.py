@@ -258,12 +258,17 @@ def test_bad_options(capsys, tmp_path: Path, model: str, female_path: Path) -> N
         ("--seconds", "inf"): "--seconds",
         ("--seconds", "three"): "three",
         ("--samples", "0"): "--samples",
+        ("--samples", "2.7"): '--samples: give a whole number, not "2.7"',
+        ("--seed", "1.5"): '--seed: give a whole number, not "1.5"',
+        ("--seed", "-1"): "--seed",
+        ("--seed", str(2**32)): "--seed",
         ("--temperature", "hot"): "--temperature",
         ("--temperature", "1,2"): "--temperature",
         ("--temperature", "-1"): "--temperature",
         ("--temperature", "nan"): "--temperature",
         ("--temperature", "0.6,0.8,inf"): "--temperature",
         ("--top-k", "0"): "--top-k",
+        ("--top-k", str(2**31)): "--top-k",
         ("--top-p", "1.5"): "--top-p",
         ("--top-p", "nan"): "--top-p",
         ("--device", "cuda:99"): "--device",
@@ -306,6 +311,20 @@ def test_no_verb_takes_what_is_no_number(capsys, tmp_path: Path, number: str) ->
     if number == "nan":  # of infinite length there is one shard
         assert "--shard-seconds" in mistake(capsys, "tokenize", data, "-o", out, "--shard-seconds", number)
     assert not out.exists()
+
+
+def test_no_verb_rounds(capsys) -> None:
+    """Every option that counts takes whole numbers only, and every seed is one that the server takes too."""
+    seen = set()
+    for verb in EXAMPLES:
+        for each in app[verb].assemble_argument_collection():
+            if each.hint in (int, int | None):
+                seen.add(each.name)
+                assert each.parameter.converter is making._whole, (verb, each.name)
+                assert each.name != "--seed" or each.parameter.validator, verb
+    assert seen > {"--seed", "--samples", "--top-k", "--threads", "--port", "--steps", "--recordings", "--workers"}
+    for number in ("80.0", "0x50", "8_0", "\N{ARABIC-INDIC DIGIT EIGHT}", "9" * 5000):
+        assert "--port" in mistake(capsys, "serve", "--port", number)
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(

@@ -2,15 +2,16 @@
 
 import json
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 from cyclopts.validators import Number
 
 from audiolm.errors import InputError
@@ -28,6 +29,17 @@ EVERY = 30.0  # seconds between progress lines when stderr is not a terminal
 MOST_THREADS = 1024  # torch segfaults if it asks for more threads than the system can provide
 
 
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """A whole number; the library's own converter would round 2.7 to 3."""
+    if not re.fullmatch("[+-]?[0-9]+", text := tokens[0].value):
+        raise ValueError(f'give a whole number, not "{text}"')
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
+Seed = Annotated[Whole, Parameter(validator=Number(gte=0, lt=2**32))]  # as the server's and the recipes'
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Common:
@@ -35,7 +47,7 @@ class Common:
 
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "speech"
     "A packaged model (speech, piano), a bundle's folder, or a hub id owner/name (only then is the network used)."
-    codebooks: int | None = None
+    codebooks: Whole | None = None
     "RVQ levels to use, 1 to 12 with the speech model; above 4 its fine stage runs too. Default: 4; reconstruct: all."
     plot: Path | None = None
     "Also plot waveform and spectrogram, with a grey line where the prompt ends (.png, .svg, .pdf, .jpg)."
@@ -45,7 +57,7 @@ class Common:
     "Also write out.json next to out.wav: model, seed, settings and prompt length, as in the file's own tags."
     device: str = "cpu"
     "cpu, cuda, cuda:1, mps."
-    threads: int | None = None
+    threads: Whole | None = None
     "CPU threads; default: one per core, fewer while other processes keep the cores busy."
     json: Json = False
 
@@ -55,13 +67,13 @@ class Common:
 class Generating(Common):
     """Options of the verbs that sample tokens."""
 
-    seed: int = 0
+    seed: Seed = 0
     "The same seed gives the same sound. With --samples, the first sample's seed; each further one adds 1."
-    samples: int = 1
+    samples: Whole = 1
     "Number of samples; with more than one, out.wav becomes out-1.wav, out-2.wav, ..."
     temperature: str | None = None
     "One number for all stages, or semantic,coarse,fine such as 0.6,0.8,0.6 (the paper's). 0 is greedy decoding."
-    top_k: Annotated[int | None, Parameter(validator=Number(gte=1))] = None
+    top_k: Annotated[Whole | None, Parameter(validator=Number(gte=1, lt=2**31))] = None
     "Sample only from the k most likely codes."
     top_p: Annotated[float | None, Parameter(validator=Number(gt=0, lte=1))] = None
     "Nucleus sampling: only from the most likely codes that together reach this probability."

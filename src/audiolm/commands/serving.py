@@ -15,10 +15,10 @@ def serve(
     *limits: str,
     model: str = "speech",
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: making.Whole = 8000,
     api_key_file: Path | None = None,
     device: str = "cpu",
-    threads: int | None = None,
+    threads: making.Whole | None = None,
 ) -> None:
     """Serve the web page and the HTTP API: open the address it prints. When stopped, it finishes running requests first.
 

@@ -17,7 +17,7 @@ def tokenize(
     model: str = "speech",
     engine: Literal["process", "ray"] = "process",
     address: str = "local",
-    workers: int | None = None,
+    workers: making.Whole | None = None,
     device: str = "cpu",
     shard_seconds: float = 3600.0,
     json: making.Json = False,
