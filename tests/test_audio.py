@@ -312,6 +312,37 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, name: str, words: str)
     one_line(lambda: check_output(tmp_path / "file" / "x.wav"), r"file is a file\); name a file in a folder")
 
 
+def test_what_was_there_keeps_its_permissions_and_links(tmp_path: Path):
+    private, link = tmp_path / "private.wav", tmp_path / "link.wav"
+    private.write_bytes(b"an earlier result")
+    private.chmod(0o600)
+    link.symlink_to("private.wav")
+    chirp(0.1, 8000).write(link)
+    assert link.is_symlink()
+    assert read(private).seconds == pytest.approx(0.1)
+    assert private.stat().st_mode & 0o777 == 0o600
+    private.chmod(0o444)
+    chirp(0.2, 8000).write(private)
+    assert private.stat().st_mode & 0o777 == 0o444
+    (tmp_path / "new.wav").symlink_to("elsewhere.wav")
+    chirp(0.1, 8000).write(tmp_path / "new.wav")
+    assert (tmp_path / "elsewhere.wav").is_file()
+    (tmp_path / "lost.wav").symlink_to("nowhere/x.wav")
+    one_line(lambda: check_output(tmp_path / "lost.wav"), "lost.wav: .*no such folder.; create .*nowhere first")
+    assert {path.name for path in tmp_path.iterdir()} == {"private.wav", "link.wav", "new.wav", "elsewhere.wav", "lost.wav"}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_pipe_is_not_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "link.wav").symlink_to("pipe.wav")
+    for path in (tmp_path / "pipe.wav", tmp_path / "link.wav"):
+        one_line(lambda path=path: check_output(path), f"{path.name}: is a pipe or a device, not a file")
+        one_line(lambda path=path: chirp(0.1, 8000).write(path), f"{path.name}: is a pipe or a device, not a file")
+    one_line(lambda: chirp(0.1, 8000).write(tmp_path / f"{'x' * 300}.wav"), "file name too long")
+    assert (tmp_path / "pipe.wav").is_fifo()
+
+
 def test_more_channels_than_a_format_holds(tmp_path: Path):
     one_line(lambda: chirp(0.1, 16000, 3).write(tmp_path / "x.mp3"), "x.mp3: MP3 holds at most 2 channels", "mono")
     one_line(lambda: chirp(0.1, 16000, 9).write(tmp_path / "x.flac"), "x.flac: FLAC holds at most 8 channels")

@@ -13,10 +13,9 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from audiolm import containers, plots
 from audiolm.errors import InputError
-from audiolm.files import whole_file
+from audiolm.files import check_place, whole_file
 
 MAX_CHANNELS = 32
 CHUNK = 1 << 18  # samples per channel decoded at a time
@@ -264,33 +263,12 @@ def check_output(path: str | os.PathLike[str]) -> _Kind:
     return _kind(Path(path).suffix, str(path))
 
 
-def check_picture(path: str | os.PathLike[str]) -> None:
-    """Like `check_output`, for `plot`."""
-    check_place(Path(path))
-    if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
-        raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")
-    if find_spec("matplotlib") is None:
-        raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]")
-
-
-def check_place(path: Path) -> None:
-    """Reject a path where no file can be written."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it, such as {path / 'out.wav'}")
-    if path.parent.exists() and not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written ({path.parent} is a file); name a file in a folder")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: cannot be written (no such folder); create {path.parent} first")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: cannot be written (permission denied); choose another folder")
-
-
 def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float | None = None, title: str | None = None) -> None:
     """Draw the waveform over its spectrogram (mel scale, 0 to 8 kHz) as .png, .svg, .pdf or .jpg.
 
     A grey line marks the end of the prompt. Needs matplotlib, the extra `plot`.
     """
-    check_picture(path)
+    plots.check_picture(path)
     if not waveform.samples.numel():
         raise InputError(f"{path}: there is no sound to draw")
     samples = waveform.mono().samples[0].detach().cpu()
@@ -326,7 +304,8 @@ class _FrontToBack(soundfile.SoundFile):
 
 def _open_sndfile(path: Path) -> soundfile.SoundFile:
     try:
-        return _FrontToBack(os.fsencode(path) if os.name == "posix" else path)  # soundfile refuses names that are not UTF-8
+        name: Any = os.fsencode(path) if os.name == "posix" else path  # soundfile refuses names that are not UTF-8
+        return _FrontToBack(name)
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
         if "does not exist" in reason and path.is_file():  # libsndfile's message for an mp3 without frames

@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,48 @@ from torch import Tensor
 from audiolm.errors import InputError
 
 
+def check_place(path: Path) -> None:
+    """Reject a path where no file can be written, or where one would take the place of a folder, pipe or device."""
+    folder = _target(path).parent
+    # os.path's functions do not fail for a name that is too long: the writing will say so.
+    if os.path.isdir(path):
+        raise InputError(f"{path}: is a folder; name a file in it, such as {path / ('out' + (path.suffix or '.wav'))}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path}: is a pipe or a device, not a file; name another file")
+    if os.path.isfile(folder):
+        raise InputError(f"{path}: cannot be written ({folder} is a file); name a file in a folder")
+    if not os.path.isdir(folder):
+        raise InputError(f"{path}: cannot be written (no such folder); create {folder} first")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: cannot be written (permission denied); choose another folder")
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path next to `path` (same suffix) and rename it on success; on any failure `path` is untouched.
+    """Yield a temporary path (same suffix) and rename it to `path` on success; on any failure `path` is untouched.
 
-    Raises InputError if the folder does not exist or cannot be written to, or the disk is full.
+    A link's target is written, not the link; an existing file's permissions are kept. InputError as for `check_place`, or if
+    the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    check_place(path)
+    place = _target(path)
+    temporary = place.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        # Not tempfile, whose files are private: results should have the permissions given by the user's umask.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error)}); choose another folder") from error
-    mode = temporary.stat().st_mode
-    try:
+        kept = stat.S_IMODE(place.stat().st_mode) if place.exists() else None
+        # Not tempfile, whose files are private: new results should have the permissions given by the user's umask.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if kept is None else 0o600))
+        mode = temporary.stat().st_mode if kept is None else kept
         yield temporary
-        temporary.chmod(mode)  # safetensors replaces it with a private file of its own
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.chmod(mode)  # safetensors replaces it with a private file of its own
+        os.replace(temporary, place)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({_reason(error)}); free space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is renamed, or there was none
+            temporary.unlink()
 
 
 @contextmanager
@@ -120,3 +139,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path)) if os.path.islink(path) else path

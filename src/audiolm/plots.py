@@ -1,11 +1,17 @@
 """Plots of waveforms with spectrograms, and of codes. Needs matplotlib (the extra `plot`), imported only when drawing."""
 
 import io
+import os
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from audiolm.errors import InputError
+from audiolm.files import check_place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,6 +21,15 @@ ROWS = 192
 TOP_HERTZ = 8000
 RANGE_DECIBELS = 70
 WAVE, PROMPT_LINE, PROMPT_TEXT = "#3b528b", "#9a9a9a", "#5a5a5a"
+
+
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """Reject a path where no picture could be drawn, before any expensive work is done."""
+    check_place(Path(path))
+    if Path(path).suffix.lower() not in {".png", ".svg", ".pdf", ".jpg"}:
+        raise InputError(f"{path}: cannot draw '{Path(path).suffix}' files; name a .png, .svg, .pdf or .jpg file")
+    if find_spec("matplotlib") is None:
+        raise InputError(f"{path}: pictures need matplotlib; run: pip install audiolm[plot]")
 
 
 def picture(

@@ -99,8 +99,9 @@ def write_all(
     prompt_seconds: float = 0.0,
 ) -> None:
     """Check the outputs, load the model, make the sounds, write them, and report what was done, in their tags as well."""
-    from audiolm.audio import check_output, check_picture, check_place, plot
-    from audiolm.files import whole_file
+    from audiolm.audio import check_output, plot
+    from audiolm.files import check_place, whole_file
+    from audiolm.plots import check_picture
     from audiolm.provenance import tags
 
     drawn = isinstance(common, Generating)
