@@ -434,6 +434,26 @@ def test_a_name_that_is_no_text(tmp_path: Path, model: str, female_path: Path) -
     assert b"caf\\udce9.flac: not a sound file" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_what_cannot_be_said_is_one_line(model: str, female_path: Path) -> None:
+    """Standard streams that are closed, full, or not read any more."""
+    program = f"'{sys.executable}' -m audiolm"
+    stream = f"{program} generate --seconds 0.3 --stream -m '{model}'"
+    for command, code, line in (
+        (f"{stream} > /dev/full", 2, "--stream: standard output cannot be written (no space left on device)"),
+        (f"{stream} >&-", 2, "--stream: standard output is closed; pipe it"),
+        (f"{program} info '{female_path}' > /dev/full", 2, "standard output: cannot be written (no space left on device)"),
+        (f"{program} info - <&-", 2, "-: standard input is closed; pipe a recording"),
+        (f"{stream} 2>&- > /dev/null", 0, ""),
+        (f"{program} info '{female_path}' | true; exit ${{PIPESTATUS[0]}}", 1, ""),
+    ):
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # else print fails, not the flush at the end
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=buffered)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert done.stderr.startswith(f"audiolm: {line}" if line else ""), command
+        assert done.stderr.count("\n") == bool(line), done.stderr
+
+
 def test_without_a_terminal_progress_is_a_line_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,10 +116,24 @@ for function in (
 
 def main() -> None:
     """Entry point of the `audiolm` command."""
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115 - None if it was closed by whoever started this
     for stream in (sys.stdout, sys.stderr):  # names of files may hold bytes that are no text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    sys.exit(_flushed(run(sys.argv[1:])))
+
+
+def _flushed(code: int) -> int:
+    """The exit code after standard output was flushed: at exit, Python would report a full disk or a gone reader its own way."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
+        if not isinstance(error, BrokenPipeError):
+            return code or _complain(f"standard output: cannot be written ({(error.strerror or str(error)).lower()})", 2)
+        return code or 1
+    return code
 
 
 def run(arguments: list[str]) -> int:
@@ -131,8 +145,7 @@ def run(arguments: list[str]) -> int:
         return _complain(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         return _complain("stopped", 1)
-    except BrokenPipeError:  # the reader is gone: nothing more may be written, not even what is still buffered
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader is gone
         return 1
     except SystemExit as stop:  # training that was asked to stop exits with its own message
         return _complain(str(stop.code), 1) if isinstance(stop.code, str) else int(stop.code or 0)

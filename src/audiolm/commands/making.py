@@ -158,8 +158,8 @@ def recording(path: Path) -> Iterator[Path]:
 
 
 def check_piped(cure: str) -> None:
-    if sys.stdin.isatty():
-        raise InputError(f"-: standard input is a terminal; {cure}")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError(f"-: standard input is {'a terminal' if sys.stdin else 'closed'}; {cure}")
 
 
 def hear(path: Path, minimum_seconds: float = 0.1, most: float | None = None) -> "Waveform":
@@ -240,14 +240,24 @@ def live(streamed: bool, played: bool, output: Path | None, common: Generating) 
 
 def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
     """Write the sound to standard output as WAV, each block as soon as it is ready."""
+    if sys.stdout is None:
+        raise InputError("--stream: standard output is closed; pipe it to a player, or omit --stream and name a file with -o")
     if sys.stdout.isatty():
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
 
     blocks, samples, rate = _blocks(common, prompt, seconds, only_new, chain)
     for part in wav(blocks, samples, rate):
-        sys.stdout.buffer.write(part)
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(part)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:  # the player was stopped
+            raise
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(
+                f"--stream: standard output cannot be written ({reason}); free space or pipe it elsewhere"
+            ) from error
 
 
 def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
