@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "audiolm"
 
 ROWS = """
-    errors kernels threads files storage tokens config containers plots audio
+    errors kernels threads files storage tokens config containers plots spectra audio
     text
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
-    pretraining metrics music speaker classifier zerospeech tables sampling parallel adapters
+    pretraining metrics music speaker classifier zerospeech tables sampling parallel
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     route
     model bundle report phonetics
@@ -31,7 +31,7 @@ ROWS = """
 BESIDE = {
     *(("kernels", "errors"), ("files", "errors"), ("tokens", "errors"), ("config", "errors")),
     *(("audio", "errors"), ("audio", "files"), ("audio", "plots"), ("audio", "containers")),
-    *(("tokens", "plots"), ("containers", "errors")),
+    *(("tokens", "plots"), ("containers", "errors"), ("plots", "errors"), ("plots", "files")),
     *(("codec", "quantizer"), ("codec", "bodies")),
     ("parallel", "sampling"),
     ("bundle", "model"),

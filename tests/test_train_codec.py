@@ -10,11 +10,11 @@ from lightning.fabric import Fabric
 from audiolm.audio import Waveform, read
 from audiolm.codec import Codec, CodecConfig
 from audiolm.files import load_tensors, save_tensors
+from audiolm.spectra import mel_filters
 from audiolm.training.adversarial import (
     Discriminators,
     discriminator_loss,
     generator_losses,
-    mel_filters,
     mel_loss,
     spectral_losses,
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm.audio import Waveform
-from audiolm.training.adversarial import mel_filters
+from audiolm.spectra import mel_filters
 
 SAMPLE_RATE = 16_000
 WINDOW, HOP, BANDS = 400, 160, 64

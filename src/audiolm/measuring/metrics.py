@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from audiolm.errors import InputError
-from audiolm.training.adversarial import mel_filters, stft
+from audiolm.spectra import mel_filters, stft
 
 MEL = {32: 5, 64: 10, 128: 20, 256: 40, 512: 80, 1024: 160, 2048: 320}  # window in samples: bands (DAC's seven scales)
 

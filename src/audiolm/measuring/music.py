@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from audiolm.training.adversarial import stft
+from audiolm.spectra import stft
 
 RATE = 16_000
 LOWEST, SEMITONES = 21, 88  # MIDI number of A0, and how many

@@ -24,7 +24,7 @@ from audiolm.files import whole_file
 from audiolm.measuring.metrics import needed
 from audiolm.model import AudioLM
 from audiolm.route import decoders
-from audiolm.training.adversarial import mel_filters
+from audiolm.spectra import mel_filters
 from audiolm.training.data import Recording, by_speaker
 from audiolm.training.storage import fetched
 

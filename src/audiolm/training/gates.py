@@ -28,9 +28,9 @@ from audiolm.config import Config
 from audiolm.files import read_json, write_json
 from audiolm.measuring.metrics import entropy
 from audiolm.measuring.phonetics import label_recordings, measure_units, mfcc_units
+from audiolm.spectra import mel_filters, stft
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.training.adversarial import mel_filters, stft
 from audiolm.training.audio_store import AudioStore, Crops
 from audiolm.training.run import random_untouched
 from audiolm.training.token_store import TokenCrops

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from audiolm.bundle import language_model
 from audiolm.codec import Codec
 from audiolm.conformer import Conformer
+from audiolm.spectra import mel_filters
 from audiolm.stages import Stage
-from audiolm.training.adversarial import Discriminators, mel_filters, mel_loss, spectral_losses
+from audiolm.training.adversarial import Discriminators, mel_loss, spectral_losses
 from audiolm.training.checkpoint import State
 from audiolm.training.recipe import stage_config, stage_of
 from audiolm.training.run import Run
