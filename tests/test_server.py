@@ -20,6 +20,7 @@ from audiolm.asking import Sampling
 from audiolm.audio import Waveform
 from audiolm.cli import run
 from audiolm.commands.serving import _keys
+from audiolm.errors import InputError
 from audiolm.model import AudioLM
 from audiolm.provenance import detect
 from audiolm.serving import server
@@ -334,6 +335,24 @@ def test_keys_of_an_editor_that_marks_its_files(tiny_model: AudioLM, tmp_path: P
     with TestClient(create_app(tiny_model, LIMITS, keys=_keys(file))) as client:
         for key in ("first", "second"):
             assert client.get("/v1/models", headers={"X-API-Key": key}).status_code == 200
+
+
+def test_only_lines_are_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word of a comment lets anyone in, and no newline behind a key keeps everyone out."""
+    file = tmp_path / "keys.txt"
+    file.write_text("# keys of the team\n\n  first \r\n#second\nthird\n")
+    monkeypatch.delenv("AUDIOLM_API_KEY", raising=False)
+    assert _keys(file) == ["first", "third"]
+    monkeypatch.setenv("AUDIOLM_API_KEY", "secret\n")
+    assert _keys(file) == ["secret", "first", "third"]
+    monkeypatch.setenv("AUDIOLM_API_KEY", " \n")
+    assert _keys(None) == []
+    for text, words in (("first\nfor Anna: sesame\n", "line 2 has blanks in it"), ("# none\n \n", "holds no keys")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words) as mistake:
+            _keys(file)
+        assert str(file) in str(mistake.value)
+        assert "sesame" not in str(mistake.value)
 
 
 def test_other_sites_and_other_names_are_refused(tiny_model: AudioLM) -> None:

@@ -33,7 +33,7 @@ def serve(
     port
         0 picks a free one.
     api_key_file
-        A file of API keys, one per line; every request must present one. The variable AUDIOLM_API_KEY holds another.
+        A file of API keys, one per line (# begins a comment); every request must present one. AUDIOLM_API_KEY holds another.
     device
         cpu, cuda, cuda:1, mps.
     threads
@@ -64,12 +64,21 @@ def serve(
 
 
 def _keys(path: Path | None) -> list[str]:
-    keys = [os.environ.get("AUDIOLM_API_KEY", "")]
+    """The keys of AUDIOLM_API_KEY and of the file: one per line, without blank lines and comments (#)."""
+    keys = [os.environ.get("AUDIOLM_API_KEY", "").strip()]
     if path is not None:
         try:
-            keys += path.read_text(encoding="utf-8-sig").split()  # some editors write a byte order mark
+            lines = path.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--api-key-file {path}: cannot be read; name a text file of keys, one per line") from error
-        if len(keys) < 2:
+        for number, line in enumerate(map(str.strip, lines), 1):
+            if line.startswith("#"):
+                continue
+            if len(line.split()) > 1:  # each word as a key of its own would let in whoever guesses an ordinary word
+                raise InputError(
+                    f"--api-key-file {path}: line {number} has blanks in it; write one key per line, comments after #"
+                )
+            keys.append(line)
+        if not any(keys[1:]):
             raise InputError(f"--api-key-file {path}: holds no keys; write one per line")
     return [key for key in keys if key]
