@@ -146,6 +146,59 @@ def test_a_full_queue_says_when_to_come_again_and_who_leaves_makes_room() -> Non
     assert on_stub(scene, queue=2) == [1, 2]
 
 
+class Clock(Stub):
+    """A model that makes ten seconds of sound a second, however many together, and remembers what it made, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[float]] = []
+
+    def generate_batch(self, requests, progress, **_: Any) -> list[Waveform]:
+        self.begun.set()
+        self.batches.append([request.seconds for request in requests])
+        until = time.monotonic() + sum(self.batches[-1]) / 10
+        while time.monotonic() < until:
+            time.sleep(0.001)
+            progress("semantic", 1, 2)
+        return [Waveform(torch.full((1, 1), float(request.seed)), 16_000) for request in requests]
+
+
+def on_clock(scene: Callable[[Worker, Clock], Awaitable[None]], **options: Any) -> list[list[float]]:
+    clock = Clock()
+    run(clock, lambda worker: scene(worker, clock), **options)  # pyright: ignore[reportArgumentType]
+    return clock.batches
+
+
+def several(worker: Worker, seconds: float, samples: int = 1) -> "asyncio.Task[list[Waveform]]":
+    return asyncio.ensure_future(worker.generate([Request(None, seconds, seed=seed) for seed in range(samples)], {}))
+
+
+def test_what_cannot_be_done_in_time_is_refused_once_the_rate_is_known() -> None:
+    async def scene(worker: Worker, clock: Clock) -> None:
+        await several(worker, 5, samples=4)  # 2 s of work in 1 s of patience: nothing is known yet
+        with pytest.raises(Busy, match=r"20 s of sound are more than is made here in 1 s; ask for (9|10) s or less") as busy:
+            await several(worker, 5, samples=4)
+        assert busy.value.retry_after == 1
+        long = several(worker, 8)
+        await asyncio.sleep(0.02)
+        with pytest.raises(Busy, match="busy; try again in 1 s"):
+            await several(worker, 8)
+        assert len(await several(worker, 0.5)) == 1  # a short one does not wait for those that are longer
+        await long
+        await several(worker, 20)  # one on an idle server is always tried
+
+    assert on_clock(scene, patience=1.0)[-3:] == [[8], [0.5], [20]]
+
+
+def test_a_batch_is_bounded_and_short_and_long_ones_begin_in_turn() -> None:
+    async def scene(worker: Worker, clock: Clock) -> None:
+        sounds, *_ = await asyncio.gather(several(worker, 4, samples=5), *(several(worker, seconds) for seconds in (0.5, 1, 1)))
+        assert [float(each.samples) for each in sounds] == [0, 1, 2, 3, 4]
+
+    # Nothing is known when the first begins; after it, a quarter of 4.4 seconds is known to make eleven seconds of sound.
+    assert on_clock(scene, patience=4.4) == [[4], [0.5, 1, 1], [4, 4], [4, 4]]
+
+
 def test_a_batch_that_nobody_waits_for_is_given_up() -> None:
     async def scene(worker: Worker, stub: Stub) -> None:
         both = [ask(worker, 1), ask(worker, 2)]

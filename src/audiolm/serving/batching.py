@@ -3,6 +3,10 @@
 A batch reports its progress after every frame. At these points streams and short calls take turns, with as much time as the
 batch had since their last turn, so that none of them waits for the end of the batch; and a batch whose clients have all left is
 abandoned. Each answer is what the request would get alone (contract 3): other clients affect only how long it takes.
+
+Time is shared by seconds of sound, not by requests: a batch is expected to take a quarter of the time that a request may take,
+or is one request. Batches begin in turn with the shortest that waits and with the one that has waited longest, so that neither
+waits for all of the other kind. What clearly cannot be done in time is refused at once.
 """
 
 import asyncio
@@ -25,15 +29,19 @@ from audiolm.model import AudioLM
 T = TypeVar("T")
 AHEAD = 2  # pieces that a stream may be ahead of its listener
 GATHER = 0.03  # seconds that the worker waits for more requests before it starts a batch that is not full
+SHARE = 0.25  # of a request's time, for one batch
+CLEARLY = (
+    1.25  # times its time: how long a request must be expected to take to be refused; wider batches are faster than expected
+)
 
 _END = object()
 
 
 class Busy(Exception):
-    """No room in the queue, or no stream free. `retry_after`: seconds until there should be; None if the worker is stopping."""
+    """No room in the queue, no stream free, or no time. `retry_after`: seconds until there should be; None if it is stopping."""
 
-    def __init__(self, retry_after: int | None) -> None:
-        super().__init__("the server is busy")
+    def __init__(self, retry_after: int | None, text: str = "") -> None:
+        super().__init__(text or f"the server is busy; try again in {retry_after} s")
         self.retry_after = retry_after
 
 
@@ -111,7 +119,8 @@ class Worker:
     """The model's thread and its queue. `generate`, `call` and `stream` are for use in an event loop and do not block it.
 
     queue: number of requests that may wait, and streams: number of streams that may run, before `Busy` is raised. batch: most
-    requests in a batch. tell: called with the size and the seconds of each batch, in the worker's thread.
+    requests in a batch. tell: called with the size and the seconds of each batch, in the worker's thread. patience: seconds that
+    a request may take.
     """
 
     def __init__(
@@ -121,14 +130,18 @@ class Worker:
         batch: int = 16,
         streams: int = 8,
         tell: Callable[[int, float], None] = lambda size, seconds: None,
+        patience: float = math.inf,
     ) -> None:
         self.model, self.queue, self.batch, self.streams, self._tell = model, queue, batch, streams, tell
+        self.patience = patience
         self.changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._streams: deque[Stream[Any]] = deque()
         self._listening = 0
         self._closing = False
-        self._batch_seconds = 1.0  # running average
+        self._made = self._worked = 0.0  # seconds of sound and of work, of the latest batches (running sums)
+        self._until = 0.0  # when the running batch should be done
+        self._shortest = False  # whether the next batch begins with the shortest request
         self._turn_began = self._turn_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -149,6 +162,7 @@ class Worker:
         jobs = [_Job(request, way) for request in requests]
         with self.changed:
             self._check_room(len(jobs))
+            self._check_time(jobs)
             self._jobs += jobs
             self.changed.notify()
         try:
@@ -201,10 +215,37 @@ class Worker:
         if not self.alive or self.waiting + places > self.queue:
             raise self._busy()
 
-    def _busy(self) -> Busy:
+    def _check_time(self, jobs: Sequence[_Job]) -> None:
+        """Refuse what clearly cannot be done in time, once it is known how fast the model is."""
+        if not self._worked:
+            return
+        asked, ahead = sum(job.seconds for job in jobs), self._ahead(max(job.seconds for job in jobs))
+        # One sound on an idle server is always tried: what it takes shows how fast the model is now.
+        if (not ahead and len(jobs) == 1) or ahead + asked / self._rate <= CLEARLY * self.patience:
+            return
+        most = self.patience * self._rate
+        if asked <= most:
+            raise self._busy(ahead + asked / self._rate - self.patience)
+        raise self._busy(
+            ahead, f"{asked:g} s of sound are more than is made here in {self.patience:g} s; ask for {most:.0f} s or less"
+        )
+
+    @property
+    def _rate(self) -> float:
+        """Seconds of sound made per second of work; 1 until it is known."""
+        return self._made / self._worked if self._worked else 1.0
+
+    def _ahead(self, seconds: float = math.inf) -> float:
+        """Seconds until the running batch and the waiting requests of at most so many seconds of sound should be done."""
+        waiting = sum(job.seconds for job in self._jobs if job.seconds <= seconds)
+        return max(0.0, self._until - time.monotonic()) + waiting / self._rate
+
+    def _busy(self, seconds: float | None = None, text: str = "") -> Busy:
+        """To be raised. seconds: until there should be room; None: when all work is done."""
         if not self.alive:
             return Busy(None)
-        return Busy(math.ceil(min(60.0, (1 + len(self._jobs) / self.batch) * self._batch_seconds)))
+        # After `patience`, all who wait now are done or gone.
+        return Busy(math.ceil(max(1.0, min(self.patience, self._ahead() if seconds is None else seconds))), text)
 
     # In the model's thread
 
@@ -219,6 +260,7 @@ class Worker:
             self._turn()
             if jobs := self._next_batch():
                 self._generate(jobs)
+                self._until = 0.0
 
     def _has_work(self) -> bool:
         idle = not self._jobs and not self._streams
@@ -239,19 +281,29 @@ class Worker:
                 self._streams.append(stream)
 
     def _next_batch(self) -> list[_Job]:
-        """The request that has waited longest, and others that fit it."""
+        """The request that has waited longest or, every other time, the shortest one; and others that fit it."""
         with self.changed:
             if not self._jobs:
                 return []
             self.changed.wait_for(lambda: self._closing or len(self._jobs) >= self.batch, GATHER)
             waiting = [job for job in self._jobs if not job.future.cancelled()]
-            batch = [job for job in waiting if job.fits(waiting[0])][: self.batch]
+            if not waiting:
+                self._jobs = []
+                return []
+            first = min(waiting, key=lambda job: job.seconds) if self._shortest else waiting[0]
+            self._shortest = not self._shortest
+            batch, room = [first], SHARE * self.patience * self._rate - first.seconds
+            for job in waiting:
+                if job is not first and job.fits(first) and job.seconds <= room and len(batch) < self.batch:
+                    batch.append(job)
+                    room -= job.seconds
             self._jobs = [job for job in waiting if job not in batch]
             return batch
 
     def _generate(self, jobs: list[_Job]) -> None:
         began = self._turn_began = time.monotonic()
-        requests, way = [job.request for job in jobs], jobs[0].way
+        requests, way, sound = [job.request for job in jobs], jobs[0].way, sum(job.seconds for job in jobs)
+        self._until = began + (sound / self._rate if self._worked else 0.0)
 
         def between(*_: Any) -> None:
             if all(job.future.cancelled() for job in jobs):
@@ -272,9 +324,10 @@ class Worker:
             with suppress(InvalidStateError):
                 jobs[0].future.set_exception(error)
             return
-        for job, sound in zip(jobs, sounds, strict=True):
-            with suppress(InvalidStateError):  # the client left at the last moment
-                job.future.set_result(sound)
         seconds = time.monotonic() - began
-        self._batch_seconds += 0.3 * (seconds - self._batch_seconds)
+        with self.changed:
+            self._made, self._worked = 0.7 * self._made + sound, 0.7 * self._worked + seconds
+        for job, made in zip(jobs, sounds, strict=True):
+            with suppress(InvalidStateError):  # the client left at the last moment
+                job.future.set_result(made)
         self._tell(len(jobs), seconds)

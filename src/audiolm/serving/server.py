@@ -120,7 +120,8 @@ class Service:
 
     def open(self) -> None:
         """Start the threads."""
-        self.worker = Worker(self.model, self.limits.queue, self.limits.batch, self.limits.streams, self.metrics.batch)
+        limits = self.limits
+        self.worker = Worker(self.model, limits.queue, limits.batch, limits.streams, self.metrics.batch, limits.timeout)
         # OpenMP counts the helper threads of every thread that ever computed. If they outnumber the cores, those of the model's
         # thread sleep between two products, which makes it 2.4 times as slow on two cores. So no other thread gets helpers.
         self.files = ThreadPoolExecutor(2, "files", torch.set_num_threads, (1,))
@@ -402,7 +403,7 @@ async def _busy(request: Request, error: Exception) -> Response:
     assert isinstance(error, Busy)
     if error.retry_after is None:
         return problem(503, "the server is stopping")
-    return problem(429, f"the server is busy; try again in {error.retry_after} s", {"Retry-After": str(error.retry_after)})
+    return problem(429, str(error), {"Retry-After": str(error.retry_after)})
 
 
 async def _gone(request: Request, error: Exception) -> Response:
