@@ -3,8 +3,11 @@
 import asyncio
 import io
 import json
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +172,29 @@ def test_the_other_operations(client: TestClient, tiny_model: AudioLM, female: W
         assert told["watermark"]["found"] is found
         assert (told["file"], told["synthetic_probability"]) == ("audio", None)
         assert told["note"] == f"{server.name_of(tiny_model)} has no detector (audiolm train-detector makes one)"
+
+
+def test_detection_holds_up_nothing_else_and_is_bounded(client: TestClient, flac: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = threading.Event()
+    monkeypatch.setattr(server, "examine", lambda *_: {"looked": free.wait(30)})
+
+    def detect() -> int:
+        return client.post("/v1/detect", files={"audio": flac}).status_code
+
+    with ThreadPoolExecutor(8) as others:
+        looking = [others.submit(detect) for _ in range(8)]
+        try:
+            deadline = time.monotonic() + 20
+            while "\naudiolm_waiting 8.0\n" not in client.get("/metrics").text:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert client.post("/v1/reconstruct", files={"audio": flac}).status_code == 200
+            refused = client.post("/v1/detect", files={"audio": flac})
+            assert (refused.status_code, refused.headers["retry-after"].isdecimal()) == (429, True)
+        finally:
+            free.set()
+        assert [each.result() for each in looking] == [200] * 8
+    assert detect() == 200
 
 
 @pytest.mark.parametrize(

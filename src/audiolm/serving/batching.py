@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -113,6 +113,40 @@ class Stream(Generic[T], AsyncIterator[T]):
         with suppress(RuntimeError):  # the event loop is closed, so nobody listens
             self._loop.call_soon_threadsafe(self._ready.put_nowait, piece)
         return piece is not _END and not isinstance(piece, Exception)
+
+
+class Aside:
+    """One thread for work that takes seconds and needs no stage, so that neither streams nor decoding wait for it.
+
+    room: number of calls that may wait or run before `Busy` is raised.
+    """
+
+    def __init__(self, room: int = 8) -> None:
+        self.room, self.waiting = room, 0
+        self._seconds = 1.0  # running average of a call's
+        self._pool = ThreadPoolExecutor(1, "aside", torch.set_num_threads, (1,))  # without helpers: see Service.open
+
+    async def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run it in the thread. If cancelled while waiting, it frees its place; what already runs goes on, alone."""
+        if self.waiting >= self.room:
+            raise Busy(math.ceil(self._seconds))
+
+        def timed() -> T:
+            began = time.monotonic()
+            try:
+                return function(*arguments)
+            finally:
+                self._seconds += 0.3 * (time.monotonic() - began - self._seconds)
+
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, timed)
+        finally:
+            self.waiting -= 1
+
+    def close(self) -> None:
+        """Wait until all work is finished."""
+        self._pool.shutdown()
 
 
 class Worker:

@@ -38,7 +38,7 @@ from audiolm.provenance import tags
 from audiolm.route import decoders
 from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice, Speak
-from audiolm.serving.batching import Busy, Worker
+from audiolm.serving.batching import Aside, Busy, Worker
 from audiolm.serving.limits import Guard, Limits, problem
 from audiolm.serving.uploads import receive, sound_of
 from audiolm.wav import wav
@@ -114,9 +114,10 @@ class Service:
 
     def __init__(self, model: AudioLM, limits: Limits, detector: Detector | None) -> None:
         self.model, self.limits, self.detector = model, limits, detector
-        self.metrics = Metrics(lambda: self.worker.waiting if self.worker else 0)
+        self.metrics = Metrics(lambda: sum(each.waiting for each in (self.worker, self.aside) if each))
         self.worker: Worker | None = None
         self.files: ThreadPoolExecutor | None = None  # decodes and encodes
+        self.aside: Aside | None = None  # looks for watermark and voice
 
     def open(self) -> None:
         """Start the threads."""
@@ -125,11 +126,13 @@ class Service:
         # OpenMP counts the helper threads of every thread that ever computed. If they outnumber the cores, those of the model's
         # thread sleep between two products, which makes it 2.4 times as slow on two cores. So no other thread gets helpers.
         self.files = ThreadPoolExecutor(2, "files", torch.set_num_threads, (1,))
+        self.aside = Aside()
 
     def close(self) -> None:
         """Finish what is running, then stop."""
-        if self.worker and self.files:
+        if self.worker and self.files and self.aside:
             self.worker.close()
+            self.aside.close()
             self.files.shutdown()
 
     async def continue_(self, request: Request) -> Response:
@@ -182,8 +185,8 @@ class Service:
     async def detect(self, request: Request) -> Response:
         """Was this made by audiolm? Looks for the watermark (needs 1.5 s) and for the model's own voice (needs 1 s)."""
         _, sounds = await self._take(request, Nothing, "audio")
-        # It needs no stage, and two minutes of sound take seconds: streams should not wait for it in the model's thread.
-        told = await attended(request, self._file(examine, sounds["audio"], self.detector, name_of(self.model)))
+        assert self.aside is not None
+        told = await attended(request, self.aside.call(examine, sounds["audio"], self.detector, name_of(self.model)))
         return JSONResponse({"file": "audio", **told})
 
     async def models(self) -> dict[str, list[dict[str, Any]]]:
@@ -327,7 +330,7 @@ class Metrics:
         self._sizes = Histogram("audiolm_batch_size", "Requests generated together", registry=registry, buckets=sizes)
         self._batches = Histogram("audiolm_batch_seconds", "Seconds to generate a batch", registry=registry, buckets=times)
         self.seconds = Counter("audiolm_sound_seconds", "Seconds of sound generated", registry=registry)
-        Gauge("audiolm_waiting", "Requests waiting for the model", registry=registry).set_function(waiting)
+        Gauge("audiolm_waiting", "Requests waiting for the model or the detector", registry=registry).set_function(waiting)
 
     def request(self, path: str, status: int, seconds: float) -> None:
         self._requests.labels(path, status).inc()
