@@ -371,6 +371,28 @@ def test_mistakes_in_the_servers_words(browser: Any, address: str, tmp_path: Pat
     page.until(lambda: "temperature" in page.text("#error"))
 
 
+def test_below_a_path_of_a_proxy(browser: Any, tiny_model: AudioLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = create_app
+
+    def proxied(*arguments: Any) -> Any:
+        app = plain(*arguments)
+
+        async def proxy(scope: Any, receive: Any, send: Any) -> None:
+            path = scope.get("path", "/audio/")  # of the page; the server's start and end have none
+            own = path.removeprefix("/audio") if path.startswith("/audio/") else "/none/of/this/server"
+            await app({**scope, "path": own}, receive, send)
+
+        return proxy
+
+    monkeypatch.setattr(f"{__name__}.create_app", proxied)
+    with serving(tiny_model) as address:
+        page = Page(browser, f"{address}/audio/")
+        page.example()
+        page.set("seconds", 1)
+        page.make()
+        assert len(page.all(".take")) == 1
+
+
 def test_a_server_that_asks_for_a_key(browser: Any, tiny_model: AudioLM) -> None:
     with serving(tiny_model, ("sesame",)) as address:
         page = Page(browser, address)

@@ -397,6 +397,32 @@ def test_other_sites_and_other_names_are_refused(tiny_model: AudioLM) -> None:
         assert client.get("/healthz", headers={"Host": "[::1]:8000"}).status_code == 200
 
 
+def test_a_proxy_shows_it_under_another_name(tiny_model: AudioLM) -> None:
+    """Names in any case, with or without the usual port; and no other name."""
+    public = "https://Audio.example.com:443/audio/"
+    with TestClient(create_app(tiny_model, LIMITS, hosts=["127.0.0.1"], public=public), base_url="http://127.0.0.1") as client:
+        for host, origin, status in (
+            ("audio.example.com", "https://audio.example.com", 200),
+            ("AUDIO.example.com:443", "https://Audio.Example.com", 200),
+            ("127.0.0.1:8000", "https://audio.example.com", 200),  # a proxy that does not pass the name on
+            ("127.0.0.1", "http://127.0.0.1:80", 200),
+            ("audio.example.com", "http://evil.example", 403),
+            ("audio.example.com", "https://audio.example.com:8443", 403),
+            ("example.com", "https://audio.example.com", 400),
+        ):
+            answer = client.post("/v1/generate?seconds=0.1", headers={"Host": host, "Origin": origin})
+            assert answer.status_code == status, (host, origin)
+
+
+@pytest.mark.parametrize("public", ["audio.example.com", "ftp://a.example", "https://", "https://a:b", "https://me@a.example"])
+def test_what_is_no_address_is_refused(public: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["serve", "--public", public]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"audiolm: --public {public}: give the address that browsers show, as https://audio.example.com\n"
+    )
+
+
 def test_a_client_may_ask_so_often(tiny_model: AudioLM) -> None:
     limits = LIMITS.model_copy(update={"rate": 2.0})
     with TestClient(create_app(tiny_model, limits, keys=["a", "b"])) as client:

@@ -17,6 +17,7 @@ def serve(
     host: str = "127.0.0.1",
     port: making.Whole = 8000,
     api_key_file: Path | None = None,
+    public: str | None = None,
     device: str = "cpu",
     threads: making.Whole | None = None,
 ) -> None:
@@ -34,13 +35,15 @@ def serve(
         0 picks a free one.
     api_key_file
         A file of API keys, one per line (# begins a comment); every request must present one. AUDIOLM_API_KEY holds another.
+    public
+        The address under which a proxy shows this server, as https://audio.example.com.
     device
         cpu, cuda, cuda:1, mps.
     threads
         CPU threads; default: one per core, fewer while other processes keep the cores busy.
     """
     try:
-        from audiolm.serving.limits import Limits
+        from audiolm.serving.limits import Limits, origin_of
         from audiolm.serving.process import listen
     except ImportError as error:
         raise InputError(f"serve needs {error.name}; install it: pip install 'audiolm[serve]'") from error
@@ -48,6 +51,8 @@ def serve(
 
     taken = load_config(Limits, None, limits)
     keys = _keys(api_key_file)
+    if public is not None:
+        origin_of(public)
     if not 0 <= port < 1 << 16:
         raise InputError(f"--port {port}: give a number from 0 to 65535")
     from audiolm import bundle
@@ -60,7 +65,7 @@ def serve(
     with ThreadPoolExecutor(1) as apart:  # torch's helper threads end with it: see Service.open
         loaded = apart.submit(bundle.load, model, device).result()
         voice = apart.submit(lambda: bundle.detector_of(bundle.folder_of(model))).result()
-    listen(create_app(loaded, taken, keys, hosts, voice), host, port, taken)
+    listen(create_app(loaded, taken, keys, hosts, voice, public), host, port, taken)
 
 
 def _keys(path: Path | None) -> list[str]:

@@ -11,8 +11,10 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,6 +23,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from audiolm.config import Config
+from audiolm.errors import InputError
 
 log = logging.getLogger("audiolm.serving.server")
 
@@ -70,6 +73,8 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
 class Guard:
     """Middleware around `app`. keys: API keys; if there are any, requests need one. hosts: allowed host names; None: any.
 
+    public: the address under which a proxy shows this server (`https://audio.example.com`): its name and pages are allowed too.
+
     seen: called with the path's template, the status and the seconds of every request to the API.
     """
 
@@ -79,9 +84,14 @@ class Guard:
         limits: Limits,
         keys: Collection[str] = (),
         hosts: Collection[str] | None = None,
+        public: str | None = None,
         seen: Callable[[str, int, float], None] = lambda path, status, seconds: None,
     ) -> None:
-        self.app, self.limits, self.hosts, self.seen = app, limits, hosts, seen
+        self.app, self.limits, self.seen = app, limits, seen
+        self.public = origin_of(public) if public else None
+        self.hosts = hosts
+        if hosts is not None and self.public:
+            self.hosts = {*hosts, _name_of(self.public.partition("://")[2])}
         self.keys = [key.encode() for key in keys]
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # per client: requests left, and at what time
 
@@ -124,10 +134,11 @@ class Guard:
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         host = headers.get("host", "")
         if self.hosts is not None and _name_of(host) not in self.hosts:  # another name for this address: DNS rebinding
-            return problem(400, "unknown host name; use the address that the server printed")
+            return problem(400, "unknown host name; use the address that the server printed, or start it with --public and yours")
         origin = headers.get("origin")
         foreign = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-        foreign |= origin is not None and origin.partition("://")[2] != host
+        if origin is not None:
+            foreign |= _plain(origin) not in (self.public, _plain(f"{origin.partition('://')[0]}://{host}"))
         if foreign and scope["method"] != "GET":  # other sites cannot read the answers to GET, as no CORS headers are sent
             return problem(403, "pages of other sites may not use this server")
         if not scope["path"].startswith("/v1/") and scope["path"] != "/metrics":
@@ -155,6 +166,15 @@ class Guard:
         if len(self._rates) > MOST_CLIENTS:
             self._rates.popitem(last=False)
         return 0 if left >= 1 else math.ceil((1 - left) * 60 / self.limits.rate)
+
+
+def origin_of(address: str) -> str:
+    """The origin (scheme, host and port) of a web address. InputError if it is none."""
+    with suppress(ValueError):  # a port that is no number
+        parts = urlsplit(address)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc:
+            return _plain(f"{parts.scheme}://{parts.netloc}")
+    raise InputError(f"--public {address}: give the address that browsers show, as https://audio.example.com")
 
 
 class _Body:
@@ -204,6 +224,12 @@ class _Body:
 def _name_of(host: str) -> str:
     """The host name without the port, in lower case."""
     return host.rpartition(":")[0].lower() if ":" in host and not host.endswith("]") else host.lower()
+
+
+def _plain(origin: str) -> str:
+    """An origin in lower case, without the port that its scheme implies."""
+    scheme, _, place = origin.lower().partition("://")
+    return f"{scheme}://{place.removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 
 
 def _key_of(headers: Headers) -> bytes:

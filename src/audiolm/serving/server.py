@@ -57,8 +57,11 @@ def create_app(
     keys: Collection[str] = (),
     hosts: Collection[str] | None = None,
     detector: Detector | None = None,
+    public: str | None = None,
 ) -> FastAPI:
     """The application. keys: API keys; if there are any, requests need one. hosts: allowed host names; None: any.
+
+    public: the address under which a proxy shows it, which is allowed too; InputError if it is none.
 
     detector: of the model's own voice, for /v1/detect, which without one looks for the watermark only.
     """
@@ -71,7 +74,7 @@ def create_app(
         await asyncio.to_thread(service.close)
 
     app = FastAPI(title="AudioLM", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, limits=service.limits, keys=keys, hosts=hosts, seen=service.metrics.request)
+    app.add_middleware(Guard, limits=service.limits, keys=keys, hosts=hosts, public=public, seen=service.metrics.request)
     handlers = {InputError: _mistake, Busy: _busy, ClientDisconnect: _gone, HTTPException: _refused}
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

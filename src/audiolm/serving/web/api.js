@@ -11,11 +11,11 @@ export function useKey(text) {
   sessionStorage.setItem("audiolm-key", key);
 }
 
-/** fetch, where whatever goes wrong is an Error in the server's own words. */
+/** fetch, where whatever goes wrong is an Error in the server's own words. Paths are below the page's, wherever a proxy puts it. */
 export async function ask(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, { ...options, headers: key ? { Authorization: `Bearer ${key}` } : {} });
+    response = await fetch(`.${path}`, { ...options, headers: key ? { Authorization: `Bearer ${key}` } : {} });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer. Is it still running?");
