@@ -132,6 +132,22 @@ def test_speak(reading_model: AudioLM, client: TestClient, female: Waveform, fla
             assert says in wrong.json()["detail"]
 
 
+def test_a_text_may_come_in_a_plain_form(reading_model: AudioLM) -> None:
+    with TestClient(create_app(reading_model, LIMITS)) as reader:
+        plain = reader.post("/v1/speak", data={"text": "Hello, you.", "seed": "3"})
+        assert plain.headers["content-type"] == "audio/wav", plain.text
+        assert plain.content == reader.post("/v1/speak?text=Hello,%20you.&seed=3").content
+        wrong = reader.post("/v1/speak", json={"text": "Hello"})
+        assert wrong.status_code == 415
+        assert wrong.json()["detail"].startswith("JSON is not read; send parameters in the URL or as a form, recordings as")
+        assert reader.post("/v1/generate", json={}).json()["detail"].endswith("send parameters in the URL or as a form")
+        asked = reader.get("/openapi.json").json()["paths"]["/v1/speak"]["post"]["requestBody"]
+        assert asked["required"]
+        for kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            assert asked["content"][kind]["schema"]["required"] == ["text"]
+        assert "<td>text<td>string" in reader.get("/docs").text
+
+
 def test_streamed_is_the_whole(client: TestClient, flac: bytes) -> None:
     for path in ("continue?seconds=2.2", "continue?seconds=1.3&only_new=1", "revoice?seed=2"):
         whole = client.post(f"/v1/{path}", files={"audio": flac})
@@ -353,6 +369,10 @@ def test_keys(tiny_model: AudioLM) -> None:
         assert client.get("/v1/models", headers=[(b"Authorization", "Bearer clé".encode())]).status_code == 200
         assert client.get("/v1/models", headers={"X-API-Key": "first"}).status_code == 200
         assert client.get("/healthz").status_code == 200
+        document = client.get("/openapi.json").json()
+        assert set(document["components"]["securitySchemes"]) == {"bearer", "key"}
+        for path, operations in document["paths"].items():
+            assert all(("security" in each) == (path != "/healthz") for each in operations.values())
 
 
 def test_keys_of_an_editor_that_marks_its_files(tiny_model: AudioLM, tmp_path: Path) -> None:

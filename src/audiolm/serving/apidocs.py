@@ -1,6 +1,6 @@
 """The parameters of the HTTP API, their OpenAPI description, and the /docs page, which works offline."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any, Literal
 
@@ -182,19 +182,25 @@ def operation(
     needed: how many of the recordings, the first ones, must be sent.
     """
     known = _parameters(kind, limits, model)
+    # OpenAPI cannot say "in the URL or in the form": what must be given is described in the form only.
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
     parameters = [
         {"name": name, "in": "query", "description": schema["description"], "schema": _without(schema, "description")}
         for name, schema in known.items()
+        if name not in required
     ]
     binary = {"type": "string", "format": "binary"}
     form = {
         "type": "object",
         "properties": {**dict.fromkeys(recordings, binary), **known},
-        "required": list(recordings[:needed]),
+        "required": [*recordings[:needed], *required],
         "additionalProperties": False,
     }
-    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": form}}, "required": bool(recordings[:needed])}
-    if recordings:
+    body: dict[str, Any] = {"content": {"multipart/form-data": {"schema": form}}, "required": bool(form["required"])}
+    if not recordings[:needed]:
+        fields = form | {"properties": known}
+        body["content"]["application/x-www-form-urlencoded"] = {"schema": fields}
+    if recordings and not required:
         body["content"] |= {media: {"schema": binary} for media in ("audio/wav", "audio/flac", "audio/ogg", "audio/mpeg")}
     if answer is None:
         binaries = {media.partition(";")[0]: {"schema": binary} for media in MEDIA.values()}
@@ -209,6 +215,20 @@ def operation(
         "responses": {200: done, **errors(*PROBLEMS)},
         "response_class": Response,
     }
+
+
+def locked(document: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document of a server that has API keys: how they are shown, and where they are needed."""
+    told = document()
+    told.setdefault("components", {})["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    for path, operations in told["paths"].items():
+        if path.startswith("/v1/") or path == "/metrics":
+            for each in operations.values():
+                each["security"] = [{"bearer": []}, {"key": []}]
+    return told
 
 
 def page(document: Mapping[str, Any]) -> str:
@@ -228,6 +248,8 @@ def page(document: Mapping[str, Any]) -> str:
             rows = [(one["name"], one["schema"], one["description"]) for one in each.get("parameters", [])]
             form = each.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
             files = [name for name, schema in form.get("properties", {}).items() if schema.get("format") == "binary"]
+            texts = [(name, form["properties"][name]) for name in form.get("required", []) if name not in files]
+            rows = [(name, schema, f"{schema['description']} Required.") for name, schema in texts] + rows
             rows = [(name, {"type": "recording"}, "" if name in form["required"] else "Optional.") for name in files] + rows
             if rows:
                 parts.append("<table><thead><tr><th>parameter<th>values<th>default<th>meaning</thead><tbody>")

@@ -93,6 +93,9 @@ def create_app(
     app.get("/healthz", responses=apidocs.errors(503))(service.healthz)
     app.get("/metrics", responses=apidocs.errors(401) | apidocs.METRICS, response_class=Response)(service.figures)
 
+    if keys:
+        app.openapi = partial(apidocs.locked, app.openapi)
+
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(apidocs.page(app.openapi()))
@@ -227,7 +230,7 @@ class Service:
 
     async def _take(self, request: Request, kind: type[P], *names: str, needed: int = 1) -> tuple[P, dict[str, Waveform]]:
         """The parameters and decoded recordings of a request. The first `needed` of `names` are required."""
-        sent = await receive(request, names)
+        sent = await receive(request, names, needed)
         try:
             options = parse_config(kind, sent.fields, "parameters")
             for name in names[:needed]:

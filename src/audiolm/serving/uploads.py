@@ -41,9 +41,10 @@ class Sent:
             file.close()
 
 
-async def receive(request: Request, names: tuple[str, ...]) -> Sent:
+async def receive(request: Request, names: tuple[str, ...], needed: int = 0) -> Sent:
     """Read a request: a form with files of these names, or a body that is the first of them, or no body.
 
+    needed: how many of `names`, the first ones, must be sent; if none, the form may be urlencoded.
     HTTPException 415 for any other kind of body, 400 for a malformed form; InputError for unknown or repeated parts.
     """
     sent = Sent(dict(request.query_params))
@@ -52,7 +53,7 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         # curl --data-binary calls a recording urlencoded unless told its type; such a form cannot hold one.
-        if kind == "multipart/form-data" or (kind == "application/x-www-form-urlencoded" and not names):
+        if kind == "multipart/form-data" or (kind == "application/x-www-form-urlencoded" and not names[:needed]):
             form = await request.form(max_files=len(names) + 1, max_fields=FIELDS, max_part_size=FIELD_BYTES)
             for name, value in form.multi_items():
                 if name in sent.files:
@@ -72,7 +73,9 @@ async def receive(request: Request, names: tuple[str, ...]) -> Sent:
             if not body.tell():
                 sent.files.pop(names[0]).close()
         elif kind or await request.body():
-            raise HTTPException(415, "send recordings as a form (multipart/form-data) or as a body of type audio/*")
+            wrong = "JSON is not read; " if "json" in kind else ""
+            sounds = ", recordings as files of a form (multipart/form-data) or as a body of type audio/*" if names else ""
+            raise HTTPException(415, f"{wrong}send parameters in the URL or as a form{sounds}")
         if unknown := [name for name in sent.files if name not in names]:
             raise InputError(
                 f"{unknown[0]}: no recording of that name expected; {'send ' + ' or '.join(names) if names else 'leave it out'}"
