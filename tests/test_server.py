@@ -157,6 +157,7 @@ def test_streamed_is_the_whole(client: TestClient, flac: bytes) -> None:
         assert len(parts[0]) == 44
         assert int.from_bytes(parts[0][40:44], "little") == sum(map(len, parts[1:]))
         assert answer.headers["x-audiolm-seed"] == whole.headers["x-audiolm-seed"]
+        assert answer.headers["content-disposition"] == whole.headers["content-disposition"]
         difference = samples(b"".join(parts)).astype(int) - samples(whole.content)
         assert abs(difference).max() <= 1
 
@@ -164,8 +165,10 @@ def test_streamed_is_the_whole(client: TestClient, flac: bytes) -> None:
 def test_several_samples_are_those_of_their_seeds(client: TestClient) -> None:
     answer = client.post("/v1/generate?seconds=0.4&seed=7&samples=3&format=flac")
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert answer.headers["content-disposition"] == 'attachment; filename="generate-7.zip"'
     assert archive.namelist() == ["generate-7.flac", "generate-8.flac", "generate-9.flac"]
     alone = client.post("/v1/generate?seconds=0.4&seed=8&format=flac")
+    assert alone.headers["content-disposition"] == 'inline; filename="generate-8.flac"'
     assert archive.read("generate-8.flac") == alone.content
 
 
@@ -312,6 +315,9 @@ def test_what_there_is(client: TestClient) -> None:
     told = [line for line in figures.splitlines() if line.startswith("audiolm_sound_seconds_total")]
     assert client.post("/v1/generate?seconds=3&stream=1&codebooks=99").status_code == 422
     assert told[0] in client.get("/metrics").text  # nothing was made
+    assert client.post("/v1/generate?seconds=0.5&stream=1").status_code == 200
+    made = [line for line in client.get("/metrics").text.splitlines() if line.startswith("audiolm_sound_seconds_total")]
+    assert float(made[0].split()[1]) == pytest.approx(float(told[0].split()[1]) + 0.5)
     for path in ("/../pyproject.toml", "/..%2fserver.py", "/examples/..%2fREADME.md", "/examples/%2e%2e", "/web", "/server.py"):
         assert client.get(path).status_code == 404
 

@@ -119,6 +119,7 @@ def test_who_leaves_is_not_worked_for(address: str, options: str) -> None:
     with connection(address, f"POST /v1/generate?seconds=600{options} HTTP/1.1\nHost: x\nContent-Length: 0\n\n"):
         time.sleep(0.3)
     wait(lambda: figure(address, "audiolm_waiting") == 0)
+    assert figure(address, "audiolm_sound_seconds_total") < 600  # what was not sent does not count
     began = time.monotonic()
     assert httpx2.post(f"{address}/v1/generate?seconds=0.1", timeout=30).status_code == 200
     assert time.monotonic() - began < 10  # 600 s of sound take longer than that

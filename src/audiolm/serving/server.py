@@ -175,7 +175,7 @@ class Service:
         levels = options.codebooks or self.model.codec.spec.num_codebooks
         how = {"verb": "reconstruct", "codebooks": levels, "prompt_seconds": 0.0, "watermark": f"{self.model.payload:04x}"}
         named = tags({"model": name_of(self.model), **how})
-        headers = {"X-AudioLM-Model": name_of(self.model)}
+        headers = {"X-AudioLM-Model": name_of(self.model), **_named(f"reconstruct-{levels}.{options.format}")}
         return Response(await self._file(sound.to_bytes, f".{options.format}", named), 200, headers, MEDIA[options.format])
 
     async def tokenize(self, request: Request) -> Response:
@@ -284,8 +284,8 @@ class Service:
 
             parts = self.worker.stream(start)
             first = await attended(request, _next(parts))  # so that errors are reported before the answer begins
-            self.metrics.seconds.inc(new or 0.0)
-            return StreamingResponse(_joined(first, parts), 200, headers, MEDIA["wav"])
+            headers |= _named(f"{verb}-{options.seed}.wav")
+            return StreamingResponse(self._counted(first, parts, prompt_seconds), 200, headers, MEDIA["wav"])
         seeds = range(options.seed, options.seed + options.samples)
         wishes = [replace(wish, seed=seed) for seed in seeds]
         sounds = await attended(request, self.worker.generate(wishes, way))
@@ -296,10 +296,21 @@ class Service:
             await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
             for seed, sound in zip(seeds, sounds, strict=True)
         ]
-        if len(written) == 1:
-            return Response(written[0], 200, headers, MEDIA[options.format])
         names = [f"{verb}-{seed}.{options.format}" for seed in seeds]
+        if len(written) == 1:
+            return Response(written[0], 200, headers | _named(names[0]), MEDIA[options.format])
+        headers |= _named(f"{verb}-{options.seed}.zip", "attachment")
         return Response(_zip(dict(zip(names, written, strict=True))), 200, headers, "application/zip")
+
+    async def _counted(self, header: bytes, blocks: AsyncIterator[bytes], prompt_seconds: float) -> AsyncIterator[bytes]:
+        """A streamed WAV, whose new sound is counted as it is sent: a listener may leave."""
+        yield header
+        old = prompt_seconds  # still to come
+        async for block in blocks:
+            yield block
+            seconds = len(block) / 2 / self.model.sample_rate
+            self.metrics.seconds.inc(max(0.0, seconds - old))
+            old = max(0.0, old - seconds)
 
     def _seconds(self, options: Generate) -> float:
         if "seconds" not in options.model_fields_set:
@@ -335,7 +346,7 @@ class Metrics:
         sizes = (1, 2, 4, 8, 16, 32, 64)
         self._sizes = Histogram("audiolm_batch_size", "Requests generated together", registry=registry, buckets=sizes)
         self._batches = Histogram("audiolm_batch_seconds", "Seconds to generate a batch", registry=registry, buckets=times)
-        self.seconds = Counter("audiolm_sound_seconds", "Seconds of sound generated", registry=registry)
+        self.seconds = Counter("audiolm_sound_seconds", "Seconds of new sound generated, and of streams sent", registry=registry)
         Gauge("audiolm_waiting", "Requests waiting for the model or the detector", registry=registry).set_function(waiting)
 
     def request(self, path: str, status: int, seconds: float) -> None:
@@ -382,10 +393,9 @@ async def _next(parts: AsyncIterator[T]) -> T:
     return await anext(parts)
 
 
-async def _joined(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
-    async for part in rest:
-        yield part
+def _named(file: str, how: str = "inline") -> dict[str, str]:
+    """The header that names an answer's file."""
+    return {"Content-Disposition": f'{how}; filename="{file}"'}
 
 
 def _zip(files: Mapping[str, bytes]) -> bytes:
