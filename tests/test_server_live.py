@@ -161,11 +161,16 @@ def test_who_does_not_read_his_answer_is_left(tiny_model: AudioLM, female: Wavef
         wait(lambda: not server.server_state.connections, 30)
 
 
-def test_as_many_connections_as_the_limit_says(tiny_model: AudioLM) -> None:
+def test_as_many_requests_at_once_as_the_limit_says(tiny_model: AudioLM) -> None:
     limits = LIMITS.model_copy(update={"connections": 1})
-    with serving(tiny_model, limits) as (address, _), httpx2.Client(base_url=address) as client:
-        assert client.get("/healthz").status_code == 200
-        assert httpx2.get(f"{address}/healthz").status_code == 503
+    with serving(tiny_model, limits) as (address, _):
+        with connection(address, "POST /v1/generate?seconds=600 HTTP/1.1\nHost: x\nContent-Length: 0\n\n"):
+            time.sleep(0.3)
+            refused = httpx2.get(f"{address}/v1/models")
+            assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+            assert refused.headers["retry-after"] == "5"
+            assert httpx2.get(f"{address}/healthz").status_code == 200
+        wait(lambda: httpx2.get(f"{address}/v1/models").status_code == 200)
 
 
 def test_stopping_finishes_what_runs(tiny_model: AudioLM) -> None:

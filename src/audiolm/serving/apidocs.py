@@ -110,7 +110,7 @@ PROBLEMS = {
     415: "Neither a form nor a recording",
     422: "A parameter or recording is invalid; the detail says what to do about it",
     429: "Too many requests, or the server is busy; Retry-After says when to try again",
-    503: "Not done in time, or the server is stopping",
+    503: "Not done in time, too many requests at once, or the server is stopping",
 }
 _PROBLEM = {
     "type": "object",

@@ -55,7 +55,7 @@ class Limits(Config):
     streams: int = Field(default=8, ge=1, description="streams that may run at once")
     batch: int = Field(default=16, ge=1, description="requests that are generated together")
     rate: float = Field(default=600.0, ge=0, description="requests per minute from one client; 0: no limit")
-    connections: int = Field(default=512, ge=1, description="open connections")
+    connections: int = Field(default=512, ge=1, description="requests at once, while they arrive, wait or are answered")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -93,6 +93,7 @@ class Guard:
         if hosts is not None and self.public:
             self.hosts = {*hosts, _name_of(self.public.partition("://")[2])}
         self.keys = [key.encode() for key in keys]
+        self._running = 0  # requests
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()  # per client: requests left, and at what time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,6 +117,7 @@ class Guard:
             await send(message)
 
         body = _Body(receive, self.limits, Headers(scope=scope))
+        self._running += 1
         try:
             async with asyncio.timeout(self.limits.timeout):
                 refused = self._refusal(scope, Headers(scope=scope))
@@ -128,10 +130,14 @@ class Guard:
             log.exception("%s %s", scope["method"], scope["path"])
             if not status:
                 await problem(500, "internal error; the server's log has the details")(scope, receive, answer)
+        finally:
+            self._running -= 1
         if scope["path"].startswith("/v1/"):
             self.seen(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - began)
 
     def _refusal(self, scope: Scope, headers: Headers) -> JSONResponse | None:
+        if self._running > self.limits.connections and scope["path"] != "/healthz":
+            return problem(503, "too many requests at once; try again in 5 s", {"Retry-After": "5"})
         host = headers.get("host", "")
         if self.hosts is not None and _name_of(host) not in self.hosts:  # another name for this address: DNS rebinding
             return problem(400, "unknown host name; use the address that the server printed, or start it with --public and yours")

@@ -89,7 +89,8 @@ def server(app: FastAPI, limits: Limits) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # anyone can forge these headers; rates are limited by address
-        limit_concurrency=limits.connections + 1,  # uvicorn refuses the connection that reaches this number
+        # Guard counts requests, refuses with a reason, and lets monitoring in. Beyond this, with idle ones, uvicorn refuses.
+        limit_concurrency=2 * limits.connections + 16,
         h11_max_incomplete_event_size=HEAD_BYTES,
         timeout_graceful_shutdown=math.ceil(limits.timeout),
     )
