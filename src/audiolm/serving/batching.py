@@ -30,9 +30,7 @@ T = TypeVar("T")
 AHEAD = 2  # pieces that a stream may be ahead of its listener
 GATHER = 0.03  # seconds that the worker waits for more requests before it starts a batch that is not full
 SHARE = 0.25  # of a request's time, for one batch
-CLEARLY = (
-    1.25  # times its time: how long a request must be expected to take to be refused; wider batches are faster than expected
-)
+CLEARLY = 1.25  # times its time: what a request must be expected to take to be refused, since wide batches are faster
 
 _END = object()
 
