@@ -173,7 +173,7 @@ class Worker:
         self._closing = False
         self._made = self._worked = 0.0  # seconds of sound and of work, of the latest batches (running sums)
         self._until = 0.0  # when the running batch should be done
-        self._shortest = False  # whether the next batch begins with the shortest request
+        self._shortest = True  # whether the next batch begins with the shortest request
         self._turn_began = self._turn_seconds = 0.0
         self._threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -313,7 +313,7 @@ class Worker:
                 self._streams.append(stream)
 
     def _next_batch(self) -> list[_Job]:
-        """The request that has waited longest or, every other time, the shortest one; and others that fit it."""
+        """The shortest request or, every other time, the one that has waited longest; and others that fit it."""
         with self.changed:
             if not self._jobs:
                 return []
@@ -322,8 +322,10 @@ class Worker:
             if not waiting:
                 self._jobs = []
                 return []
-            first = min(waiting, key=lambda job: job.seconds) if self._shortest else waiting[0]
-            self._shortest = not self._shortest
+            oldest, shortest = waiting[0], min(waiting, key=lambda job: job.seconds)
+            first = shortest if self._shortest else oldest
+            if shortest is not oldest:  # one of them had its turn
+                self._shortest = not self._shortest
             batch, room = [first], SHARE * self.patience * self._rate - first.seconds
             for job in waiting:
                 if job is not first and job.fits(first) and job.seconds <= room and len(batch) < self.batch:
