@@ -768,3 +768,10 @@ def test_recording_columns_survive(tmp_path: Path) -> None:
     with writing(tokens) as writer:
         writer.add("a", codes_of(0), seconds=1.0, columns=store.entries[0].columns)
     assert TokenStore(tmp_path / "tokens").entries[0].columns == {"transcript": 'hé, "you"'}
+
+
+def test_hidden_folders_hold_no_recordings(tmp_path: Path, female_path: Path) -> None:
+    for place in ("a.flac", ".Trash-1000/files/b.flac"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(female_path, tmp_path / place)
+    assert [each.name for each in scan(tmp_path)] == ["a.flac"]

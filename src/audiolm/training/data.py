@@ -178,7 +178,10 @@ def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
 
 
 def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
-    """All files in a folder tree but hidden ones. Unlike rglob it follows links to folders; no folder is visited twice."""
+    """All files in a folder tree but hidden ones and those in hidden folders, such as a trash.
+
+    Unlike rglob it follows links to folders; no folder is visited twice.
+    """
     seen = {str(above) for above in Path(os.path.realpath(top)).parents}  # a link to a parent would lead out of the corpus
     folders, links = [top], list[Path]()
     while folders or links:
@@ -188,14 +191,14 @@ def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
             continue
         seen.add(real)
         try:
-            inside = [(path, path.is_dir()) for path in sorted(folder.iterdir())]
+            inside = [(path, path.is_dir()) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
         except OSError as error:
             left_out.append((folder.relative_to(top).as_posix(), f"{folder}: cannot be read ({error.strerror})"))
             continue
         for path, is_folder in inside:
             if is_folder:
                 (links if path.is_symlink() else folders).append(path)
-            elif not path.name.startswith("."):
+            else:
                 yield path
 
 

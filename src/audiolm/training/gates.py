@@ -241,7 +241,7 @@ GATES = (
         "reconstructs",
         ("codec",),
         reconstruction,
-        "{:.2f} of the spectrum's variation is preserved",
+        "{:.3f} of the spectrum's variation is preserved",
         "too few steps, or a diverging loss (see codec/metrics.jsonl)",
         "raise codec.steps, or lower codec.lr",
     ),
