@@ -15,7 +15,7 @@ ROWS = """
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     route
     model bundle report phonetics
-    abx data audio_store token_index token_store alignment run engine continuations card batching limits uploads
+    abx data audio_store token_index token_store alignment run engine continuations card batching limits uploads monitoring
     figures page blindtest detector_sounds
     further train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
     gates

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -40,6 +40,7 @@ from audiolm.serving import apidocs
 from audiolm.serving.apidocs import MEDIA, Continue, Generate, Making, Nothing, Reconstruct, Revoice, Speak
 from audiolm.serving.batching import Aside, Busy, Worker
 from audiolm.serving.limits import Guard, Limits, problem
+from audiolm.serving.monitoring import Metrics
 from audiolm.serving.uploads import receive, sound_of
 from audiolm.wav import wav
 
@@ -330,32 +331,6 @@ class Service:
 
     async def _file(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.files, partial(function, *arguments))
-
-
-class Metrics:
-    """The metrics of /metrics."""
-
-    def __init__(self, waiting: Callable[[], int]) -> None:
-        self.registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        self._requests = Counter("audiolm_requests", "Requests answered", ["path", "status"], registry=registry)
-        times = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
-        self._times = Histogram(
-            "audiolm_request_seconds", "Seconds from request to answer", ["path"], registry=registry, buckets=times
-        )
-        sizes = (1, 2, 4, 8, 16, 32, 64)
-        self._sizes = Histogram("audiolm_batch_size", "Requests generated together", registry=registry, buckets=sizes)
-        self._batches = Histogram("audiolm_batch_seconds", "Seconds to generate a batch", registry=registry, buckets=times)
-        self.seconds = Counter("audiolm_sound_seconds", "Seconds of new sound generated, and of streams sent", registry=registry)
-        Gauge("audiolm_waiting", "Requests waiting for the model or the detector", registry=registry).set_function(waiting)
-
-    def request(self, path: str, status: int, seconds: float) -> None:
-        self._requests.labels(path, status).inc()
-        self._times.labels(path).observe(seconds)
-
-    def batch(self, size: int, seconds: float) -> None:
-        self._sizes.observe(size)
-        self._batches.observe(seconds)
 
 
 async def examples() -> list[dict[str, Any]]:
