@@ -173,6 +173,20 @@ def several(worker: Worker, seconds: float, samples: int = 1) -> "asyncio.Task[l
     return asyncio.ensure_future(worker.generate([Request(None, seconds, seed=seed) for seed in range(samples)], {}))
 
 
+def test_who_has_an_answer_finds_no_batch_running() -> None:
+    async def play() -> None:
+        # Between the answers and the next batch the worker's thread may be held up, here by what is told of a batch.
+        worker = Worker(Clock(), tell=lambda *_: time.sleep(0.2), patience=1.0)  # pyright: ignore[reportArgumentType]
+        try:
+            for _ in range(3):
+                await several(worker, 3)
+                assert worker._ahead() == 0
+        finally:
+            await asyncio.to_thread(worker.close)
+
+    asyncio.run(play())
+
+
 def test_what_cannot_be_done_in_time_is_refused_once_the_rate_is_known() -> None:
     async def scene(worker: Worker, clock: Clock) -> None:
         await several(worker, 5, samples=4)  # 2 s of work in 1 s of patience: nothing is known yet

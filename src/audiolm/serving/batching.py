@@ -292,7 +292,6 @@ class Worker:
             self._turn()
             if jobs := self._next_batch():
                 self._generate(jobs)
-                self._until = 0.0
 
     def _has_work(self) -> bool:
         idle = not self._jobs and not self._streams
@@ -347,7 +346,10 @@ class Worker:
                 self._turn_began = time.monotonic()
 
         try:
-            sounds = self.model.generate_batch(requests, between, **way)
+            try:
+                sounds = self.model.generate_batch(requests, between, **way)
+            finally:  # before anybody is answered: who then asks again finds no batch running
+                self._until = 0.0
         except _GivenUp:
             return
         except Exception as error:
