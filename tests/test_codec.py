@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audiolm import bodies
 from audiolm.audio import Waveform
 from audiolm.bodies import State
 from audiolm.bodies.vocoder import VocoderBody, narrow_mel_filters
@@ -39,6 +40,10 @@ def tiny(body: str, sound: torch.Tensor, groups: int = 1) -> Codec:
             torch.nn.init.normal_(parameter, std=0.05)
     codec.start(sound)
     return codec.eval().requires_grad_(False)
+
+
+def test_every_body_is_here() -> None:
+    assert {each["body"] for each in BODIES.values()} == set(bodies.BODIES)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.card import card
 from audiolm.training.chain import Chain, Step
 from audiolm.training.data import Recording
-from audiolm.training.gates import GATES, GateFailed, GatesConfig, check, surviving, verdicts
+from audiolm.training.gates import GATES, LANGUAGE_MODELS, GateFailed, GatesConfig, check, surviving, verdicts
+from audiolm.training.recipe import StageName
 from audiolm.training.train_lm import LMTrainConfig, collate_items, optimizer_of
 from audiolm.transformer import LanguageModel, TransformerConfig
 
@@ -249,6 +250,10 @@ def test_measured_once_judged_each_time(shop: Shop, monkeypatch: pytest.MonkeyPa
     check("tokens", shop, GatesConfig())
     check("units", shop, GatesConfig(beats_mfcc="off"))
     assert not (shop.out / "tokens").exists()
+
+
+def test_no_stage_is_without_gates() -> None:
+    assert set(LANGUAGE_MODELS) == set(get_args(StageName))
 
 
 def test_not_a_number_is_a_failure(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

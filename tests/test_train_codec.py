@@ -8,6 +8,7 @@ import torch
 from lightning.fabric import Fabric
 
 from audiolm.audio import Waveform, read
+from audiolm.bodies import BODIES
 from audiolm.codec import Codec, CodecConfig
 from audiolm.files import load_tensors, save_tensors
 from audiolm.spectra import mel_filters
@@ -103,9 +104,7 @@ def test_prepare_never_clips_and_drops_levels_of_half_the_batch() -> None:
     assert not torch.equal(louder, audio)
 
 
-@pytest.mark.parametrize(
-    "network", [{"body": "vocoder"}, {"body": "vocoder", "phases": "continued"}, {"body": "spectral"}, {"body": "waveform"}]
-)
+@pytest.mark.parametrize("network", [*({"body": body} for body in BODIES), {"body": "vocoder", "phases": "continued"}])
 def test_each_body_trains_in_bfloat16(female: Waveform, tmp_path: Path, network: dict[str, str]) -> None:
     config = CONFIG.model_copy(
         update={"network": NETWORK.model_copy(update=network | {"channels": 4}), "steps": 2, "save_every": 2}
@@ -131,7 +130,7 @@ def test_training_improves_a_started_codec(female: Waveform, tmp_path: Path, fab
     assert {"valid_mel_4", "energy_4", "usage_1"} <= run.metrics()[-1].keys() | run.metrics()[-2].keys()
 
 
-@pytest.mark.parametrize("body", ["spectral", "vocoder", "waveform"])
+@pytest.mark.parametrize("body", list(BODIES))
 def test_a_frozen_encoder_keeps_its_codes(female: Waveform, tmp_path: Path, fabric: Fabric, body: str) -> None:
     crops = Crops(female)
     network = NETWORK.model_copy(update={"body": body, "channels": 4, "encoder_layers": 0})

@@ -74,7 +74,12 @@ class Codec(nn.Module):
 
     def _decode(self, latents: Tensor) -> Tensor:
         state: State = {}
-        return torch.cat([self.body.decode(latents, state), self.body.close(state)], -1)
+        sound = self.body.decode(latents, state)
+        return torch.cat([sound, self.rest(sound, state)], -1)
+
+    def rest(self, sound: Tensor, state: State) -> Tensor:
+        """The samples (B, 1, lag) after the sound decoded so far (B, 1, T), which no code will follow."""
+        return self.body.close(state) if self.body.lag else sound[..., :0]  # pyright: ignore[reportCallIssue]
 
     def coder(self) -> dict[str, Tensor]:
         """The weights that determine the codes: those of the encoder and the codebooks, not of the decoder."""
@@ -149,17 +154,19 @@ class DecoderStream:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.state: State = {}
+        self.sound: Tensor | None = None  # the last made
 
     @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """Codes (B, q, F) -> audio (B, 1, T) that no later code can change."""
         if codes.shape[-1] == 0:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
-        return self.codec.body.decode(self.codec.quantizer.decode(codes), self.state)
+        self.sound = self.codec.body.decode(self.codec.quantizer.decode(codes), self.state)
+        return self.sound
 
     @torch.no_grad()
     def flush(self) -> Tensor:
         """The rest of the audio (B, 1, T)."""
-        if not self.state:
+        if self.sound is None:
             raise InputError("no codes were given: nothing to decode")
-        return self.codec.body.close(self.state)
+        return self.codec.rest(self.sound, self.state)

@@ -7,8 +7,9 @@ decoder, which generates it for speech and continues tones for music. At this bi
 (docs/training-log.md), and its codes change slowly, which suits language models; but its output only sounds like the
 recording and does not match its waveform.
 
-Streaming keeps state instead of padding. Offline use is a single push through the same code. `memory` is how many earlier
-frames the sound of a frame depends on, apart from phases that are continued.
+Streaming keeps state instead of padding. Offline use is a single push through the same code. A body whose sound lags behind its
+codes has `close`, which returns the last `lag` samples. `memory` is how many earlier frames the sound of a frame depends on,
+apart from phases that are continued.
 """
 
 from audiolm.bodies.config import CodecConfig

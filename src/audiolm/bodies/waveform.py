@@ -67,9 +67,5 @@ class WaveformBody(nn.Module):
                 x = unit(x, state)
         return self.last(F.elu(x), state)
 
-    def close(self, state: State) -> Tensor:
-        """Empty audio (B, 1, 0): nothing is delayed."""
-        return state[self.last].new_zeros(len(state[self.last]), 1, 0)
-
     def start(self, audio: Tensor) -> None:
         """Nothing to do: convolutions are initialised at random."""
