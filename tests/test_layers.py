@@ -15,9 +15,9 @@ ROWS = """
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     route
     model bundle report phonetics
-    abx data audio_store token_index token_store alignment run engine continuations card batching limits uploads monitoring
+    abx data audio_store speeds token_index token_store alignment run engine continuations card batching limits uploads monitoring
     figures page blindtest detector_sounds
-    further train_codec train_encoder train_lm train_detector evaluation corpus speeds chain apidocs process listening
+    further train_codec train_encoder train_lm train_detector evaluation corpus chain apidocs process listening
     gates
     recipe server doctor cluster
     workshop
@@ -37,9 +37,11 @@ BESIDE = {
     ("bundle", "model"),
     ("blindtest", "page"),
     ("audio_store", "data"),
+    ("speeds", "audio_store"),
     ("token_store", "audio_store"),
+    ("token_store", "speeds"),
     ("token_store", "token_index"),
-    ("alignment", "token_store"),
+    *(("alignment", "token_store"), ("alignment", "speeds")),
     *(("storage", "errors"), ("storage", "files")),
     ("plan", "rehearsal"),
     ("__main__", "__init__"),

@@ -10,7 +10,7 @@ from audiolm.audio import Waveform
 from audiolm.training.audio_store import AudioStore
 from audiolm.training.data import Recording
 from audiolm.training.recipe import TokensConfig
-from audiolm.training.speeds import AtSpeeds
+from audiolm.training.speeds import AtSpeeds, original
 
 RATE = 16_000
 
@@ -43,6 +43,19 @@ def test_training_recordings_alone_are_played_faster_and_slower(tmp_path: Path) 
         assert len(samples) == pytest.approx(entry.length, abs=1) == pytest.approx(len(original) / speed, abs=1)
         assert pitch_of(samples) == pytest.approx((500 if entry.name == "b" else 1000) * speed, abs=1)
         assert speed != 1 or torch.equal(samples, original)
+
+
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        ("a.wav@1.1", "a.wav"),
+        ("a.wav@2", "a.wav"),
+        ("a.wav", "a.wav"),
+        *((each, each) for each in ("a@b.wav", "b@1.1", "@1", "a.wav@.")),
+    ],
+)
+def test_copies_are_told_from_recordings_that_are_called_so(name: str, of: str) -> None:
+    assert original(name, {"a.wav", "a"}) == of
 
 
 @pytest.mark.parametrize("speeds", [(0.9,), (1.0, 1.0), (1.0, 0.2), ()])

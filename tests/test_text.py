@@ -19,7 +19,7 @@ from audiolm.bundle import language_model
 from audiolm.cli import run
 from audiolm.errors import InputError
 from audiolm.model import AudioLM
-from audiolm.training.alignment import Reading, ReadStore, at_speed
+from audiolm.training.alignment import Reading, ReadStore
 from audiolm.training.corpus import tokenize_corpus
 from audiolm.training.data import scan
 from audiolm.training.token_store import TokenCrops
@@ -150,11 +150,6 @@ def test_a_store_with_its_transcripts(tiny_model: AudioLM, tmp_path: Path) -> No
         assert item["given"][0].shape == item["predicted"].shape == (1, 25)
     with pytest.raises(InputError, match="no train recording has a transcript"):
         ReadStore(tokenize_corpus(tiny_model.semantic, tiny_model.codec, recordings[1:], tmp_path / "untold"))
-
-
-@pytest.mark.parametrize(("name", "of"), [("a.wav@1.1", "a.wav"), ("a@b.wav", ""), ("a.wav", ""), ("@1", "")])
-def test_copies_at_another_speed(name: str, of: str) -> None:
-    assert at_speed(name) == of
 
 
 def test_a_text_stage_begins_with_what_the_semantic_stage_knows(reading_model: AudioLM) -> None:

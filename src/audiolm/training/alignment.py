@@ -20,6 +20,7 @@ from torch import Tensor
 
 from audiolm import text
 from audiolm.errors import InputError
+from audiolm.training.speeds import original
 from audiolm.training.token_store import TokenStore
 
 MOST = 2
@@ -136,7 +137,7 @@ class ReadStore:
         self.said = [text.normalised(each.get("transcript") or "").encode() for each in store.entries.columns()]
         names = store.entries.table["name"].to_pylist()
         # A copy at another speed tells the tables nothing new.
-        told = [n for n in self.split("train") if at_speed(names[n]) not in store.names][:FITTED]
+        told = [n for n in self.split("train") if original(names[n], store.names) == names[n]][:FITTED]
         if not told:
             raise InputError(f"{store.folder}: no train recording has a transcript to align; add the column to the manifest")
         lines = [(self.said[number], self._heard(number)) for number in told]
@@ -158,9 +159,3 @@ class ReadStore:
 
     def _aligned(self, number: int) -> np.ndarray:
         return self.reading.align(self.said[number], self._heard(number)).astype(np.uint8)
-
-
-def at_speed(name: str) -> str:
-    """The name of the recording that `name` is a copy of at another speed; "" if it is none (audiolm.training.speeds)."""
-    before, at, speed = name.rpartition("@")
-    return before if at and speed.replace(".", "", 1).isdigit() else ""

@@ -4,7 +4,8 @@ Speed changes pitch too, so the copies count as further voices. It is done befor
 voice from beginning to end, which is what the coarse stage is to learn. Valid and test recordings are never changed.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -33,7 +34,7 @@ class AtSpeeds:
             if speed == 1
             else replace(
                 entry,
-                name=f"{entry.name}@{speed:g}",
+                name=f"{entry.name}@{speed:g}",  # see `original`
                 speaker=f"{entry.speaker}@{speed:g}",
                 length=round(entry.length / speed),
             )
@@ -52,3 +53,9 @@ class AtSpeeds:
             if speed == 1
             else Waveform(samples[None], round(self.sample_rate * speed)).resample(self.sample_rate).samples[0]
         )
+
+
+def original(name: str, known: Container[str]) -> str:
+    """The one of the `known` recordings that `name` is a copy of at another speed, or the name itself if there is none."""
+    base = re.sub(r"@[0-9]+(\.[0-9]+)?$", "", name)
+    return base if base in known else name

@@ -13,7 +13,6 @@ can be resumed. Shards are independent: many processes may write them in paralle
 import itertools
 import json
 import os
-import re
 import tempfile
 import zlib
 from collections import Counter
@@ -35,6 +34,7 @@ from audiolm.files import read_json, save_tensors
 from audiolm.stages import Stage
 from audiolm.tokens import Tokens, TokenSpec
 from audiolm.training.audio_store import Placement, read_header, write_header
+from audiolm.training.speeds import original
 from audiolm.training.storage import fetched, is_remote, listed, place, stored
 from audiolm.training.token_index import TokenEntries, parquet, read_index, schema_of, write_index
 
@@ -351,10 +351,10 @@ class TokenCrops:
 
 
 def same_at_other_speeds(store: Tokenized, numbers: Sequence[int]) -> dict[int, list[int]]:
-    """For each recording its copies at all speeds ("name@1.1", see `AtSpeeds`), itself included."""
+    """For each recording its copies at all speeds (see audiolm.training.speeds), itself included."""
     names = store.entries.table["name"].take(np.asarray(numbers, np.int64)).to_pylist()
     known = set(names)
-    keys = [base if (base := re.sub(r"@[0-9.]+$", "", name)) in known else name for name in names]
+    keys = [original(name, known) for name in names]
     groups: dict[str, list[int]] = {}
     for number, key in zip(numbers, keys, strict=True):
         groups.setdefault(key, []).append(number)
