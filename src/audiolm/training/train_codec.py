@@ -49,7 +49,7 @@ class CodecTrainConfig(Config):
     steps: int = Field(default=20_000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
     floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
-    warmup: int = Field(default=200, ge=0)
+    warmup: int = Field(default=200, ge=0)  # steps
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     ema: float = Field(default=0.995, ge=0, lt=1)  # moving average of the weights, which is what is evaluated and kept

@@ -47,7 +47,8 @@ class EncoderConfig(Config):
     accumulate: int = Field(default=1, ge=1)  # batches in a step
     steps: int = Field(default=20000, ge=1)
     lr: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=500, ge=0)
+    floor: float = Field(default=0.02, ge=0, le=1)  # share of lr at the end of the cosine
+    warmup: int = Field(default=500, ge=0)  # steps
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, gt=0)
     compile: bool = False
@@ -201,7 +202,7 @@ def train_encoder(
     line_began, line_from = time.monotonic(), start
     with run.progress(config.steps, start) as show:
         for step in range(start + 1, config.steps + 1):
-            rate = learning_rate(step, config.lr, config.steps, config.warmup, 0.02)
+            rate = learning_rate(step, config.lr, config.steps, config.warmup, config.floor)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             model.train()
