@@ -7,6 +7,7 @@ The training loops are written out: Fabric moves and casts tensors, reduces and 
 """
 
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -79,6 +80,29 @@ def placed(module: nn.Module, fabric: Fabric) -> Any:
     """A module that is not trained (an average of weights), on the device and sharded as Fabric shards trained modules."""
     module = module.to(fabric.device)
     return sharded(module, fabric.strategy.device_mesh) if isinstance(fabric.strategy, ModelParallelStrategy) else module
+
+
+def batches_of(step: int, accumulate: int, seed: int, fabric: Fabric, model: Any) -> Iterator[tuple[int, int]]:
+    """The index of each batch that this process has in a step, and the seed of the batch's own randomness, which is set.
+
+    Every process has its own batches, and a batch's randomness (dropout, augmentation) depends only on its index. Gradients are
+    exchanged after the last.
+    """
+    for part in range(accumulate):
+        index = (step * accumulate + part) * fabric.world_size + fabric.global_rank
+        own = seed * 1_000_003 + index
+        torch.manual_seed(own)
+        with fabric.no_backward_sync(model, enabled=part + 1 < accumulate):
+            yield index, own
+
+
+@torch.no_grad()
+def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """One step of the moving average of the parameters; buffers are copied: a codec's codebooks are averages already."""
+    for mean, newest in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(newest, 1 - decay)
+    for kept, newest in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(newest)
 
 
 def clip(fabric: Fabric, model: Any, optimizer: Any, most: float) -> Tensor:

@@ -19,7 +19,7 @@ from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config, Seed
 from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_losses
 from audiolm.training.audio_store import Crops
-from audiolm.training.engine import clip
+from audiolm.training.engine import batches_of, clip, follow
 from audiolm.training.randomness import random_untouched
 from audiolm.training.run import Run, learning_rate
 
@@ -110,26 +110,22 @@ def train_codec(config: CodecTrainConfig, crops: Crops, run: Run, fabric: Fabric
                 group["lr"] = rate
             heard: list[tuple[Tensor, Tensor]] = []  # real and reconstructed crops for the critics
             losses, total = dict[str, Tensor](), torch.zeros(())
-            for part in range(config.accumulate):
-                # Every process has its own batches, and a batch's randomness depends only on its index.
-                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
-                torch.manual_seed(config.seed * 1_000_003 + index)
-                audio, keep = prepare(crops.batch(index), config, Generator().manual_seed(config.seed * 1_000_003 + index))
+            for index, seed in batches_of(step, config.accumulate, config.seed, fabric, model):
+                audio, keep = prepare(crops.batch(index), config, Generator().manual_seed(seed))
                 audio, keep = fabric.to_device(audio), fabric.to_device(keep)
-                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
-                    sound, losses = model.train()(audio, keep)
-                    losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
-                    losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, config.windows)
-                    if step > critic_from:
-                        heard.append((audio[few], sound[few].detach()))
-                        # The unwrapped critics: DDP would wait for gradients that they must not receive here.
-                        critics.requires_grad_(False)
-                        with fabric.autocast():
-                            judged = generator_losses(critics(audio[few]), critics(sound[few]))
-                        losses["adversarial"], losses["matching"] = judged
-                        critics.requires_grad_(True)
-                    total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
-                    fabric.backward(total / config.accumulate)
+                sound, losses = model.train()(audio, keep)
+                losses["mel"] = mel_loss(sound, audio, codec.sample_rate)
+                losses["spectrum"], losses["magnitude"] = spectral_losses(sound, audio, config.windows)
+                if step > critic_from:
+                    heard.append((audio[few], sound[few].detach()))
+                    # The unwrapped critics: DDP would wait for gradients that they must not receive here.
+                    critics.requires_grad_(False)
+                    with fabric.autocast():
+                        judged = generator_losses(critics(audio[few]), critics(sound[few]))
+                    losses["adversarial"], losses["matching"] = judged
+                    critics.requires_grad_(True)
+                total = torch.stack([getattr(config.weights, name) * loss for name, loss in losses.items()]).sum()
+                fabric.backward(total / config.accumulate)
             losses["norm"] = clip(fabric, model, optimizer, config.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -171,15 +167,6 @@ def prepare(audio: Tensor, config: CodecTrainConfig, generator: Generator) -> tu
     keep = torch.randint(1, levels + 1, (batch,), generator=generator)
     full = torch.rand(batch, generator=generator) >= config.dropout
     return audio, torch.where(full, levels, keep)
-
-
-@torch.no_grad()
-def follow(average: Codec, codec: Codec, decay: float) -> None:
-    """One step of the moving average of the parameters; buffers are copied, since the codebooks are averages already."""
-    for ours, theirs in zip(average.parameters(), codec.parameters(), strict=True):
-        ours.lerp_(theirs.to(ours), 1 - decay)
-    for ours, theirs in zip(average.buffers(), codec.buffers(), strict=True):
-        ours.copy_(theirs)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.training.audio_store import Crops
-from audiolm.training.engine import clip
+from audiolm.training.engine import batches_of, clip
 from audiolm.training.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
 from audiolm.training.run import Run, learning_rate
 
@@ -207,14 +207,10 @@ def train_encoder(
                 group["lr"] = rate
             model.train()
             result: dict[str, Tensor] = {}
-            for part in range(config.accumulate):
-                # Every process has its own batches, and a batch's randomness depends only on its index.
-                index = (step * config.accumulate + part) * fabric.world_size + fabric.global_rank
-                torch.manual_seed(config.seed * 1_000_003 + index)
+            for index, seed in batches_of(step, config.accumulate, config.seed, fabric, model):
                 audio = fabric.to_device(crops.batch(index))
-                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
-                    result = model(audio, config.augment, Generator().manual_seed(config.seed * 1_000_003 + index))
-                    fabric.backward(result["loss"] / config.accumulate)
+                result = model(audio, config.augment, Generator().manual_seed(seed))
+                fabric.backward(result["loss"] / config.accumulate)
             norm = clip(fabric, model, optimizer, config.clip)
             optimizer.step()
             optimizer.zero_grad()

@@ -23,7 +23,7 @@ from audiolm.config import Config, Seed
 from audiolm.parallel import Masked, mask
 from audiolm.stages import Stage
 from audiolm.training.checkpoint import whole
-from audiolm.training.engine import clip, placed
+from audiolm.training.engine import batches_of, clip, follow, placed
 from audiolm.training.randomness import random_untouched
 from audiolm.training.run import Run, learning_rate
 from audiolm.training.token_store import Batches
@@ -114,15 +114,11 @@ def train_lm(
             for group in optimizer.param_groups:
                 group["lr"] = scheduled()
             model.train()
-            for part in range(config.accumulate):
-                # Every process has its own batches, and a batch's randomness (dropout) depends only on its index.
-                index = ((step - 1) * config.accumulate + part) * fabric.world_size + fabric.global_rank
-                torch.manual_seed(config.seed * 1_000_003 + index)
+            for index, _ in batches_of(step - 1, config.accumulate, config.seed, fabric, model):
                 items = batches.batch(index)
                 batch = collate_items(stage, items, index, config.seed)
-                with fabric.no_backward_sync(model, enabled=part + 1 < config.accumulate):
-                    nats, counts = model(*fabric.to_device(batch))
-                    fabric.backward(nats.sum() / counts.sum() / config.accumulate)
+                nats, counts = model(*fabric.to_device(batch))
+                fabric.backward(nats.sum() / counts.sum() / config.accumulate)
                 sums += torch.stack((nats.detach(), counts))
                 frames = sum(item["predicted"].shape[-1] for item in items)
                 state["hours"] += fabric.world_size * frames / stage.predict.spec.frame_rate / 3600
@@ -265,13 +261,6 @@ def optimizer_of(network: nn.Module, config: LMTrainConfig) -> torch.optim.AdamW
         for decays, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(groups, config.lr, (0.9, 0.95), fused=True)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """One step of the moving average of the weights."""
-    for mean, newest in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(newest, 1 - decay)
 
 
 @torch.no_grad()
