@@ -220,16 +220,12 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
 class Conformer(nn.Module):
     """Audio or mel -> features of every layer at 25 Hz. `mel_mean` and `mel_std` (bins) come from the training data."""
 
-    mel_mean: Tensor
-    mel_std: Tensor
-    filters: Tensor
-
     def __init__(self, config: ConformerConfig):
         super().__init__()
         self.config = config
-        self.register_buffer("filters", mel_filters(config.bins, fft_size(config.window)), persistent=False)
-        self.register_buffer("mel_mean", torch.zeros(config.bins))
-        self.register_buffer("mel_std", torch.ones(config.bins))
+        self.filters = nn.Buffer(mel_filters(config.bins, fft_size(config.window)), persistent=False)
+        self.mel_mean = nn.Buffer(torch.zeros(config.bins))
+        self.mel_std = nn.Buffer(torch.ones(config.bins))
         self.subsampling = Subsampling(config) if config.layers else SpectrumShape(config.kernel, config.level)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

@@ -82,18 +82,15 @@ class BestRQConfig(Config):
 class BestRQ(nn.Module):
     """Predict ids of random quantizers that are never trained: no teacher, no collapse, and cheap targets."""
 
-    projection: Tensor
-    codebook: Tensor
-
     def __init__(self, config: BestRQConfig, network: ConformerConfig, seed: int = 0):
         super().__init__()
         self.config = config
         draw, stacked = Generator().manual_seed(seed), STACK * network.bins
         bound = math.sqrt(6 / (stacked + config.dimension))  # Xavier
         weights = torch.rand(config.codebooks, stacked, config.dimension, generator=draw)
-        self.register_buffer("projection", (weights * 2 - 1) * bound)
+        self.projection = nn.Buffer((weights * 2 - 1) * bound)
         vectors = torch.randn(config.codebooks, config.dimension, config.codes, generator=draw)
-        self.register_buffer("codebook", nnf.normalize(vectors, dim=1))
+        self.codebook = nn.Buffer(nnf.normalize(vectors, dim=1))
         self.head = nn.Linear(network.width, config.codebooks * config.codes)
 
     def targets(self, mel: Tensor) -> Tensor:
@@ -140,8 +137,6 @@ class WavToVecBertConfig(Config):
 class WavToVecBert(nn.Module):
     """Contrastive loss and masked prediction together: L = L_contrast + diversity * L_diversity + L_prediction."""
 
-    updates: Tensor
-
     def __init__(self, config: WavToVecBertConfig, network: ConformerConfig):
         super().__init__()
         config.check(network)
@@ -150,7 +145,7 @@ class WavToVecBert(nn.Module):
         self.codebook = nn.Parameter(torch.randn(config.codebooks, config.codes, config.dimension // config.codebooks))
         self.out, self.context = nn.Linear(config.dimension, config.dimension), nn.Linear(network.width, config.dimension)
         self.head = nn.Linear(network.width, config.codebooks * config.codes)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.updates = nn.Buffer(torch.zeros((), dtype=torch.int64))
 
     def quantise(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Frames (L, D) -> quantised (L, dimension), ids (L, Q), and how evenly codes are used, 0 to 1 (perplexity / codes).
