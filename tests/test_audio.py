@@ -121,6 +121,37 @@ def test_m4a(tmp_path: Path):
     torch.testing.assert_close(joined.samples, again.mono().resample(16000).samples, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("suffix", [*ENCODED, "aiff", "caf", "au", "w64"])
+def test_a_macs_companion_beside_a_file_changes_nothing(tmp_path: Path, female: Waveform, suffix: str):
+    path = tmp_path / f"voice.{suffix}"
+    if suffix in ENCODED:
+        female.write(path)
+    else:
+        soundfile.write(path, female.samples[0].numpy(), 16_000, "PCM_16", format=suffix.upper())
+    alone = read(path)
+    (tmp_path / f"._{path.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(4000))
+    assert torch.equal(read(path).samples, alone.samples)
+    assert probe(path).seconds == 4.4
+    assert torch.equal(next(blocks(path, 1.0)).samples, alone.samples[:, :16_000])
+
+
+def test_an_mp3_is_found_behind_other_bytes(tmp_path: Path, female: Waveform):
+    whole = female.to_bytes(".mp3")
+    (tmp_path / "voice.mp3").write_bytes(bytes(3000) + whole)
+    assert read(tmp_path / "voice.mp3").samples.shape == female.samples.shape
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chirp(0.1, 8000).write(tmp_path / "x.wav")
+
+    def refuse(path: Path, flags: int) -> int:  # root may read files of mode 000
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for act in (probe, read, audio.tags):
+        one_line(lambda act=act: act(tmp_path / "x.wav"), r"x.wav: cannot be read \(Permission denied\); check .* permissions")
+
+
 # --- Resampling, blocks, cutting -------------------------------------------------------------------------------------
 
 
@@ -202,6 +233,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "text.m4a").write_text("not sound at all\n" * 100)
     (folder / "empty.wav").write_bytes(b"")
     (folder / "headerless.raw").write_bytes(bytes(1000))
+    (folder / "text.au").write_text("not sound at all\n" * 100)  # by its name alone libsndfile takes it for mu-law
     soundfile.write(folder / "silent.wav", np.zeros((0, 1), np.float32), 16000)
     soundfile.write(folder / "nan.wav", np.full((100, 1), np.nan, np.float32), 16000, "FLOAT")
     soundfile.write(folder / "inf.wav", np.full((100, 1), np.inf, np.float32), 16000, "FLOAT")
@@ -217,6 +249,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "text.m4a": "convert it to|pip install",
         "empty.wav": "convert it to",
         "headerless.raw": "convert it to",
+        "text.au": "convert it to",
         "silent.wav": "no samples",
         "nan.wav": "NaN",
         "inf.wav": "infinite",

@@ -37,6 +37,7 @@ TAGS = ("title", "artist", "album", "comment", "software", "date", "copyright", 
 READABLE = BY_SNDFILE | BY_AV  # suffixes to look for when searching for recordings
 
 _CURE = "copy or record it again, or keep what there is: ffmpeg -i FILE whole.wav"
+_TOLD_BY_NAME = {".mp3", ".gsm", ".vox"}  # their first bytes may not tell what they are
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -303,12 +304,22 @@ class _FrontToBack(soundfile.SoundFile):
 
 
 def _open_sndfile(path: Path) -> soundfile.SoundFile:
+    """By descriptor: given a name, libsndfile takes a Mac's "._" file beside an MP3 for a part of it, and refuses it."""
+    name: Any = path
     try:
-        name: Any = os.fsencode(path) if os.name == "posix" else path  # soundfile refuses names that are not UTF-8
+        if os.name == "posix":  # elsewhere a C library does not know another's descriptors
+            try:
+                return _FrontToBack(os.open(path, os.O_RDONLY))  # libsndfile closes it, even if it refuses the file
+            except soundfile.SoundFileError:
+                if path.suffix.lower() not in _TOLD_BY_NAME:
+                    raise
+            name = os.fsencode(path)  # soundfile refuses names that are not UTF-8
         return _FrontToBack(name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
         reason = str(getattr(error, "error_string", error)).rstrip(".")
-        if "does not exist" in reason and path.is_file():  # libsndfile's message for an mp3 without frames
+        if "does not exist" in reason:  # libsndfile's message for an mp3 without frames
             reason = "it contains no audio"
         raise InputError(
             f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
