@@ -19,6 +19,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from upath import UPath
 
 import audiolm.training.audio_store
 import audiolm.training.data
@@ -770,8 +771,11 @@ def test_recording_columns_survive(tmp_path: Path) -> None:
     assert TokenStore(tmp_path / "tokens").entries[0].columns == {"transcript": 'hé, "you"'}
 
 
-def test_hidden_folders_hold_no_recordings(tmp_path: Path, female_path: Path) -> None:
-    for place in ("a.flac", ".Trash-1000/files/b.flac"):
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(female_path, tmp_path / place)
-    assert [each.name for each in scan(tmp_path)] == ["a.flac"]
+@pytest.mark.parametrize("remote", [False, True])
+def test_hidden_files_and_folders_hold_no_recordings(tmp_path: Path, female_path: Path, remote: bool) -> None:
+    folder = UPath("memory://hidden") if remote else tmp_path
+    for name in ("a.flac", "._a.flac", "s/b.flac", "s/._b.flac", ".Trash-1000/files/c.flac", "s/.cache/d.flac"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(female_path.read_bytes())
+    assert [each.name for each in scan(str(folder))] == ["a.flac", "s/b.flac"]
+    UPath("memory://").fs.rm("/", recursive=True)

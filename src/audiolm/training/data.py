@@ -160,7 +160,10 @@ def _rows(source: Path, left_out: Skipped) -> list[dict[str, Any]]:
 
 
 def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
-    files = list(folder.rglob("[!.]*") if is_remote(folder) else _files(folder, left_out))
+    if is_remote(folder):
+        files = [path for path in folder.rglob("*") if "/." not in f"/{path.relative_to(folder).as_posix()}"]
+    else:
+        files = list(_files(folder, left_out))
     # A link to nothing is kept, so that it is reported like any other file that cannot be read.
     paths = sorted(p for p in files if p.suffix.lower() in audio.READABLE and (p.is_file() or not p.exists()))
     if not paths:
