@@ -114,6 +114,11 @@ def test_transcripts_lie_where_corpora_have_them(
         "vctk/wav48/p225/p225_001.wav": "Please call Stella.",
         "vctk/wav48/p226/p225_001.wav": None,
         "new/wav48_silence_trimmed/p225/p225_001_mic1.flac": "Ünd Stella.",
+        "tts/train-clean-100/103/1241/103_1241_000000_000001.wav": "Mister Ray said, yes.",
+        "lj/LJSpeech-1.1/wavs/LJ001-0001.wav": 'in "sixteen sixty", he said,',
+        "lj/LJSpeech-1.1/wavs/LJ001-0002.wav": "only as written",
+        "lj/LJSpeech-1.1/wavs/LJ001-0003.wav": None,
+        "lj/other/LJ001-0001.wav": None,
     }
     texts = {
         "libri/dev-clean/19/191/19-191.trans.txt": b"19-191-0000 THE FIRST\r\n19-191-0001 THE SECOND ONE\n",
@@ -123,18 +128,24 @@ def test_transcripts_lie_where_corpora_have_them(
         "any/readme.txt": b"not a transcript",
         "vctk/txt/p225/p225_001.txt": b"Please call Stella.\n",
         "new/txt/p225/p225_001.txt": "Ünd Stella.".encode(),
+        "tts/train-clean-100/103/1241/103_1241_000000_000001.normalized.txt": b"Mister Ray said, yes.",
+        "tts/train-clean-100/103/1241/103_1241_000000_000001.original.txt": b"Mr. Ray said, yes.",
+        "lj/LJSpeech-1.1/metadata.csv": b'LJ001-0001|in "1660", he said,|in "sixteen sixty", he said,\n'
+        b"LJ001-0002|only as written|\n",
     }
     for name in told:
         tone(tmp_path / name, 0.2)
     for name, content in texts.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    for name in ("libri", "any", "vctk", "new"):
+    for name in ("libri", "any", "vctk", "new", "tts", "lj"):
         found = {f"{name}/{each.name}": each.columns for each in scan(tmp_path / name)}
         assert found == {key: {"transcript": text} if text else {} for key, text in told.items() if key.startswith(name)}
     assert capsys.readouterr().err.count("latin.txt: no transcript (") == 1
     (tmp_path / "new" / "manifest.csv").write_text("path,told\nwav48_silence_trimmed/p225/p225_001_mic1.flac,twice\n")
     assert [each.columns for each in scan(tmp_path / "new")] == [{"told": "twice"}]
+    inside = {each.name: each.columns.get("transcript") for each in scan(tmp_path / "lj" / "LJSpeech-1.1")}
+    assert inside["wavs/LJ001-0002.wav"] == "only as written"
     libri = {each.name: each.columns.get("transcript") for each in scan(tmp_path / "libri" / "dev-clean" / "19" / "191")}
     assert libri["19-191-0001.flac"] == "THE SECOND ONE"
 

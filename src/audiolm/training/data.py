@@ -61,7 +61,8 @@ def scan(
     train and at least one other, they are no speakers, but the splits; valid or test, if it has no folder, is drawn by the same
     hash from train's speakers, and stderr says so.
     `settled`: splits that speakers were assigned to before, which they keep.
-    In a folder, transcripts are read from NAME.txt beside NAME.wav, from LibriSpeech's *.trans.txt and from VCTK's tree txt.
+    In a folder, transcripts are read from NAME.txt or (LibriTTS) NAME.normalized.txt beside NAME.wav, from LibriSpeech's
+    *.trans.txt, from VCTK's tree txt and from LJSpeech's metadata.csv (id|as written|as said) beside its folder wavs.
 
     Files that cannot be read or are shorter than `minimum` seconds are left out and appended to `skipped`, or named on stderr
     if it is None. Raises InputError if the source is none of these, or no recording can be used.
@@ -170,7 +171,8 @@ def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
         reason = f" ({left_out[0][1]})" if left_out else ""
         raise InputError(f"{folder}: no sound files in it{reason}; give a folder with wav, flac, mp3, ogg or opus files")
     rows = [_row(path, folder) for path in paths]
-    texts = {_key(path.relative_to(folder).as_posix()): path for path in files if path.suffix.lower() == ".txt"}
+    told = [path for path in files if path.suffix.lower() == ".txt" or path.name == "metadata.csv"]
+    texts = {_key(path.relative_to(folder).as_posix()): path for path in told}
     for row in rows:
         row["told"] = next((texts[key] for key in _keys(row["name"]) if key in texts), None)
     splits = [_split_of(row["name"]) for row in rows]
@@ -210,7 +212,9 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _key(text: str) -> str:
-    """What a text file is looked up by: its name without suffix, or its folder if it is for all recordings there."""
+    """What a text file is looked up by: its name without suffix, or the folder that it is for all recordings of."""
+    if text.endswith(".csv"):
+        return text.removesuffix("metadata.csv") + "wavs/"
     return f"{text.rpartition('/')[0]}/" if text.endswith(".trans.txt") else text[: -len(".txt")]
 
 
@@ -218,7 +222,8 @@ def _keys(name: str) -> Iterator[str]:
     """Keys of the text files that may have a recording's transcript. The files are not looked for, but in the tree's listing."""
     stem = name.rpartition(".")[0]
     yield stem
-    yield f"{name.rpartition('/')[0]}/"  # LibriSpeech
+    yield f"{stem}.normalized"  # LibriTTS
+    yield f"{name.rpartition('/')[0]}/"  # LibriSpeech, LJSpeech
     yield re.sub(r"(^|/)wav48[^/]*/(.*?)(_mic\d)?$", r"\1txt/\2", stem)  # VCTK: wav48_.../p225/p225_001_mic1.flac
 
 
@@ -238,11 +243,15 @@ def _transcribe(rows: Sequence[dict[str, Any]]) -> None:
 
     @lru_cache(1)
     def lines_of(path: Path) -> dict[str, str]:
-        return {name: text for name, _, text in (line.partition(" ") for line in text_of(path).splitlines())}
+        lines = text_of(path).splitlines()
+        if path.suffix == ".csv":  # LJSpeech: id|as written|as said; quotes are part of the text
+            return {name: text.rstrip("|").rpartition("|")[2] for name, _, text in (line.partition("|") for line in lines)}
+        return {name: text for name, _, text in (line.partition(" ") for line in lines)}
 
     for row in rows:
         if path := row.pop("told"):
-            told = lines_of(path).get(row["path"].stem, "") if path.name.endswith(".trans.txt") else text_of(path)
+            of_many = path.name.endswith((".trans.txt", ".csv"))
+            told = lines_of(path).get(row["path"].stem, "") if of_many else text_of(path)
             row["transcript"] = " ".join(told.split())
 
 
