@@ -166,63 +166,78 @@ def evaluate_folder(
         raise InputError(f"listening_test={listening_test}: give 2 clips or more, or 0 for no test")
     if page:
         needed("markdown_it")
-    tell = progress or (lambda what, done, total: None)
-    left_out: Skipped = []
-    found = scan(data, **held_out(read_config(folder_of(model))["about"]), skipped=left_out)
-    chosen = f" --split {split}" if split else ""
-    split = split or ("test" if any(recording.split == "test" for recording in found) else "all")
-    recordings = [recording for recording in found if split in ("all", recording.split)]
-    if not recordings:
-        raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
-    bundle = load(model, precision=precision)
-    if temperature:
-        bundle.sampling = changed(bundle.sampling, temperature)
-    if codebooks is not None:
-        if not 1 <= codebooks <= bundle.codec.spec.num_codebooks:
-            raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {bundle.codec.spec.num_codebooks}")
-        bundle.about["codebooks"] = codebooks
-    if decoders(bundle.stages) or listening_test:
-        bundle.record()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     for path, what in ((items, "items"), (pairs, "pairs")):
         if path is not None and not path.exists():
             raise InputError(f"--{what} {path}: no such file or folder; check the path")
+    left_out: Skipped = []
+    found = scan(data, **held_out(read_config(folder_of(model))["about"]), skipped=left_out)
+    measured = split or ("test" if any(recording.split == "test" for recording in found) else "all")
+    recordings = [recording for recording in found if measured in ("all", recording.split)]
+    others = [recording for recording in found if measured not in ("all", recording.split)]
+    if not recordings:
+        raise InputError(f"{data}: no recording of the split {split!r}; give split='all', or a manifest with that split")
+    bundle = _with_settings(load(model, precision=precision), temperature, codebooks)
+    if decoders(bundle.stages) or listening_test:
+        bundle.record()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     folder = Path(report_dir)
     make_folder(folder)
-    others = [recording for recording in found if split not in ("all", recording.split)]
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}
-    measured = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)
-    measured["recordings.left_out"] += [f"{name}: {reason}" for name, reason in left_out]
+    figures = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)
+    figures["recordings.left_out"] += [f"{name}: {reason}" for name, reason in left_out]
     # Names, not paths: reports are shared, and paths mean nothing on another machine.
     names = [Path(each).resolve().name for each in (model, data, folder)]
-    command = "audiolm evaluate {} --data {} --report {}".format(*names)
-    command += f" --recordings {most or 0} --limit {limit} --seconds {seconds:g} --seed {seed}{chosen}"
-    command += "".join(f" --{name} {path.name}" for name, path in (("items", items), ("pairs", pairs)) if path)
-    if temperature:
-        command += f" --temperature {','.join(f'{each:g}' for each in temperature)}"
-    if codebooks is not None:
-        command += f" --codebooks {codebooks}"
-    if precision != "auto":
-        command += f" --precision {precision}"
-    if set(parts) != set(PARTS):
-        command += f" --parts {','.join(parts)}"
+    settings = {"temperature": temperature, "codebooks": codebooks, "precision": precision, "parts": parts}
     report = {
-        "command": command,
+        "command": _command(names, options | settings | {"split": split}),
         "model": names[0],
         "data": names[1],
-        "split": split,
+        "split": measured,
         "versions": f"audiolm {version('audiolm')}, torch {torch.__version__}, Python {platform.python_version()}",
-    } | measured
+    } | figures
     with whole_file(folder / "report.json") as temporary:  # first, so that an error in the tables does not lose the figures
         temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     tables = markdown(report)
     with whole_file(folder / "report.md") as temporary:
         temporary.write_text(tables, encoding="utf-8")
+    tell = progress or (lambda what, done, total: None)
     if page:
         write_page(folder / "report.html", bundle, recordings, report, tables, seconds, seed, tell)
     if listening_test:
         sounds = real_sounds(bundle, recordings, listening_test, seconds, seed)
         write_test(folder, bundle, [sound for _, sound in sounds], seconds, seed, tell)
     return report
+
+
+def _with_settings(model: AudioLM, temperature: Sequence[float], codebooks: int | None) -> AudioLM:
+    """The model, which from now on generates with these settings where they are given."""
+    if temperature:
+        model.sampling = changed(model.sampling, temperature)
+    if codebooks is not None:
+        if not 1 <= codebooks <= model.codec.spec.num_codebooks:
+            raise InputError(f"--codebooks {codebooks}: this model's codec has 1 to {model.codec.spec.num_codebooks}")
+        model.about["codebooks"] = codebooks
+    return model
+
+
+def _command(names: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The command that makes the figures again: names of the model, the data and the report, and `evaluate_folder`'s options."""
+    given = {
+        "data": names[1],
+        "report": names[2],
+        "recordings": options["most"] or 0,
+        "limit": options["limit"],
+        "seconds": f"{options['seconds']:g}",
+        "seed": options["seed"],
+        "split": options["split"],
+        "items": options["items"] and options["items"].name,
+        "pairs": options["pairs"] and options["pairs"].name,
+        "temperature": ",".join(f"{each:g}" for each in options["temperature"]),
+        "codebooks": options["codebooks"],
+        "precision": None if options["precision"] == "auto" else options["precision"],
+        "parts": None if set(options["parts"]) == set(PARTS) else ",".join(options["parts"]),
+    }
+    words = [word for name, value in given.items() if value not in (None, "") for word in (f"--{name}", str(value))]
+    return " ".join(["audiolm", "evaluate", names[0], *words])
 
 
 def _flat(figures: Mapping[str, Measure | float | str]) -> dict[str, Any]:
