@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shlex
 import shutil
 from dataclasses import replace
 from importlib.util import find_spec
@@ -438,8 +439,22 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
     assert report["recordings.clips"] == 2
     assert len(report["recordings.left_out"]) == 1
     assert "noise.wav" in report["recordings.left_out"][0]
+    assert report["model"] == "model"
     assert report["command"].startswith("audiolm evaluate model --data voices --report out")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_report_has_the_models_name_and_a_command_for_a_shell(
+    tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path
+) -> None:
+    data = tmp_path / "two; voices"
+    data.mkdir()
+    shutil.copy(recordings[0].path, data)
+    bundle.save(replace(tiny_model, about={"name": "our <voices>"}), tmp_path / "bundle", "")
+    report = evaluation.evaluate_folder(tmp_path / "bundle", data, tmp_path / "out", split="all", seconds=1, parts=("stages",))
+    assert report["model"] == "our <voices>"
+    assert "<title>AudioLM our &lt;voices&gt;</title>" in (tmp_path / "out" / "report.html").read_text()
+    assert shlex.split(report["command"])[:5] == ["audiolm", "evaluate", "bundle", "--data", "two; voices"]
 
 
 def test_the_figures_are_safe_before_the_tables(

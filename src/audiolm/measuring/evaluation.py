@@ -12,6 +12,7 @@ If the inputs of a part are missing, the report has missing.PART instead: what i
 import json
 import math
 import platform
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -189,7 +190,7 @@ def evaluate_folder(
     settings = {"temperature": temperature, "codebooks": codebooks, "precision": precision, "parts": parts}
     report = {
         "command": _command(names, options | settings | {"split": split}),
-        "model": names[0],
+        "model": bundle.about.get("name", names[0]),
         "data": names[1],
         "split": measured,
         "versions": f"audiolm {version('audiolm')}, torch {torch.__version__}, Python {platform.python_version()}",
@@ -237,7 +238,7 @@ def _command(names: Sequence[str], options: Mapping[str, Any]) -> str:
         "parts": None if set(options["parts"]) == set(PARTS) else ",".join(options["parts"]),
     }
     words = [word for name, value in given.items() if value not in (None, "") for word in (f"--{name}", str(value))]
-    return " ".join(["audiolm", "evaluate", names[0], *words])
+    return shlex.join(["audiolm", "evaluate", names[0], *words])
 
 
 def _flat(figures: Mapping[str, Measure | float | str]) -> dict[str, Any]:

@@ -183,12 +183,12 @@ def write_page(
 
 def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str, heard: Sequence[Recording] = ()) -> str:
     """A report as HTML. heard: the recordings in it, credited as their manifest states."""
-    name = html.escape(str(report.get("model", "AudioLM")))
+    name = str(report.get("model", "AudioLM"))
     links = "".join(f'<a href="#{_anchor(part.title)}">{html.escape(part.title)}</a>' for part in parts)
     unheard = " that it was not trained on" if report.get("split") == "test" else ""
     groups = f"{report.get('recordings.speakers', 'some')} {report.get('recordings.by', 'speakers')}"
     facts = f"seed {report.get('seed', 0)} · {html.escape(str(report.get('versions', '')))}"
-    body = f"""<h1>AudioLM &ldquo;{name}&rdquo;: examples and figures</h1>
+    body = f"""<h1>AudioLM &ldquo;{html.escape(name)}&rdquo;: examples and figures</h1>
 <p>An <a href="https://arxiv.org/abs/2209.03143">AudioLM</a>, with examples and measurements on recordings of
 {groups}{unheard}. All generated sound here carries an inaudible watermark that
 <code>audiolm detect</code> finds.</p>
