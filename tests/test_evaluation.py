@@ -33,6 +33,7 @@ from audiolm.measuring.metrics import (
     unit_errors,
     visqol,
 )
+from audiolm.measuring.page import page
 from audiolm.measuring.phonetics import unit_phone_measures
 from audiolm.measuring.scoring import crop_nats, nats_of
 from audiolm.measuring.speaker import VoiceEncoder, mel_filters, similarities, voice_encoder
@@ -441,7 +442,7 @@ def test_a_folder(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Pa
     assert "noise.wav" in report["recordings.left_out"][0]
     assert report["model"] == "model"
     assert report["command"].startswith("audiolm evaluate model --data voices --report out")
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr() == ("", f"{data}: measures the split all: 2 recordings, 1 of train\n")
 
 
 def test_a_report_has_the_models_name_and_a_command_for_a_shell(
@@ -501,13 +502,23 @@ def test_other_settings_than_the_models(tiny_model: AudioLM, recordings: list[Re
         evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "many", codebooks=7)
 
 
-def test_what_a_manifest_holds_out_is_measured(tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path) -> None:
+def test_what_is_held_out_is_measured_and_what_is_not_is_told(
+    tiny_model: AudioLM, recordings: list[Recording], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle.save(tiny_model, tmp_path / "model", "")
-    for splits, clips, split in ((("train", "test"), 1, "test"), (("train", "valid"), 2, "all")):
-        rows = [f"{each.path},{each.speaker},{split}" for each, split in zip(recordings, splits, strict=True)]
+    cases = {"train test": (1, "test", 0), "train valid": (1, "valid", 0), "train train": (2, "all", 2)}
+    for splits, expected in cases.items():
+        rows = [f"{each.path},{each.speaker},{split}" for each, split in zip(recordings, splits.split(), strict=True)]
         (tmp_path / "manifest.csv").write_text("\n".join(["path,speaker,split", *rows]))
         report = evaluation.evaluate_folder(tmp_path / "model", tmp_path / "manifest.csv", tmp_path / "out", parts=(), page=False)
-        assert (report["recordings.clips"], report["split"]) == (clips, split)
+        clips, split, trained = expected
+        assert (report["recordings.clips"], report["split"], report["recordings.train"]) == expected
+        why = "" if split == "test" else " (there is no test)"
+        said = capsys.readouterr().err
+        assert said.endswith(f"manifest.csv: measures the split {split}{why}: {clips} recordings, {trained} of train\n")
+        told = f" {trained} of the recordings are of the split train" in (tmp_path / "out" / "report.md").read_text()
+        assert told == bool(trained)
+        assert ("that it was not trained on" in page([], report, "")) == (not trained)
 
 
 def test_a_folder_is_split_as_the_models_recipe_did(

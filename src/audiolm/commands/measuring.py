@@ -57,7 +57,7 @@ def evaluate(
     seconds
         Maximum length that each continuation adds.
     split
-        Which recordings; default: the test split if there is one.
+        Which recordings; default: the test split, or valid if there is no test, or all.
     parts
         Comma-separated parts to run; default: all.
     items

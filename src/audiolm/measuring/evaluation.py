@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import shlex
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -112,6 +113,7 @@ def evaluate(
     return {
         "recordings.clips": len(clips),
         "recordings.of": len(recordings),
+        "recordings.train": sum(clip.recording.split == "train" for clip in clips),
         "recordings.speakers": len({clip.recording.speaker for clip in clips}),
         "recordings.by": "composers or players" if "piano" in model.stages else "speakers",
         "recordings.seconds": round(sum(clip.tokens.seconds for clip in clips), 2),
@@ -157,8 +159,9 @@ def evaluate_folder(
     page: False omits report.html, whose examples take time to generate. listening_test: number of clips for a blind listening
     test (audiolm.measuring.blindtest); 0: no test.
 
-    split: train, valid, test or all; default: test if there is one, else all. A folder without a manifest is split as the
-    model's recipe did, so that on its own training folder the model is measured on speakers that it has not heard.
+    split: train, valid, test or all; default: test, else valid, else all, whichever there is. A folder without a manifest is
+    split as the model's recipe did, so that on its own training folder the model is measured on speakers that it has not heard.
+    stderr and the report say which split was measured, and how many of its recordings are of the split train.
 
     temperature, codebooks: replace the model's own settings for generation; see audiolm.asking. precision: as in `load`.
     """
@@ -172,7 +175,8 @@ def evaluate_folder(
             raise InputError(f"--{what} {path}: no such file or folder; check the path")
     left_out: Skipped = []
     found = scan(data, **held_out(read_config(folder_of(model))["about"]), skipped=left_out)
-    measured = split or ("test" if any(recording.split == "test" for recording in found) else "all")
+    there = {recording.split for recording in found}
+    measured = split or next((name for name in ("test", "valid") if name in there), "all")
     recordings = [recording for recording in found if measured in ("all", recording.split)]
     others = [recording for recording in found if measured not in ("all", recording.split)]
     if not recordings:
@@ -182,6 +186,9 @@ def evaluate_folder(
         bundle.record()  # raises now, not after hours of measuring, if the model cannot generate with these settings
     folder = Path(report_dir)
     make_folder(folder)
+    trained = sum(recording.split == "train" for recording in recordings)
+    why = "" if split or measured == "test" else " (there is no test)"
+    print(f"{data}: measures the split {measured}{why}: {len(recordings)} recordings, {trained} of train", file=sys.stderr)
     options: dict[str, Any] = {"most": most, "limit": limit, "seconds": seconds, "seed": seed, "items": items, "pairs": pairs}
     figures = evaluate(bundle, recordings, others=others, parts=parts, progress=progress, **options)
     figures["recordings.left_out"] += [f"{name}: {reason}" for name, reason in left_out]

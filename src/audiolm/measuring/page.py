@@ -185,7 +185,7 @@ def page(parts: Sequence[Section], report: Mapping[str, Any], tables: str, heard
     """A report as HTML. heard: the recordings in it, credited as their manifest states."""
     name = str(report.get("model", "AudioLM"))
     links = "".join(f'<a href="#{_anchor(part.title)}">{html.escape(part.title)}</a>' for part in parts)
-    unheard = " that it was not trained on" if report.get("split") == "test" else ""
+    unheard = " that it was not trained on" if report.get("recordings.train") == 0 else ""
     groups = f"{report.get('recordings.speakers', 'some')} {report.get('recordings.by', 'speakers')}"
     facts = f"seed {report.get('seed', 0)} · {html.escape(str(report.get('versions', '')))}"
     body = f"""<h1>AudioLM &ldquo;{html.escape(name)}&rdquo;: examples and figures</h1>

@@ -64,6 +64,8 @@ def _head(report: Mapping[str, Any]) -> str:
         f"{report['recordings.seconds'] / 60:.1f} minutes (at most the first 30 s of each){split}; seed {report['seed']}. "
         "In brackets: 95 % intervals by bootstrap over recordings, which treats recordings of one speaker as independent."
     )
+    if trained := report.get("recordings.train"):
+        text += f" {trained} of the recordings are of the split train: if the model was trained on this data, it has heard them."
     if report.get("recordings.of", 0) > report["recordings.clips"]:
         text += f" They were chosen from {report['recordings.of']} recordings, as evenly over {by} as possible."
     if report["recordings.left_out"]:
