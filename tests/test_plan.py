@@ -6,7 +6,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from audiolm.cli import run
 from audiolm.config import load_config
 from audiolm.doctor import USES, extras, memory
 from audiolm.errors import InputError
+from audiolm.kmeans import KMeans
 from audiolm.tokens import TokenSpec
 from audiolm.training import plan, rehearsal
 from audiolm.training.audio_store import AudioStore
@@ -192,6 +193,23 @@ def test_done_steps_cost_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert rows["encoder"] == Row("encoder", seconds=0.0, note="already done")
     assert rows["codec"].note == ""
     assert rows["codec"].seconds
+
+
+def test_loading_scikit_learn_is_not_part_of_every_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first call in a process takes seconds, which the plan multiplied by the number of fits."""
+    clock, calls = [0.0], list[None]()
+
+    def fit(*_: object, **__: object) -> KMeans:
+        clock[0] += 0.01 if calls else 2.0
+        calls.append(None)
+        return KMeans(32, 64)
+
+    monkeypatch.setattr(Loop, "rehearse", lambda *_: rehearsal.Timing(1.0, 0.0, None))
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(KMeans, "fit", fit)
+    rows = {row.step: row for row in make_plan(tiny(tmp_path / "out", "stages=[]")).rows}
+    frames = 2 * 4 * 2.0 * 25  # in two batches of four crops of two seconds
+    assert rows["units"].seconds == pytest.approx(0.01 * frames / (2 * 32))
 
 
 @pytest.mark.usefixtures("quick")

@@ -241,10 +241,9 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
             conformer = conformer.eval().to(device)
             sample = torch.zeros(1, 1, 32_000, device=device)
             few = torch.randn(2 * config.units.units, own.network.features)
-            each = _seconds(lambda: conformer(conformer.log_mel(sample)))
-            began = time.monotonic()
-            units = KMeans.fit(few, config.units.units, epochs=1)
-            starts, look = time.monotonic() - began, _seconds(lambda: units.assign(few))
+            units = KMeans(config.units.units, own.network.features)
+            each, look = _seconds(lambda: conformer(conformer.log_mel(sample))), _seconds(lambda: units.assign(few))
+            starts = _seconds(lambda: KMeans.fit(few, config.units.units, epochs=1))  # its first call loads scikit-learn
             # Initial centroids are chosen from three batches; updating centroids takes about twice as long as assignment.
             fit = starts * min(frames, 12_288) / len(few) + 3 * look * config.units.epochs * frames / len(few)
             row.seconds = 1800 * (row.hours or 0) * each + (layers + (layers > 1)) * fit
