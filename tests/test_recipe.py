@@ -5,9 +5,11 @@ import multiprocessing
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from audiolm.training.data import scan
 from audiolm.training.gates import GATES
 from audiolm.training.plan import make_plan
 from audiolm.training.recipe import RecipeConfig, stage_config, stage_of
+from audiolm.training.run import Stopped
 from audiolm.training.steps import run_recipe, steps
 from audiolm.training.token_store import TokenStore
 from audiolm.training.train_encoder import UnitsConfig
@@ -418,6 +421,34 @@ def test_killed_anywhere_it_comes_to_the_same(whole: Path, corpus: Path, tmp_pat
     for each in (ours, theirs):
         each.pop("bundle")  # its card tells how long training took
     assert ours == theirs
+
+
+def test_stopped_at_the_end_of_a_training_the_chain_stops_once_its_result_is_saved(
+    whole: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole / "prepare", (out := tmp_path / "out") / "prepare")
+
+    def asked(train: str) -> None:
+        original = getattr(audiolm.training.steps, train)
+
+        def trains(*args: Any) -> object:
+            try:
+                return original(*args)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(audiolm.training.steps, train, trains)
+
+    asked("train_codec")
+    with pytest.raises(Stopped, match="codec: finished, then stopped; rerun"):
+        run_recipe(quick(corpus, out))
+    assert results(out) == {name: results(whole)[name] for name in ("prepare", "codec")}
+    assert not (out / "codec" / "gates.json").exists()
+    asked("train_encoder")
+    passes = quick(corpus, out)
+    with pytest.raises(Stopped, match="pass-1: finished"):
+        run_recipe(passes.model_copy(update={"encoder": 2 * passes.encoder}), only="encoder")
+    assert not (out / "encoder" / "pass-2").exists()
 
 
 # --- the chain by itself

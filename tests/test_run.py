@@ -253,6 +253,8 @@ def test_stop_keeps_the_handlers_as_they_were(tmp_path: Path) -> None:
         with pytest.raises(Stopped, match="at step 3;"):
             run.checkpoint(3, state(), every=100, total=9)
         run.checkpoint(9, state(), every=100, total=9)  # the last step is the end, asked or not
+    with pytest.raises(Stopped, match="finished, then stopped"):  # once its result is saved
+        run.stop_if_asked()
     assert run.steps() == [3, 9]
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -137,6 +137,11 @@ class Run:
         """Whether a signal asked to stop. Under torchrun every rank must query this at the same step; all get one answer."""
         return bool(_highest(int(self._signal is not None)))
 
+    def stop_if_asked(self) -> None:
+        """Raise Stopped if a signal came too late for `checkpoint` to stop the run: during its last step or after it."""
+        if self.should_stop:
+            raise Stopped(f"{self.folder}: finished, then stopped; rerun the same command, without --force, to go on")
+
     # Metrics
 
     def log(self, step: int, **metrics: float | Tensor) -> None:
@@ -229,7 +234,8 @@ class Run:
     ) -> None:
         """Call at the end of each step: saves when due, when given a score, at the last step, and when asked to stop.
 
-        Raises Stopped in the last case, and Diverged, saving nothing, if a value in `checked` is NaN or infinite.
+        Raises Stopped in the last case, unless this is the last step (see `stop_if_asked`), and Diverged, saving nothing, if a
+        value in `checked` is NaN or infinite.
         """
         stop = self.should_stop
         if stop or score is not None or step % every == 0 or step == total:

@@ -128,8 +128,12 @@ def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = Fals
     shop = Workshop(config)
     if shop.fabric.global_rank == 0 and not force:
         _say_what_is_new(config)
-    gates = partial(check, shop=shop, config=config.gates, ignore=ignore_gates)
-    Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force, gates)
+
+    def then(step: str) -> None:
+        shop.stop_if_asked()
+        check(step, shop, config.gates, ignore_gates)
+
+    Chain(shop.out, steps(config), shop.fabric, config.seed).run(shop, only, force, then)
     return shop.out / "bundle"
 
 

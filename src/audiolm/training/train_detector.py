@@ -108,6 +108,7 @@ def train_detector(
         clips = {split: load_clips(plans, split, out / "sounds") for split in ("train", "valid", "test")}
         with run:
             network = fit(config, clips["train"], run, begin)
+        run.stop_if_asked()
         named = {"model": about["about"].get("name"), "weights": identity}
         network.load_state_dict(detector.packed(network))  # measure the rounded weights that will be saved
         slope, offset = calibrate(network, clips["valid"])

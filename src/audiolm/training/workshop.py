@@ -45,6 +45,7 @@ class Workshop:
         self.base = bundle.load_folder(bundle.folder_of(config.base)) if config.base else None
         self.carried = self.base.stages if self.base else {}  # stages to continue training, or to keep as they are
         self.read: ReadStore | None = None  # aligning transcripts takes a minute
+        self.latest: Run | None = None  # of the runs that this process began
         self.tokenized = is_token_store(config.data)  # there is no audio, only tokens
         if self.tokenized and self.base is None:
             raise InputError(f"data={config.data}: a token store; give base=MODEL as well, whose tokenizers made it")
@@ -106,8 +107,16 @@ class Workshop:
 
     def run(self, folder: str, config: Config | dict[str, Any], source: str) -> Run:
         """The run folder of a training that reads the result of step `source`."""
+        self.stop_if_asked()  # the encoder's passes are runs of one step
         own, done = self.config, read_json(self.out / source / "done.json")
-        return Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data=done["result"] if done else None)
+        data = done["result"] if done else None
+        self.latest = Run(self.out / folder, config, own.keep, own.tracker, own.listen_every, data)
+        return self.latest
+
+    def stop_if_asked(self) -> None:
+        """Raise Stopped if a signal asked for it when the latest training was at its end."""
+        if self.latest is not None:
+            self.latest.stop_if_asked()
 
     def save(self, part: nn.Module, step: str) -> str:
         """Save a network as the bundle will, so that whatever trains on it sees exactly what is shipped; returns its hash."""
