@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from audiolm.files import one_at_a_time
 from audiolm.model import AudioLM
 from audiolm.training.data import scan
 from audiolm.training.detector_sounds import PROMPT, levels_of, load_clips, make_sounds, plan, plan_others
+from audiolm.training.run import Stopped
 from audiolm.training.train_detector import CropBatches, DetectorTrainConfig, card, pack, settle, train_detector
 from audiolm.transformer import TransformerConfig
 
@@ -161,7 +163,7 @@ def model(tiny_model: AudioLM, tmp_path_factory: pytest.TempPathFactory) -> Path
 TINY = DetectorTrainConfig(clips=2, seconds=1.2, channels=(4, 8, 16), batch_size=8, steps=40, lr=0.01, warmup=0, save_every=20)
 
 
-def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
+def test_training(corpus: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of random weights is easily known; resumed equals uninterrupted; a bundle takes the result in."""
     figures = train_detector(model, corpus, tmp_path / "one", TINY)
     assert figures["attacks"]["none"]["balanced_accuracy"] > 0.9
@@ -182,6 +184,9 @@ def test_training(corpus: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "one" / "sounds" / sounds[1]).unlink()
     (tmp_path / "one" / "run" / "step-00000040" / "files.json").unlink()  # as if killed in its last step
     with one_at_a_time(tmp_path / "one"), pytest.raises(InputError, match="another process is training there"):
+        train_detector(model, corpus, tmp_path / "one", TINY)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):  # at the end of the training, before it is measured
+        patched.setattr("audiolm.training.train_detector.fit", lambda *_: signal.raise_signal(signal.SIGTERM))
         train_detector(model, corpus, tmp_path / "one", TINY)
     train_detector(model, corpus, tmp_path / "one", TINY)
     assert (tmp_path / "one" / "detector.safetensors").read_bytes() == first
