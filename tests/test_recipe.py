@@ -8,6 +8,8 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from audiolm.bundle import language_model
 from audiolm.commands.training import tokenize
 from audiolm.config import difference, load_config
 from audiolm.errors import InputError
+from audiolm.files import write_json
 from audiolm.training.audio_store import AudioStore
 from audiolm.training.chain import Chain, Step
 from audiolm.training.corpus import tokenize_corpus
@@ -522,26 +525,76 @@ def test_what_is_made_of_other_steps_is_refused(tmp_path: Path, fabric: Fabric) 
     assert results(tmp_path)["all"] == "a"
 
 
-def test_killed_while_an_old_step_is_deleted_none_of_it_stays(
-    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("call", range(1, 15))
+@pytest.mark.parametrize("fails", [False, True])
+def test_killed_anywhere_a_forced_step_is_the_old_one_or_the_new(
+    tmp_path: Path, fabric: Fabric, monkeypatch: pytest.MonkeyPatch, call: int, fails: bool
 ) -> None:
-    log: list[str] = []
-    Chain(tmp_path, letters(log), fabric).run(tmp_path)
+    """Killed before the n-th change to the folder. What the new step is to replace stays until that is finished."""
+    Chain(tmp_path, letters([]), fabric).run(tmp_path)
+    new, calls = letters([], b=5), iter(range(1, 100))
 
-    def killed(path: Path, ignore_errors: bool = False) -> None:
-        if (path / "made.txt").exists():
-            (path / "begun.json").unlink()
-            (path / "done.json").unlink()
-            raise KeyboardInterrupt
+    def refuses(_: Path) -> str:
+        raise InputError("wrong")
+
+    def dying(do: Callable[..., Any]) -> Callable[..., Any]:
+        def change(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return do(*args, **kwargs)
+
+        return change
+
+    def made() -> str:
+        return (tmp_path / "b" / "made.txt").read_text()
 
     with monkeypatch.context() as patched:
-        patched.setattr("audiolm.training.chain.shutil.rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, only="b", force=True)
-    assert not (tmp_path / "b").exists()
-    Chain(tmp_path, letters(log, b=5), fabric).run(tmp_path, only="b", force=True)
-    assert (tmp_path / "b" / "made.txt").read_text() == "5"
-    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".old")]
+        patched.setattr("audiolm.training.chain.shutil.rmtree", dying(shutil.rmtree))
+        patched.setattr("audiolm.training.chain.write_json", dying(write_json))
+        for name in ("unlink", "rename", "mkdir"):
+            patched.setattr(Path, name, dying(getattr(Path, name)))
+        with suppress(KeyboardInterrupt, InputError):
+            chain = [replace(step, do=refuses) if fails and step.name == "b" else step for step in new]
+            Chain(tmp_path, chain, fabric).run(tmp_path, only="b", force=True)
+    said = ""
+    try:
+        Chain(tmp_path, letters([]), fabric).run(tmp_path, only="b")
+    except InputError as error:
+        said = str(error)
+    finished, back = (tmp_path / "b" / "done.json").exists(), f", delete {tmp_path / 'b'} to have back what it was to replace,"
+    assert (back in said) is (bool(said) and not finished)
+    assert said or made() == "0"
+    Chain(tmp_path, letters([], b=5), fabric).run(tmp_path, only="b", force=True)
+    assert made() == "5"
+    assert not list(tmp_path.glob(".b.*"))
+
+
+def test_a_wrong_input_leaves_a_forced_step_as_it_was(tmp_path: Path, fabric: Fabric) -> None:
+    def refused(out: Path) -> str:
+        (out / "b" / "half").touch()
+        raise InputError("wrong")
+
+    def stopped(out: Path) -> str:
+        (out / "b" / "half").touch()
+        raise SystemExit("stopped and saved")
+
+    def redo(do: Callable[[Path], str], **configs: int) -> None:
+        chain = [replace(step, do=do) if step.name == "b" else step for step in letters([], **configs)]
+        Chain(tmp_path, chain, fabric).run(tmp_path, force=True)
+
+    def contents() -> dict[str, str]:
+        return {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+
+    Chain(tmp_path, letters([]), fabric).run(tmp_path)
+    before = contents()
+    with pytest.raises(InputError, match="wrong"):
+        redo(refused, b=5)
+    assert contents() == before
+    with pytest.raises(SystemExit):
+        redo(stopped, b=5)
+    with pytest.raises(InputError, match="wrong"):
+        redo(refused, b=6)
+    assert contents() == before
 
 
 def test_a_forced_step_that_was_stopped_goes_on_by_the_same_command(tmp_path: Path, fabric: Fabric) -> None:

@@ -3,6 +3,7 @@
     OUT/<step>/begun.json   what the step started from: its configuration, and the hashes of its inputs' results
     OUT/<step>/done.json    the same plus the hash of its own result, once finished; it is then never run again
     OUT/<step>/time.json    seconds spent on it, interrupted sessions included
+    OUT/.<step>.old/        what a step that is being redone replaces; it is deleted once that is finished
 
 A step started or finished with another configuration or other inputs is refused, naming the difference, never silently redone.
 """
@@ -25,6 +26,8 @@ from audiolm.files import one_at_a_time, read_json, write_json
 from audiolm.training.run import seed_all, versions
 
 LITTLE = 100_000  # bytes; a step that fails on a wrong input and leaves less than this counts as never started
+
+RECORDS = ("done.json", "begun.json")
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Chain:
     ) -> None:
         """Run every unfinished step, or just the step `only`, whose inputs must be done.
 
-        force: delete and redo a step made from other inputs or options; the step in `only` is redone in any case.
+        force: redo a step made from other inputs or options; the step in `only` is redone in any case. The earlier one is
+            deleted once the new one is finished, and put back if a wrong input prevents that.
         then: called with the name of each finished step, whether finished now or before; what it raises stops the chain.
         InputError if a step was made from other inputs or options, an input is not done, or there is no such step.
         """
@@ -75,6 +79,9 @@ class Chain:
             ) from error
         try:
             with one_at_a_time(self.out) if self.first else nullcontext():
+                if self.first:
+                    self._settle()
+                self.fabric.barrier()
                 for step in self.steps.values():
                     if only in (None, step.name):
                         self._run(step, shop, force, again=force and only is not None)
@@ -85,7 +92,7 @@ class Chain:
             raise
 
     def _run(self, step: Step, shop: Any, force: bool, again: bool) -> None:
-        folder = self.out / step.name
+        folder, old = self.out / step.name, self._old(step.name)
         inputs = {name: self._result(name, step) for name in step.inputs}
         now = json.loads(json.dumps({"config": step.config, "inputs": inputs}))
         done = read_json(folder / "done.json")
@@ -93,39 +100,61 @@ class Chain:
         changed = _changed(step, before, now) if before else None
         self.fabric.barrier()  # everyone must look before anything is written
         if changed and not force:
-            cure = f"undo the change, or redo the step: --only {step.name} --force"
+            back = f", delete {folder} to have back what it was to replace" if old.exists() else ""
+            cure = f"undo the change{back}, or redo the step: --only {step.name} --force"
             raise InputError(f"{folder}: was made differently ({changed}); {cure}")
         if done and not changed and not again:
             return self._say(f"{step.name}: already done")
         fresh = not before or bool(changed) or (again and bool(done))  # what --force started but did not finish resumes
         if self.first:
-            gone = self.out / f".{step.name}.old"
-            shutil.rmtree(gone, ignore_errors=True)
-            if before and fresh:  # renamed first: if killed halfway, no half-deleted old step passes for the new one
-                folder.rename(gone)
-                shutil.rmtree(gone)
+            if before and fresh and not old.exists():
+                folder.rename(old)
+            elif fresh:  # what was never finished is worth less than what it was to replace
+                _delete(folder)
             folder.mkdir(exist_ok=True)
             write_json(folder / "begun.json", now)
         self.fabric.barrier()
         self._say(f"{step.name}: {'starting' if fresh else 'resuming'}")
         seed_all(self.seed + self.fabric.global_rank)
-        began, result = time.monotonic(), ""
-        spent = (read_json(folder / "time.json") or {"seconds": 0.0})["seconds"]
         try:
-            if step.together or self.first:
-                result = step.do(shop)
+            result, spent = self._do(step, shop)
         except InputError:
             if self.first and fresh and _size(folder) < LITTLE:
-                shutil.rmtree(folder)  # so that the corrected input is not refused as a change
+                _delete(folder)  # so that the corrected input is not refused as a change
+                self._settle()
             raise
-        finally:
-            spent += time.monotonic() - began
-            if self.first and folder.is_dir():
-                write_json(folder / "time.json", {"seconds": round(spent, 1)})
         if self.first:
             write_json(folder / "done.json", {**now, "result": result, "versions": versions()})
+            self._settle()
         self.fabric.barrier()
         self._say(f"{step.name}: done in {spent:.0f} s")
+
+    def _do(self, step: Step, shop: Any) -> tuple[str, float]:
+        """The step's result and the seconds spent on it, which are recorded whatever happens."""
+        folder, began = self.out / step.name, time.monotonic()
+        before = (read_json(folder / "time.json") or {"seconds": 0.0})["seconds"]
+        try:
+            result = step.do(shop) if step.together or self.first else ""
+        finally:
+            spent = before + time.monotonic() - began
+            if self.first and folder.is_dir():
+                write_json(folder / "time.json", {"seconds": round(spent, 1)})
+        return result, spent
+
+    def _settle(self) -> None:
+        """Delete what finished steps have replaced, and put back what those that were never begun were to replace."""
+        for name in self.steps:
+            folder, old = self.out / name, self._old(name)
+            if not old.is_dir():
+                continue
+            if (folder / "done.json").is_file() or not _recorded(old):
+                _delete(old)
+            elif not _recorded(folder):
+                _delete(folder)
+                old.rename(folder)
+
+    def _old(self, name: str) -> Path:
+        return self.out / f".{name}.old"
 
     def _result(self, name: str, step: Step) -> str:
         done = read_json(self.out / name / "done.json")
@@ -136,6 +165,17 @@ class Chain:
     def _say(self, text: str) -> None:
         if self.first:
             print(text, file=sys.stderr, flush=True)
+
+
+def _recorded(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in RECORDS)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a step's folder if there is one; killed halfway, what is left counts as never begun."""
+    for name in RECORDS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
