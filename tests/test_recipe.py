@@ -26,7 +26,7 @@ from audiolm.bundle import language_model
 from audiolm.commands.training import tokenize
 from audiolm.config import difference, load_config
 from audiolm.errors import InputError
-from audiolm.files import write_json
+from audiolm.files import save_tensors, write_json
 from audiolm.training.audio_store import AudioStore
 from audiolm.training.chain import Chain, Step
 from audiolm.training.corpus import tokenize_corpus
@@ -342,6 +342,37 @@ def test_stages_are_trained_on_a_token_store(whole: Path, corpus: Path, tmp_path
     tokenize_corpus(model.semantic, model.codec, [*scan(corpus, skipped=skipped), *scan(sound)], tmp_path / "tokens")
     with pytest.raises(InputError, match=r"tokens: was made differently \(tokens\.store was"):
         run_recipe(config(*loose))
+
+
+def test_a_store_is_trained_on_with_the_weights_that_made_it(whole: Path, corpus: Path, tmp_path: Path) -> None:
+    base, out = bundle.load(whole / "bundle"), tmp_path / "out"
+    bundle.save(base, tmp_path / "base", "", torch.int8)
+    rounded = bundle.load(tmp_path / "base")
+    tokenize_corpus(rounded.semantic, rounded.codec, scan(next(corpus.glob("*/0.wav"))), tmp_path / "tokens")
+
+    def config(weights: str) -> RecipeConfig:
+        options = [f"data={tmp_path / 'tokens'}", f"base={tmp_path / 'base'}", f"out={out}", 'stages=["semantic"]', *UNGATED]
+        return load_config(RecipeConfig, None, [*options, f"weights={weights}"])
+
+    with pytest.raises(InputError, match=r"weights=bfloat16: would round the tokenizers that made .*; give weights=int8"):
+        run_recipe(config("bfloat16"))
+    assert not out.exists()
+    Workshop(config("float32"))  # which rounds nothing
+    for name in ("codec", "units"):
+        run_recipe(config("int8"), only=name)
+    before, after = ({step.name: step for step in steps(config(weights))} for weights in ("int8", "bfloat16"))
+    assert after["units"].differs(before["units"].config) == 'units.weights was "int8", is null'
+
+    for name in ("begun.json", "done.json"):  # as older versions recorded it
+        record = json.loads((out / "units" / name).read_text())
+        del record["config"]["weights"]
+        write_json(out / "units" / name, record)
+    run_recipe(config("int8"), only="units")
+    save_tensors(out / "units" / "units.safetensors", bundle.packed(base.semantic, torch.bfloat16))
+    with pytest.raises(InputError, match=r"units: not saved with weights=int8; .*--only units --force"):
+        run_recipe(config("int8"), only="tokens")
+    for name in ("units", "tokens"):
+        run_recipe(config("int8"), only=name, force=True)
 
 
 def test_whom_a_base_has_not_heard_stays_held_out(whole: Path, corpus: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ except ImportError as missing:
     raise InputError(f"training needs {missing.name}; run: pip install 'audiolm[train]'") from missing
 
 StageName = Literal["semantic", "coarse", "fine", "acoustic", "piano", "parallel", "text"]
+Weights = Literal["bfloat16", "int8", "float32"]
 
 
 class PrepareConfig(Config):
@@ -80,7 +81,7 @@ class RecipeConfig(Config):
     keep: int = Field(default=2, ge=1)  # checkpoints per training run, besides the best
     tracker: Literal["tensorboard", "wandb", "none"] = "tensorboard"
     listen_every: int = Field(default=1000, ge=0)  # steps between audio samples; 0: none
-    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"  # of the bundle; int8 leaves codebooks and centroids as they are
+    weights: Weights = "bfloat16"  # of the bundle; int8 leaves codebooks and centroids as they are
     decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's default, where it has stages for both
     codebooks: int | None = Field(default=None, ge=1)  # levels the bundle generates by default; None: all
     prepare: PrepareConfig = PrepareConfig()

@@ -9,6 +9,7 @@ encoder and units are taken from it instead of trained, and the stages start fro
 `data` is a token store that these tokenizers made, nothing is prepared or tokenized.
 """
 
+import operator
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from audiolm import bundle
-from audiolm.config import Config, completed, difference, digest
+from audiolm.config import Config, completed, digest
 from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, write_json
 from audiolm.model import AudioLM
@@ -52,6 +53,7 @@ def steps(config: RecipeConfig) -> list[Step]:
     """A recipe's steps, in order."""
     prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate}
     of_base = weights(config.base) if config.base else {}
+    rounded = {"weights": "int8"} if config.weights == "int8" else {}  # of the units: the tokens are made with these weights
 
     # Precision, like the device, belongs to the machine, not the record; older records contain it nonetheless. They do not
     # contain which weights of the base a text stage starts from.
@@ -71,12 +73,13 @@ def steps(config: RecipeConfig) -> list[Step]:
         chain = []
     if config.base:
         source = () if tokenized else ("prepare",)
-        chain += [Step(name, source, {"base": of_base[part]}, TAKING[name]) for name, part in TAKEN.items()]
+        for name, part in TAKEN.items():
+            own = rounded if name == "units" else {}
+            taken = Step(name, source, {"base": of_base[part]} | own, TAKING[name], completed=partial(operator.or_, own))
+            chain.append(taken)
     else:
         encoder = {str(number): each.plain() for number, each in enumerate(config.encoder)}
-        units = config.units.plain() | {"measured": config.measured}
-        if config.weights == "int8":
-            units |= {"weights": "int8"}  # the tokens are made with these weights
+        units = config.units.plain() | {"measured": config.measured} | rounded
         chain += [
             Step("codec", ("prepare",), config.codec.plain(), do_codec, True, record_of(config.codec)),
             Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
@@ -311,14 +314,10 @@ def take_units(shop: Workshop) -> str:
 
 
 def take_tokens(shop: Workshop) -> str:
-    store, base = shop.token_store(), _base(shop)
-    key = tokenizer_key(shop.semantic(), shop.codec())
-    if store.key != key and store.key == tokenizer_key(base.semantic, base.codec):
-        raise InputError(f"weights={shop.config.weights}: would round the tokenizers that made {store.folder}; give another")
-    if changed := difference(store.key, key):
-        raise InputError(f"{store.folder}: not made by the tokenizers of base={shop.config.base} ({changed})")
-    if not store.split("train"):
-        raise InputError(f"{store.folder}: no recording is in the train split; tokenize them with a split column")
+    store = shop.token_store()
+    if store.key != tokenizer_key(shop.semantic(), shop.codec()):  # records of older versions do not tell of weights
+        cure = "give the weights that it was made with, or redo it: --only units --force"
+        raise InputError(f"{shop.out / 'units'}: not saved with weights={shop.config.weights}; {cure}")
     return store.identity()
 
 

@@ -1,30 +1,34 @@
 """What the steps of a recipe share: its folder, the accelerator, and the results of the steps that are done."""
 
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from audiolm import bundle, kernels
 from audiolm.codec import Codec
-from audiolm.config import Config
+from audiolm.config import Config, difference
 from audiolm.conformer import Conformer
 from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, save_tensors
 from audiolm.kmeans import KMeans
+from audiolm.model import AudioLM
 from audiolm.route import decoders, route
 from audiolm.stages import Stage
 from audiolm.tokenizers import SemanticTokenizer
 from audiolm.training.alignment import ROUNDS, ReadStore
 from audiolm.training.audio_store import AudioCrops, AudioStore
+from audiolm.training.corpus import tokenizer_key
 from audiolm.training.data import SPLITS
 from audiolm.training.engine import engine
-from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, stage_config, stage_of
+from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, Weights, stage_config, stage_of
 from audiolm.training.run import Run, progress
-from audiolm.training.token_store import TokenCrops, Tokenized, TokenStore, is_token_store
+from audiolm.training.token_store import Key, TokenCrops, Tokenized, TokenStore, is_token_store
 from audiolm.training.train_codec import CodecTrainConfig
 from audiolm.training.train_encoder import EncoderConfig
 from audiolm.training.train_lm import Vectors
@@ -51,7 +55,29 @@ class Workshop:
             raise InputError(f"data={config.data}: a token store; give base=MODEL as well, whose tokenizers made it")
         if self.tokenized and config.tokens.speeds != (1.0,):
             raise InputError(f"data={config.data}: a token store, which has its own speeds; give tokens.speeds=[1]")
+        if self.tokenized and self.base is not None:
+            self._check_store(self.base)
         self._check_route()
+
+    def _check_store(self, base: AudioLM) -> None:
+        """Raise InputError now if other tokenizers made the store than the base's as they will be saved."""
+        store, chosen = self.token_store(), self.config.weights
+
+        def key(weights: Weights) -> Key:
+            parts = {"units": deepcopy(base.semantic), "codec": deepcopy(base.codec)}
+            with TemporaryDirectory() as folder:
+                for step, part in parts.items():
+                    save_tensors(path := Path(folder) / step, _as_saved(part, step, weights))
+                    bundle.unpack(part, path)
+            return tokenizer_key(parts["units"], parts["codec"])
+
+        if changed := difference(store.key, key(chosen)):
+            fitting = next((each for each in get_args(Weights) if each != chosen and key(each) == store.key), None)
+            if fitting:
+                raise InputError(f"weights={chosen}: would round the tokenizers that made {store.folder}; give weights={fitting}")
+            raise InputError(f"{store.folder}: not made by the tokenizers of base={self.config.base} ({changed})")
+        if not store.split("train"):
+            raise InputError(f"{store.folder}: no recording is in the train split; tokenize them with a split column")
 
     def _check_route(self) -> None:
         """Raise InputError now if the bundle could not generate, rather than once everything is trained."""
@@ -123,9 +149,7 @@ class Workshop:
         if self.fabric.global_rank:
             return ""  # only the first process's result counts; no barrier here, as not every process runs every step
         path = self.out / step / f"{step}.safetensors"
-        weights = self.config.weights
-        kept = torch.bfloat16 if weights == "int8" and step != "units" else getattr(torch, weights)
-        save_tensors(path, bundle.packed(part, kept, bundle.deciding(step, part)))
+        save_tensors(path, _as_saved(part, step, self.config.weights))
         return file_hash(path)
 
     def codec(self) -> Codec:
@@ -155,3 +179,8 @@ class Workshop:
         network = bundle.language_model(stage, config.network)
         bundle.unpack(network, self.out / name / f"{name}.safetensors")
         return stage, network.eval().to(self.fabric.device), config
+
+
+def _as_saved(part: nn.Module, step: str, weights: Weights) -> dict[str, Tensor]:
+    kept = torch.bfloat16 if weights == "int8" and step != "units" else getattr(torch, weights)
+    return bundle.packed(part, kept, bundle.deciding(step, part))
