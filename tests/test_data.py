@@ -790,3 +790,20 @@ def test_hidden_files_and_folders_hold_no_recordings(tmp_path: Path, female_path
         (folder / name).write_bytes(female_path.read_bytes())
     assert [each.name for each in scan(str(folder))] == ["a.flac", "s/b.flac"]
     UPath("memory://").fs.rm("/", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("place", "mark"),
+    [
+        ("run/coarse/samples/step-00001000/0.flac", "run/coarse/begun.json"),
+        ("coarse/samples/step-00001000/0.flac", "coarse/begun.json"),  # where the recordings' folder is the run's
+        ("detector/sounds/test-0000.real.flac", "detector/sounds.json"),
+        ("sounds/test-0000.real.flac", "sounds.json"),
+    ],
+)
+def test_what_training_made_holds_no_recordings(place: str, mark: str, tmp_path: Path, female_path: Path) -> None:
+    for each in ("a.flac", "sounds-of-mine/sounds/b.flac", place):
+        (tmp_path / each).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(female_path, tmp_path / each)
+    (tmp_path / mark).touch()
+    assert [each.name for each in scan(tmp_path)] == ["a.flac", "sounds-of-mine/sounds/b.flac"]

@@ -183,7 +183,7 @@ def _folder_rows(folder: Path, left_out: Skipped) -> list[dict[str, Any]]:
 
 
 def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
-    """All files in a folder tree but hidden ones and those in hidden folders, such as a trash.
+    """All files in a folder tree but hidden ones, those in hidden folders, such as a trash, and those that training made.
 
     Unlike rglob it follows links to folders; no folder is visited twice.
     """
@@ -200,7 +200,12 @@ def _files(top: Path, left_out: Skipped) -> Iterator[Path]:
         except OSError as error:
             left_out.append((folder.relative_to(top).as_posix(), f"{folder}: cannot be read ({error.strerror})"))
             continue
+        names = {path.name for path, _ in inside}
+        if "begun.json" in names and folder != top:  # a step of a recipe (audiolm.training.chain), with samples to listen to
+            continue
         for path, is_folder in inside:
+            if path.name == "sounds" and "sounds.json" in names:  # what a detector learns from (audiolm.training.train_detector)
+                continue
             if is_folder:
                 (links if path.is_symlink() else folders).append(path)
             else:
