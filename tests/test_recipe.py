@@ -164,6 +164,37 @@ def test_recordings_that_came_later_are_told_of(
         run_recipe(quick(tmp_path / "nothing", out))
 
 
+def test_recordings_are_the_same_by_whatever_name(
+    whole: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole / "prepare", (out := tmp_path / "out") / "prepare")
+    shutil.copytree(corpus, here := tmp_path / "here")
+
+    def again(data: str, out: Path = out) -> str:
+        run_recipe(quick(Path(data), out).model_copy(update={"data": data}), only="prepare")
+        return capsys.readouterr().err
+
+    monkeypatch.chdir(corpus.parent)
+    (tmp_path / "link").symlink_to(corpus)
+    for data in (str(corpus), corpus.name, f"./{corpus.name}", f"../{corpus.parent.name}/{corpus.name}", str(tmp_path / "link")):
+        assert again(data).endswith("prepare: already done\n")
+    with pytest.raises(InputError, match=rf'prepare\.data was "{corpus.resolve()}", is "{here.resolve()}"'):
+        again(str(here))  # the same names, but also where they were
+
+    for name in ("begun.json", "done.json"):  # as older versions recorded it
+        record = json.loads((out / "prepare" / name).read_text())
+        record["config"]["data"] = corpus.name
+        write_json(out / "prepare" / name, record)
+    assert "taken for" not in again(str(corpus))
+    monkeypatch.chdir(tmp_path)
+    assert f"here: taken for {corpus.name}, which is gone; it has the same recordings\n" in again("here")
+    shutil.copy(next(here.glob("*/0.wav")), here / "more.wav")
+    assert "here: 1 recordings added and 0 removed" in again("here")
+    next(here.glob("*/0.wav")).unlink()
+    with pytest.raises(InputError, match=r"prepare\.data was"):
+        again("here")
+
+
 def test_options_that_are_newer_than_a_run_change_nothing(whole: Path, corpus: Path, tmp_path: Path) -> None:
     """As a run of an older version has them on record: without the options that were still to come."""
     shutil.copytree(whole, out := tmp_path / "out", symlinks=True)

@@ -116,7 +116,7 @@ def difference(old: Any, new: Any, name: str = "") -> str | None:
 
 def _short(value: Any) -> str:
     text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 or isinstance(value, str) else text[:57] + "..."
 
 
 def _line(error: Exception) -> str:

@@ -32,7 +32,7 @@ from audiolm.training.further import TAKEN, carried, weights
 from audiolm.training.recipe import PrepareConfig, RecipeConfig, StageName, stage_config, stage_of, trained_with
 from audiolm.training.run import progress, versions
 from audiolm.training.speeds import AtSpeeds
-from audiolm.training.storage import is_remote, place
+from audiolm.training.storage import is_remote, located, place
 from audiolm.training.token_store import TokenCrops, TokenStore, is_token_store
 
 try:
@@ -51,7 +51,7 @@ except ImportError as missing:
 
 def steps(config: RecipeConfig) -> list[Step]:
     """A recipe's steps, in order."""
-    prepare = {"data": config.data, "sample_rate": config.codec.network.sample_rate}
+    prepare = {"data": located(config.data), "sample_rate": config.codec.network.sample_rate}
     of_base = weights(config.base) if config.base else {}
     rounded = {"weights": "int8"} if config.weights == "int8" else {}  # of the units: the tokens are made with these weights
 
@@ -67,8 +67,12 @@ def steps(config: RecipeConfig) -> list[Step]:
             key: completed(each, passes[key]) if key in passes else each for key, each in record.items() if key != "precision"
         }
 
+    def record_of_prepare(record: dict[str, Any]) -> dict[str, Any]:
+        same = _was_here(config, record["data"])
+        return record_of(config.prepare)(record | {"data": prepare["data"] if same else located(record["data"])})
+
     tokenized = is_token_store(config.data)
-    chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare, completed=record_of(config.prepare))]
+    chain = [Step("prepare", (), prepare | config.prepare.plain(), do_prepare, completed=record_of_prepare)]
     if tokenized:
         chain = []
     if config.base:
@@ -140,16 +144,32 @@ def run_recipe(config: RecipeConfig, only: str | None = None, force: bool = Fals
     return shop.out / "bundle"
 
 
-def _say_what_is_new(config: RecipeConfig) -> None:
-    """Recordings added or removed since `prepare` are no error, as training may take weeks, but the user is told."""
+def _since_prepared(config: RecipeConfig) -> tuple[int, int] | None:
+    """How many recordings were added to `data` and removed since `prepare` was done; None if that cannot be told."""
     done = Path(config.out) / "prepare"
     if not (done / "done.json").is_file() or is_remote(place(config.data)):
-        return
+        return None
     try:
         now, prepared = listed(config.data), {entry.name for entry in AudioStore(done).entries}
     except InputError:  # the recordings or the store are gone; whichever step needs them will say so
-        return
-    added, gone = len(now - prepared - {each["name"] for each in read_json(done / "skipped.json") or []}), len(prepared - now)
+        return None
+    return len(now - prepared - {each["name"] for each in read_json(done / "skipped.json") or []}), len(prepared - now)
+
+
+def _was_here(config: RecipeConfig, before: str) -> bool:
+    """Whether `data` is the recordings that were at the place `before`, which is gone, and all that was prepared is here now."""
+    if located(before) == located(config.data) or is_remote(place(before)) or place(before).exists():
+        return False
+    since = _since_prepared(config)
+    return since is not None and since[1] == 0
+
+
+def _say_what_is_new(config: RecipeConfig) -> None:
+    """Recordings moved, added or removed since `prepare` are no error, as training may take weeks, but the user is told."""
+    before = (read_json(Path(config.out) / "prepare" / "done.json") or {"config": {"data": config.data}})["config"]["data"]
+    if _was_here(config, before):
+        print(f"{config.data}: taken for {before}, which is gone; it has the same recordings", file=sys.stderr, flush=True)
+    added, gone = _since_prepared(config) or (0, 0)
     if added or gone:
         found = f"{config.data}: {added} recordings added and {gone} removed since it was prepared"
         print(f"{found}; to use the current ones: --only prepare --force", file=sys.stderr, flush=True)

@@ -35,6 +35,12 @@ def place(where: str | os.PathLike[str]) -> Path:
     return cast(Path, remote)  # not a subclass, but it has all methods that are used here
 
 
+def located(where: str | os.PathLike[str]) -> str:
+    """An absolute path with links followed, or a URL: the same however a place is spelled, and from whatever folder."""
+    found = place(where)
+    return str(where) if is_remote(found) else os.path.realpath(found)
+
+
 def is_remote(path: Path) -> bool:
     """Whether the path is in an object store: it cannot be memory-mapped, and a glob goes over the network."""
     return not isinstance(path, Path)
