@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,6 +168,18 @@ def test_the_length_after_resampling_is_the_rounded_one(length, old, new, channe
     assert abs(resampled.samples.shape[1] - length * new / old) <= 0.5
 
 
+def test_resampling_never_asks_for_more_than_the_resampler_can_count(monkeypatch: pytest.MonkeyPatch):
+    given, real = [], soxr.ResampleStream.resample_chunk
+
+    def resample_chunk(self: soxr.ResampleStream, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        given.append(len(samples))
+        return real(self, samples[:1], last)
+
+    monkeypatch.setattr(soxr.ResampleStream, "resample_chunk", resample_chunk)
+    next(iter(audio._resampled([np.zeros((1 << 20, 1), np.float32)], 1, 1, 16_000)))
+    assert max(given) * 16_000 < 1 << 31
+
+
 @pytest.mark.parametrize(("old", "new"), [(44100, 16000), (16000, 48000), (22050, 24000)])
 def test_resampling_keeps_a_tone(old: int, new: int):
     def tone(rate: int) -> Waveform:
@@ -238,6 +251,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     soundfile.write(folder / "nan.wav", np.full((100, 1), np.nan, np.float32), 16000, "FLOAT")
     soundfile.write(folder / "inf.wav", np.full((100, 1), np.inf, np.float32), 16000, "FLOAT")
     soundfile.write(folder / "unscaled.wav", np.full((100, 1), 20000, np.float32), 16000, "FLOAT")
+    soundfile.write(folder / "slow.wav", np.zeros((100, 1), np.float32), 1)
     soundfile.write(folder / "crowd.wav", np.zeros((100, 50), np.float32), 16000)
     (folder / "folder.wav").mkdir()
     for name in ("cut.flac", "cut.mp3"):
@@ -254,6 +268,7 @@ def bad_files(folder: Path) -> dict[str, str]:
         "nan.wav": "NaN",
         "inf.wav": "infinite",
         "unscaled.wav": "divide by 32768",
+        "slow.wav": "1 samples a second, which is no sound",
         "crowd.wav": "50 channels; mix it down",
         "folder.wav": "a folder",
         "cut.flac": "damaged after",

@@ -29,6 +29,7 @@ from audiolm.files import check_place, whole_file
 
 MAX_CHANNELS = 32
 CHUNK = 1 << 18  # samples per channel decoded at a time
+LOWEST_RATE = 1000  # Hz
 ALLOWED_LOSS = 0.5  # s that a file may lack of its header's length; mp3 headers may count the encoder's padding
 LOUDEST = 64.0  # +36 dB: beyond it a float file holds unscaled integers rather than a hot recording
 BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
@@ -185,6 +186,8 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
             if file.frames > 1 << 48:  # a stream's header that lacks the length
                 frames = sum(map(len, _decode(path))) if count else math.inf
                 info = AudioInfo(frames / file.samplerate, file.samplerate, file.channels)
+    if info.sample_rate < LOWEST_RATE:
+        raise InputError(f"{path}: states {info.sample_rate} samples a second, which is no sound; correct its header")
     if info.channels > MAX_CHANNELS:
         raise InputError(f"{path}: {info.channels} channels; mix it down to {MAX_CHANNELS} or fewer")
     return info
@@ -400,9 +403,10 @@ def _resampled(chunks: Iterable[np.ndarray], channels: int, old: int, new: int) 
     """Resample (T, C) chunks from rate `old` to `new`; their total length is exactly `resampled_length`."""
     stream = soxr.ResampleStream(old, new, channels, dtype="float32")
     taken = given = 0
-    for chunk in chunks:
-        resampled = stream.resample_chunk(np.ascontiguousarray(chunk))
-        taken, given = taken + len(chunk), given + len(resampled)
+    length = max(1, (1 << 28) * old // new)  # soxr crashes if one chunk becomes more than 2^31 samples
+    for piece in (chunk[first : first + length] for chunk in chunks for first in range(0, len(chunk), length)):
+        resampled = stream.resample_chunk(np.ascontiguousarray(piece))
+        taken, given = taken + len(piece), given + len(resampled)
         yield resampled
     rest = stream.resample_chunk(np.empty((0, channels), np.float32), last=True)
     missing = resampled_length(taken, old, new) - given - len(rest)  # soxr is occasionally off by one sample
