@@ -131,6 +131,29 @@ def reading_model(tiny_model: AudioLM) -> AudioLM:
     return replace(tiny_model, stages={**tiny_model.stages, "text": (stage, network)}, sampling={})
 
 
+@pytest.fixture(scope="session")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny networks of other people's classes with random weights, as transformers saves them: folders by kind, and "dac"."""
+    from transformers import AutoConfig, AutoModel
+
+    home = tmp_path_factory.mktemp("others")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": (12,) * 7}
+    sizes |= {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+    large = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}  # how the large ones differ
+    for kind in ("hubert", "wavlm", "wav2vec2"):
+        for name, more in ((kind, {}), (f"{kind}-large", large)):
+            AutoModel.from_config(AutoConfig.for_model(kind, **sizes, **more)).save_pretrained(home / name)
+    sizes = {"encoder_hidden_size": 4, "decoder_hidden_size": 32, "codebook_size": 32, "codebook_dim": 4, "n_codebooks": 6}
+    network = AutoModel.from_config(AutoConfig.for_model("dac", **sizes, downsampling_ratios=[2, 4, 5, 8]))
+    with torch.no_grad():  # as initialised, its layers pass on next to nothing
+        for weights in network.parameters():
+            weights.mul_(3 if weights.ndim == 3 else 1)
+    network.save_pretrained(home / "dac")
+    (home / "dac" / "README.md").write_text("---\ntags: audio\nlicense: mit\n---\n# DAC\n")
+    return home
+
+
 @pytest.fixture
 def two_processes() -> Callable[[Callable[[int], None]], None]:
     """Call work(rank) in two processes that are one group, with the environment that torchrun gives (gloo, this machine).

@@ -153,7 +153,9 @@ def test_units_of_noise_and_units_that_never_change_fail(shop: Shop, monkeypatch
     monkeypatch.setattr(
         *(shop, "semantic"),
         lambda: SimpleNamespace(
-            spec=shop.model.semantic.spec, encode=lambda audio: torch.randint(16, (1, 1, frames(audio)), generator=draw)
+            spec=shop.model.semantic.spec,
+            hop=shop.model.semantic.hop,
+            encode=lambda audio: torch.randint(16, (1, 1, frames(audio)), generator=draw),
         ),
     )
     assert figure("beats_mfcc", shop, "units") < 0.1

@@ -11,7 +11,7 @@ ROWS = """
     errors kernels threads files storage tokens config containers plots spectra audio
     text
     quantizer bodies transformer conformer codec adversarial kmeans stages wav provenance attacks randomness checkpoint trackers
-    pretraining metrics music speaker classifier zerospeech tables sampling parallel
+    adapters pretraining metrics music speaker classifier zerospeech tables sampling parallel
     asking tokenizers scoring generation rendering detector recognition tables_of_paper
     route
     model bundle report phonetics
@@ -46,7 +46,8 @@ BESIDE = {
     ("plan", "rehearsal"),
     ("__main__", "__init__"),
 }
-# Folders of modules; a name stands in the rows once, wherever it lies. `bodies`, `commands` and `figures` count as one each.
+# Folders of modules; a name stands in the rows once, wherever it lies. `adapters`, `bodies`, `commands` and `figures` count as
+# one each.
 FOLDERS = ("training", "measuring", "serving")
 ROW = {name: number for number, row in enumerate(ROWS.strip().splitlines()) for name in row.split()}
 

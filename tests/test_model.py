@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from audiolm import bundle, stages
+from audiolm.adapters import dac, hubert
 from audiolm.audio import Waveform, concatenate, read
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
+from audiolm.kmeans import KMeans
 from audiolm.measuring.music import tone_likeness
 from audiolm.model import AudioLM, Request, Sampling
 from audiolm.provenance import detect, embed
-from audiolm.tokenizers import Decoder, Tokenizer
+from audiolm.tokenizers import Decoder, SemanticTokenizer, Tokenizer
 from audiolm.tokens import Tokens
 from audiolm.transformer import TransformerConfig
 
@@ -286,12 +288,25 @@ def test_nothing_to_say_is_one_line(tiny_model: AudioLM, female: Waveform) -> No
 
 # Contracts of every tokenizer
 
-TOKENIZERS = {"soundstream": lambda model: model.codec, "units": lambda model: model.semantic}
+TOKENIZERS = {
+    "soundstream": lambda model, others: model.codec,
+    "units": lambda model, others: model.semantic,
+    "dac": lambda model, others: dac.load(dac.read(others / "dac", "dac")),
+    "hubert": lambda model, others: _units(hubert.read(others / "hubert", "hubert")),
+    "wavlm at 25 Hz": lambda model, others: _units(hubert.read(others / "wavlm-large", "wavlm", 25)),
+}
+
+
+def _units(config: hubert.HubertConfig) -> SemanticTokenizer:
+    units = KMeans(16, config.features)
+    units.centroids.normal_(generator=torch.Generator().manual_seed(0))
+    return SemanticTokenizer(hubert.Hubert.load(config), units, 2)
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
-def test_tokenizers_keep_the_contract(tiny_model: AudioLM, female: Waveform, male: Waveform, name: str) -> None:
-    one = TOKENIZERS[name](tiny_model)
+@torch.no_grad()
+def test_tokenizers_keep_the_contract(tiny_model: AudioLM, others: Path, female: Waveform, male: Waveform, name: str) -> None:
+    one = TOKENIZERS[name](tiny_model, others)
     assert isinstance(one, Tokenizer)
     pair = torch.stack([sound.samples[:, : 2 * 16_000] for sound in (female, male)])
     codes = one.encode(pair)

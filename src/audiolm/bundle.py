@@ -4,7 +4,7 @@ config.json alone determines the architecture. Nothing is unpickled, and the net
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audiolm import detector
+from audiolm.adapters import dac
+from audiolm.adapters.dac import DacConfig
+from audiolm.adapters.hubert import Hubert, HubertConfig
 from audiolm.asking import Sampling
 from audiolm.audio import READABLE
 from audiolm.codec import Codec, CodecConfig
@@ -26,7 +29,7 @@ from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.parallel import ParallelModel
 from audiolm.stages import Stage
-from audiolm.tokenizers import SemanticTokenizer
+from audiolm.tokenizers import Encoder, SemanticTokenizer
 from audiolm.transformer import LanguageModel, TransformerConfig
 
 FORMAT = 1  # version of config.json; newer ones are refused
@@ -89,12 +92,15 @@ def folder_of(model: str | Path) -> Path:
         return PRETRAINED / str(model)
     if Path(model).exists():
         return Path(model)
-    here = Path(model).parts[0] if Path(model).parts else ""
-    # A name that starts with an existing folder, or ends like a sound file, is a mistyped path, not a hub id.
-    mistyped = Path(here).exists() or Path(model).suffix.lower() in READABLE
-    if str(model).count("/") == 1 and not str(model).startswith((".", "/", "~")) and not mistyped:
-        return _from_hub(str(model))
+    if is_hub_id(str(model)):
+        return from_hub(str(model))
     raise InputError(f"{model}: no such model; name one of {_known()}, a bundle's folder, or a hub id owner/name")
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it can be one. What starts with an existing folder, or ends like a sound file, is a mistyped path instead."""
+    mistyped = Path(Path(name).parts[0] if name else "").exists() or Path(name).suffix.lower() in READABLE
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not mistyped
 
 
 def load_folder(folder: Path, device: str = "cpu") -> AudioLM:
@@ -110,8 +116,8 @@ def built(folder: Path) -> AudioLM:
     config = read_config(folder)
     try:
         with _Unfilled():
-            codec = Codec(parse_config(CodecConfig, config["codec"], "codec"))
-            encoder = Conformer(parse_config(ConformerConfig, config["semantic"]["encoder"], "semantic.encoder"))
+            codec = codec_of(codec_config(config["codec"]))
+            encoder = encoder_of(encoder_config(config["semantic"]["encoder"]))
             units, layer = KMeans(config["semantic"]["units"], encoder.config.features), config["semantic"]["layer"]
             if layer not in range(encoder.config.layers + 1):
                 raise ValueError(f"semantic.layer {layer} is not in 0 to {encoder.config.layers}")
@@ -126,6 +132,26 @@ def built(folder: Path) -> AudioLM:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error
     return AudioLM(semantic, codec, stages, sampling, config["about"])
+
+
+def codec_config(values: Mapping[str, Any]) -> CodecConfig | DacConfig:
+    """A codec's configuration, as config.json has it: of an adapter if it names one."""
+    return parse_config(DacConfig if "adapter" in values else CodecConfig, values, "codec")
+
+
+def encoder_config(values: Mapping[str, Any]) -> ConformerConfig | HubertConfig:
+    """A semantic encoder's configuration, as config.json has it: of an adapter if it names one."""
+    return parse_config(HubertConfig if "adapter" in values else ConformerConfig, values, "semantic.encoder")
+
+
+def codec_of(config: CodecConfig | DacConfig) -> Codec:
+    """The codec, without its weights."""
+    return dac.codec(config) if isinstance(config, DacConfig) else Codec(config)
+
+
+def encoder_of(config: ConformerConfig | HubertConfig) -> Encoder:
+    """The semantic encoder, without its weights."""
+    return Hubert(config) if isinstance(config, HubertConfig) else Conformer(config)
 
 
 class _Unfilled(TorchFunctionMode):
@@ -242,7 +268,8 @@ def _known() -> str:
     return ", ".join(packaged()) or "(none is packaged)"
 
 
-def _from_hub(name: str) -> Path:
+def from_hub(name: str) -> Path:
+    """The folder of what a hub id names, fetched unless it has been before: configurations, weights as safetensors, cards."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -8,6 +8,7 @@ push through the same code, so streamed equals offline by construction.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,22 +17,23 @@ from torch import Tensor, nn
 from audiolm.bodies import BODIES, CodecConfig, State
 from audiolm.errors import InputError
 from audiolm.quantizer import ResidualQuantizer
-from audiolm.tokens import TokenSpec
 
 __all__ = ["Codec", "CodecConfig", "DecoderStream", "EncoderStream"]
 
 
 class Codec(nn.Module):
-    """SoundStream: a body around a residual quantiser. See the module docstring for shapes."""
+    """SoundStream: a body around a residual quantiser. See the module docstring for shapes.
 
-    def __init__(self, config: CodecConfig) -> None:
+    body, quantizer: those of a codec of others, whose `config` does not describe ours (audiolm.adapters).
+    """
+
+    def __init__(self, config: CodecConfig | Any, body: Any = None, quantizer: Any = None) -> None:
         super().__init__()
         self.config = config
-        self.sample_rate, self.hop = config.sample_rate, config.hop
-        self.spec = TokenSpec("acoustic", config.codebook_size, config.num_codebooks, config.sample_rate / config.hop)
-        self.body = BODIES[config.body](config)
+        self.sample_rate, self.hop, self.spec = config.sample_rate, config.hop, config.spec
+        self.body = body or BODIES[config.body](config)
         self.frozen_encoder = False
-        self.quantizer = ResidualQuantizer(
+        self.quantizer = quantizer or ResidualQuantizer(
             config.latent, config.num_codebooks, config.codebook_size, config.groups, config.decay, config.revive_below
         )
 
@@ -161,8 +163,8 @@ class DecoderStream:
         """Codes (B, q, F) -> audio (B, 1, T) that no later code can change."""
         if codes.shape[-1] == 0:
             return torch.zeros(len(codes), 1, 0, device=codes.device)
-        self.sound = self.codec.body.decode(self.codec.quantizer.decode(codes), self.state)
-        return self.sound
+        self.sound = sound = self.codec.body.decode(self.codec.quantizer.decode(codes), self.state)
+        return sound
 
     @torch.no_grad()
     def flush(self) -> Tensor:

@@ -50,6 +50,16 @@ class ConformerConfig(Config):
         """D, the width of all features."""
         return self.width if self.layers else self.bins
 
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        return SAMPLE_RATE
+
+    @property
+    def hop(self) -> int:
+        """Samples per frame."""
+        return FRAME
+
 
 def frame_count(samples: int) -> int:
     """Number of frames of a recording; a last, partly filled frame counts."""
@@ -88,8 +98,11 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def mfcc(mel: Tensor, cepstra: int = 13) -> Tensor:
-    """MFCC at 25 Hz: cepstra of log-mel (B, M, bins) with their first and second derivatives, (B, F, 3 cepstra)."""
+def mfcc(mel: Tensor, cepstra: int = 13, stack: int = STACK) -> Tensor:
+    """MFCC at 25 Hz: cepstra of log-mel (B, M, bins) with their first and second derivatives, (B, F, 3 cepstra).
+
+    stack: how many mel frames are averaged into one.
+    """
     bins = mel.shape[-1]
     place = (torch.arange(bins, device=mel.device) + 0.5) * math.pi / bins
     cosines = math.sqrt(2 / bins) * torch.cos(place[:, None] * torch.arange(cepstra, device=mel.device))
@@ -97,7 +110,7 @@ def mfcc(mel: Tensor, cepstra: int = 13) -> Tensor:
     slope = torch.tensor([-2, -1, 0, 1, 2], device=mel.device) / 10  # of a line fitted to five frames
     for _ in range(2):
         parts.append(nnf.pad(parts[-1].transpose(1, 2), (2, 2), "replicate").unfold(-1, 5, 1).matmul(slope).transpose(1, 2))
-    return torch.cat(parts, -1).unflatten(1, (-1, STACK)).mean(2)
+    return torch.cat(parts, -1).unflatten(1, (-1, stack)).mean(2)
 
 
 # ---------------------------------------------------------------------------------------------------------- the network
@@ -263,3 +276,7 @@ class Conformer(nn.Module):
     def forward(self, mel: Tensor, lengths: Tensor | None = None, layers: int | None = None) -> list[Tensor]:
         """Normalised mel (B, M, bins) -> layers + 1 outputs (B, F, D): the subsampled input, then the output of each block."""
         return self.encode(self.features(mel, lengths), lengths, layers)
+
+    def extract(self, audio: Tensor, layers: int | None = None) -> list[Tensor]:
+        """The same of audio (B, 1, T) at 16 kHz, F = ceil(T / 640)."""
+        return self(self.log_mel(audio), layers=layers)

@@ -21,6 +21,7 @@ USES = {
     "m4a": "reading m4a, aac, mp4",
     "play": "continue --play, generate --play",
     "train": "train, plan, tokenize",
+    "hf": "tokenizers of others: HuBERT, DAC",
     "eval": "metrics of evaluate; phones for choosing units",
     "serve": "serve",
     "ray": "tokenize on many machines",

@@ -7,7 +7,7 @@ in each part: the group-residual form of HiFi-Codec (Yang et al. 2023).
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -113,7 +113,7 @@ class ResidualQuantizer(nn.Module):
         self, latents: Tensor, generator: torch.Generator | None = None, show: Callable[[int], object] = lambda done: None
     ) -> None:
         """Initialise all levels by k-means on latents (B, D, F), each on the residual before it; `show(done)` after each."""
-        residuals = list(self._frames(latents).chunk(self.groups, -1))
+        residuals = list(_frames(latents).chunk(self.groups, -1))
         for level, codebook in enumerate(self.codebooks):
             residual = residuals[level % self.groups]
             codebook.start(residual, generator)
@@ -128,21 +128,11 @@ class ResidualQuantizer(nn.Module):
         codes, quantised, commitment = self._cascade(latents, None, keep, learn)
         return latents + (quantised - latents).detach(), codes, commitment
 
-    def residual_energy(self, latents: Tensor) -> list[float]:
-        """Residual energy after each level as a share of the latents' variance: a health check of the cascade."""
-        frames = self._frames(latents)
-        whole = (frames - frames.mean(0)).square().sum().clamp_min(1e-12)
-        codes = self.encode(latents)
-        return [
-            float((frames - self._frames(self.decode(codes[:, : level + 1]))).square().sum() / whole)
-            for level in range(codes.shape[1])
-        ]
-
     def _cascade(
         self, latents: Tensor, num_codebooks: int | None, keep: Tensor | None = None, learn: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, _, frames = latents.shape
-        flat = self._frames(latents)
+        flat = _frames(latents)
         residuals = list(flat.detach().chunk(self.groups, -1))
         codes: list[Tensor] = []
         for level, codebook in enumerate(self.codebooks[:num_codebooks]):
@@ -163,9 +153,20 @@ class ResidualQuantizer(nn.Module):
         commitment = F.mse_loss(flat, quantised)
         return torch.stack(codes, 1), quantised.view(batch, frames, -1).transpose(1, 2), commitment
 
-    @staticmethod
-    def _frames(latents: Tensor) -> Tensor:
-        return latents.transpose(1, 2).reshape(-1, latents.shape[1]).float()
+
+def residual_energy(quantizer: Any, latents: Tensor) -> list[float]:
+    """Residual energy of latents (B, D, F) after each level, as a share of their variance: a health check of the cascade."""
+    frames = _frames(latents)
+    whole = (frames - frames.mean(0)).square().sum().clamp_min(1e-12)
+    codes = quantizer.encode(latents)
+    return [
+        float((frames - _frames(quantizer.decode(codes[:, : level + 1]))).square().sum() / whole)
+        for level in range(codes.shape[1])
+    ]
+
+
+def _frames(latents: Tensor) -> Tensor:
+    return latents.transpose(1, 2).reshape(-1, latents.shape[1]).float()
 
 
 def _random_frames(frames: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

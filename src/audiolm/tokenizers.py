@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from audiolm.conformer import Conformer
+from audiolm.adapters.hubert import Hubert, HubertConfig
+from audiolm.conformer import Conformer, ConformerConfig
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.tokens import TokenSpec
@@ -36,21 +37,29 @@ class Decoder(Tokenizer, Protocol):
     def decode(self, codes: Tensor) -> Tensor: ...
 
 
-class SemanticTokenizer(nn.Module):
-    """Semantic tokens (AudioLM section III-B): the k-means centroid nearest to an encoder layer's features, at 25 Hz.
+Encoder = Conformer | Hubert  # `extract`: audio (B, 1, T) -> features (B, ceil(T / config.hop), D) of every layer
 
-    audio (B, 1, T) -> codes (B, 1, ceil(T / 640)). The encoder is bidirectional, so cut a prompt before encoding it.
+
+def semantic_spec(encoder: ConformerConfig | HubertConfig, units: int) -> TokenSpec:
+    """What the tokens are that `units` centroids make of an encoder's features: one for each of its frames."""
+    return TokenSpec("semantic", units, 1, encoder.sample_rate / encoder.hop)
+
+
+class SemanticTokenizer(nn.Module):
+    """Semantic tokens (AudioLM section III-B): the k-means centroid nearest to an encoder layer's features, at 25 Hz for ours.
+
+    audio (B, 1, T) -> codes (B, 1, ceil(T / hop)). The encoder is bidirectional, so cut a prompt before encoding it.
     """
 
-    def __init__(self, encoder: Conformer, units: KMeans, layer: int) -> None:
+    def __init__(self, encoder: Encoder, units: KMeans, layer: int) -> None:
         super().__init__()
         self.encoder, self.units, self.layer = encoder, units, layer
-        self.sample_rate, self.hop = 16_000, 640
-        self.spec = TokenSpec("semantic", len(units.centroids), 1, self.sample_rate / self.hop)
+        self.sample_rate, self.hop = encoder.config.sample_rate, encoder.config.hop
+        self.spec = semantic_spec(encoder.config, len(units.centroids))
 
     @torch.no_grad()
     def encode(self, audio: Tensor, show: Callable[[int, int], object] = lambda done, total: None) -> Tensor:
-        """Codes (B, 1, ceil(T / 640)) of audio (B, 1, T); memory is constant in T. show(done, total): of the frames."""
+        """Codes (B, 1, ceil(T / hop)) of audio (B, 1, T); memory is constant in T. show(done, total): of the frames."""
         if audio.shape[-1] == 0:
             raise InputError("the audio is empty: nothing to encode")
         window, context = (round(seconds * self.spec.frame_rate) for seconds in (WINDOW, CONTEXT))
@@ -66,5 +75,4 @@ class SemanticTokenizer(nn.Module):
 
     def _encode(self, audio: Tensor) -> Tensor:
         audio = F.pad(audio, (0, -audio.shape[-1] % self.hop))
-        features = self.encoder(self.encoder.log_mel(audio), layers=self.layer)[self.layer]
-        return self.units.assign(features)[:, None]
+        return self.units.assign(self.encoder.extract(audio, self.layer)[self.layer])[:, None]

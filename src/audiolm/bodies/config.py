@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from audiolm.config import Config
+from audiolm.tokens import TokenSpec
 
 
 class CodecConfig(Config):
@@ -32,6 +33,11 @@ class CodecConfig(Config):
     def hop(self) -> int:
         """Samples per frame."""
         return math.prod(self.strides)
+
+    @property
+    def spec(self) -> TokenSpec:
+        """What the codec's tokens are."""
+        return TokenSpec("acoustic", self.codebook_size, self.num_codebooks, self.sample_rate / self.hop)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

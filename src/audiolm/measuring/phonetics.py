@@ -2,9 +2,9 @@
 
 Phones come from pocketsphinx, whose acoustic model and dictionary are in its wheel (the `eval` extra). A transcript is aligned
 to the sound, word by word and then phone by phone; words that are not in the dictionary, such as names, are spelled letter by
-letter. Without a transcript, or if it does not fit the sound, free phone decoding is used instead. There is one label per 25 Hz
-frame, taken at its middle: one of the 39 phones of the CMU dictionary, or silence. Labels are the recogniser's estimates, tens
-of milliseconds off and sometimes wrong, but they are the same for all kinds of units compared.
+letter. Without a transcript, or if it does not fit the sound, free phone decoding is used instead. There is one label per
+frame of the units (25 Hz for ours), taken at its middle: one of the 39 phones of the CMU dictionary, or silence. Labels are the
+recogniser's estimates, tens of milliseconds off and sometimes wrong, but they are the same for all kinds of units compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiolm.conformer import FRAME, SAMPLE_RATE, frame_count, log_mel, mel_filters, mfcc
+from audiolm.conformer import FRAME, SAMPLE_RATE, STACK, log_mel, mel_filters, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
 from audiolm.measuring.recognition import normalised
@@ -102,10 +102,10 @@ def _run(decoder: Any, sound: bytes) -> None:
         decoder.end_utt()
 
 
-def frame_phones(phones: Sequence[Phone], samples: int) -> Tensor:
-    """Index into PHONES at the middle of each 25 Hz frame: (F) int64. Noise, and time without a phone, is silence."""
-    labels = torch.zeros(frame_count(samples), dtype=torch.int64)
-    middles = (torch.arange(len(labels)) + 0.5) * (FRAME / SAMPLE_RATE)
+def frame_phones(phones: Sequence[Phone], samples: int, hop: int = FRAME) -> Tensor:
+    """Index into PHONES at the middle of each frame of `hop` samples: (F) int64. Noise, and time without a phone, is silence."""
+    labels = torch.zeros(-(-samples // hop), dtype=torch.int64)
+    middles = (torch.arange(len(labels)) + 0.5) * (hop / SAMPLE_RATE)
     for phone in phones:
         if phone.name in PHONES:
             labels[(middles >= phone.start) & (middles < phone.end)] = PHONES.index(phone.name)
@@ -166,15 +166,18 @@ def measure_units(
     return unit_phone_measures(torch.cat([encode(audio) for audio, _ in recordings]), torch.cat(list(labels)))
 
 
-def label_recordings(recordings: Sequence[tuple[Tensor, str | None]]) -> list[Tensor]:
-    """Phone labels (F) of each (audio (1, 1, T) at 16 kHz, transcript)."""
+def label_recordings(recordings: Sequence[tuple[Tensor, str | None]], hop: int = FRAME) -> list[Tensor]:
+    """Phone labels (F) of each (audio (1, 1, T) at 16 kHz, transcript), for frames of `hop` samples."""
     aligner = PhoneAligner()
-    return [frame_phones(aligner(audio, transcript), audio.shape[-1]) for audio, transcript in recordings]
+    return [frame_phones(aligner(audio, transcript), audio.shape[-1], hop) for audio, transcript in recordings]
 
 
-def mfcc_units(batches: Sequence[Tensor], units: int, seed: int = 0) -> Callable[[Tensor], Tensor]:
-    """The baseline, audio -> units (F): k-means of MFCC with deltas (39 per frame, 25 Hz), fitted on batches (B, 1, T)."""
+def mfcc_units(batches: Sequence[Tensor], units: int, seed: int = 0, hop: int = FRAME) -> Callable[[Tensor], Tensor]:
+    """The baseline, audio -> units (F): k-means of MFCC with deltas (39 per frame of `hop` samples), fitted on (B, 1, T) each."""
     filters = mel_filters(80)
-    frames = torch.cat([mfcc(log_mel(audio, filters)).flatten(0, 1) for audio in batches])
-    kmeans = KMeans.fit(frames, units, seed=seed)
-    return lambda audio: kmeans.assign(mfcc(log_mel(audio, filters)))[0]
+
+    def features(audio: Tensor) -> Tensor:
+        return mfcc(log_mel(audio, filters), stack=STACK * hop // FRAME)[:, : -(-audio.shape[-1] // hop)]
+
+    kmeans = KMeans.fit(torch.cat([features(audio).flatten(0, 1) for audio in batches]), units, seed=seed)
+    return lambda audio: kmeans.assign(features(audio))[0]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from audiolm import audio
+from audiolm.conformer import FRAME
 from audiolm.errors import InputError
 from audiolm.files import make_folder, whole_file
 from audiolm.training.data import Recording, Skipped, report
@@ -215,11 +216,11 @@ class AudioCrops:
     A recording that is shorter than the crop is followed by crops of others of the split, drawn by (seed, place), until the
     row is full: statistics, codebooks and units would be fitted to padding otherwise. Whatever changes a row (gain, warp)
     changes all of it, hence each recording in it evenly.
-    A crop starts at a multiple of `align` samples, in its recording and in its row: 640 samples are one semantic frame and
-    two acoustic frames. What a recording has beyond its last whole frame is cut off where another follows.
+    A crop starts at a multiple of `align` samples, in its recording and in its row: a semantic frame, which is a whole number
+    of acoustic frames. What a recording has beyond its last whole frame is cut off where another follows.
     """
 
-    def __init__(self, store: AudioStore, split: str, seconds: float, batch_size: int, seed: int = 0, align: int = 640) -> None:
+    def __init__(self, store: AudioStore, split: str, seconds: float, batch_size: int, seed: int = 0, align: int = FRAME) -> None:
         self.store, self.batch_size, self.align = store, batch_size, align
         self.length = round(seconds * store.sample_rate)
         if self.length < 1 or batch_size < 1:

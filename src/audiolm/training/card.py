@@ -8,11 +8,13 @@ def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
     """The card in Markdown, from a bundle's `about`: name, licence, hours, recordings, training_seconds, gates, versions."""
     hours = ", ".join(f"{value:.2f} h {split}" for split, value in about["hours"].items())
     costs = [f"| {name} | {seconds or 0:.0f} |" for name, seconds in about["training_seconds"].items()]
+    taken = about.get("taken", {}).items()
     return "\n".join(
         [
             f"# {about['name']}",
             "",
             "An AudioLM (Borsos et al. 2022) trained with `audiolm train`. " + _origin(about.get("base")),
+            *(f"Its {name} is {each['source']} (licence: {each['licence']}), as it is." for name, each in taken),
             "",
             f"- Recordings: {about['recordings']} ({hours})",
             f"- Licence: {about['licence']}",

@@ -133,7 +133,7 @@ def finish(folder: Path, skipped: Skipped) -> TokenStore:
 
 def encode(tokenizer: SemanticTokenizer | Codec, audio: Tensor, grid: int) -> Tensor:
     """Codes (Q, F) of samples (T,), padded with silence to a multiple of `grid` samples so that both streams end together."""
-    device = next(tokenizer.buffers()).device  # an encoder without layers has no parameters
+    device = next(iter(tokenizer.state_dict().values())).device  # of parameters or buffers: some networks have only either
     padded = nn.functional.pad(audio, (0, -len(audio) % grid))[None, None].to(device)
     return tokenizer.encode(padded)[0].cpu()
 

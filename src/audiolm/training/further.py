@@ -7,9 +7,11 @@ them, so that those held out then stay held out, unless the recipe's `prepare` s
 """
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from audiolm.bundle import built, folder_of, read_config
+from audiolm.bundle import built, folder_of, from_hub, is_hub_id, read_config
+from audiolm.errors import InputError
 from audiolm.stages import Stage
 from audiolm.training.data import held_out
 
@@ -21,13 +23,12 @@ def upon(data: Mapping[str, Any]) -> dict[str, Any]:
     folder = folder_of(data["base"])
     built(folder)  # raises an error naming what is damaged in config.json
     base = read_config(folder)
-    for name in TAKEN:
+    for name in ("take", *TAKEN):
         if name in data:
             raise ValueError(f"{name}: base={data['base']} provides it and it cannot be changed; leave {name} out")
     semantic = base["semantic"]
     tables = {
-        "codec": {"network": base["codec"]},
-        "encoder": [{"network": semantic["encoder"]}],
+        **_tokenizers({"codec": base["codec"], "encoder": semantic["encoder"]}),
         "units": {"layer": semantic["layer"], "units": semantic["units"]},
         "decoder": base["about"].get("decoder", "autoregressive"),
         "codebooks": base["about"].get("codebooks"),
@@ -42,6 +43,22 @@ def upon(data: Mapping[str, Any]) -> dict[str, Any]:
         like = {name: each for name, each in base["stages"]["semantic"]["network"].items() if name != "positions"}
         stages["text"] = {**own, "network": {**like, **own.get("network", {})}}
     return {**tables, **data, **stages}
+
+
+def _tokenizers(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's tables for a base's codec and encoder: those of others are `take`'s."""
+    take = {name: each for name, each in networks.items() if "adapter" in each}
+    own = {name: {"network": each} for name, each in networks.items() if name not in take}
+    return {name: [each] if name == "encoder" else each for name, each in own.items()} | {"take": take}
+
+
+def found(name: str) -> Path:
+    """The folder of a tokenizer of others: the one of that name, or what the hub id names. InputError if there is neither."""
+    if Path(name).is_dir():
+        return Path(name)
+    if is_hub_id(name):
+        return from_hub(name)
+    raise InputError(f"{name}: no such folder; give one in the form of transformers, or a hub id owner/name")
 
 
 def carried(base: str, names: Collection[str]) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def against_mfcc(shop: Shop, _: str, config: GatesConfig) -> Figure:
     """
     semantic, device = shop.semantic(), shop.fabric.device
     size, crops = semantic.spec.codebook_size, shop.train_crops()
-    enough = max(20, -(-20 * size // (crops.batch(0).shape[-1] // 640 * len(crops.batch(0)))))
-    baseline = mfcc_units([crops.batch(index) for index in range(min(200, enough))], size)
+    enough = max(20, -(-20 * size // (crops.batch(0).shape[-1] // semantic.hop * len(crops.batch(0)))))
+    baseline = mfcc_units([crops.batch(index) for index in range(min(200, enough))], size, hop=semantic.hop)
     store, numbers = shop.audio(), _numbers(shop.audio(), config)
     sounds = [store.read(number)[None, None] for number in numbers]
 
@@ -134,7 +134,7 @@ def against_mfcc(shop: Shop, _: str, config: GatesConfig) -> Figure:
     texts = [store.entries[number].columns.get("transcript") for number in numbers]
     if all(texts) and find_spec("pocketsphinx"):
         pairs = list(zip(sounds, texts, strict=True))
-        phones = label_recordings(pairs)
+        phones = label_recordings(pairs, semantic.hop)
         told, least = (measure_units(encode, pairs, phones)["pnmi_corrected"] for encode in (ours, baseline))
         return _ratio(told, least, f"PNMI {told:.3f}, MFCC {least:.3f}")
     kept, least = (surviving(encode, sounds, size) for encode in (ours, baseline))

@@ -19,9 +19,7 @@ from typing import Any
 
 import torch
 
-from audiolm import audio
-from audiolm.codec import Codec
-from audiolm.conformer import Conformer
+from audiolm import audio, bundle
 from audiolm.doctor import memory, products
 from audiolm.errors import InputError
 from audiolm.files import read_json
@@ -31,7 +29,7 @@ from audiolm.training.audio_store import AudioStore
 from audiolm.training.chain import Step
 from audiolm.training.data import scan
 from audiolm.training.further import TAKEN
-from audiolm.training.recipe import RecipeConfig
+from audiolm.training.recipe import RecipeConfig, codec_network, encoder_network, taken
 from audiolm.training.rehearsal import Loop, loops
 from audiolm.training.run import progress, random_untouched
 from audiolm.training.steps import steps
@@ -127,6 +125,8 @@ def make_plan(config: RecipeConfig) -> Plan:
                 plan.rows.append(Row(step.name, seconds=0.0, note="already done"))
             elif config.base and step.name in TAKEN:
                 plan.rows.append(Row(step.name, seconds=1.0, note=f"from {config.base}"))
+            elif source := taken(config).get(step.name):
+                plan.rows.append(Row(step.name, seconds=1.0, note=f"from {source.source}"))
             elif shop.tokenized and step.name == "tokens":
                 plan.rows.append(Row(step.name, corpus.seconds / 3600, seconds=1.0, note=f"from {config.data}"))
             elif trained := loops(step.name, shop):
@@ -163,7 +163,7 @@ class _Corpus:
         decoded, began = 0.0, time.monotonic()
         for recording in found[:: -(-len(found) // 5)]:
             with suppress(InputError), fetched(recording.path) as path:  # prepare skips and reports damaged files
-                decoded += next(audio.blocks(path, 30.0, config.codec.network.sample_rate, mono=True)).seconds
+                decoded += next(audio.blocks(path, 30.0, codec_network(config).sample_rate, mono=True)).seconds
         self.speed = decoded / max(1e-6, time.monotonic() - began) if decoded else SPEED
 
     def at(self, speeds: Sequence[float]) -> float:
@@ -222,7 +222,8 @@ def _training(name: str, loops: Sequence[Loop], shop: Workshop, corpus: _Corpus,
 
 def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -> Row:
     config, hours = shop.config, corpus.seconds / 3600
-    codec, own, device = config.codec.network, config.encoder[-1], shop.fabric.device
+    codec, network, device = codec_network(config), encoder_network(config), shop.fabric.device
+    own, rate = config.encoder[-1], network.sample_rate / network.hop
     if name == "prepare":
         return Row(name, hours, memory=BASE, disk=corpus.seconds * codec.sample_rate * 2, seconds=corpus.seconds / corpus.speed)
     if name == "bundle":
@@ -231,18 +232,17 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
     if name == "encoder":  # without layers: only statistics are fitted
         return Row(name, own.fit_batches * own.batch_size * own.seconds / 3600, memory=BASE)
     fits = here and BASE + 4 * sum(loop.parameters() for loop in loops("encoder", shop)[-1:]) < plan.free["memory"]
-    conformer = Conformer(own.network) if fits else None
+    encoder = bundle.encoder_of(network).eval().to(device) if fits else None
     if name == "units":
-        frames = round(config.units.batches * own.batch_size * own.seconds * 25)
-        layers = 1 if config.units.layer is not None else own.network.layers
+        frames = round(config.units.batches * own.batch_size * own.seconds * rate)
+        layers = 1 if config.units.layer is not None else network.layers
         row = Row(name, config.units.batches * own.batch_size * own.seconds / 3600)
-        row.memory = BASE + 4.0 * frames * own.network.features * (layers + 2)
-        if conformer is not None:
-            conformer = conformer.eval().to(device)
-            sample = torch.zeros(1, 1, 32_000, device=device)
-            few = torch.randn(2 * config.units.units, own.network.features)
-            units = KMeans(config.units.units, own.network.features)
-            each, look = _seconds(lambda: conformer(conformer.log_mel(sample))), _seconds(lambda: units.assign(few))
+        row.memory = BASE + 4.0 * frames * network.features * (layers + 2)
+        if encoder is not None:
+            sample = torch.zeros(1, 1, 2 * network.sample_rate, device=device)
+            few = torch.randn(2 * config.units.units, network.features)
+            units = KMeans(config.units.units, network.features)
+            each, look = _seconds(lambda: encoder.extract(sample)), _seconds(lambda: units.assign(few))
             starts = _seconds(lambda: KMeans.fit(few, config.units.units, epochs=1))  # its first call loads scikit-learn
             # Initial centroids are chosen from three batches; updating centroids takes about twice as long as assignment.
             fit = starts * min(frames, 12_288) / len(few) + 3 * look * config.units.epochs * frames / len(few)
@@ -253,12 +253,12 @@ def _other(name: str, shop: Workshop, corpus: _Corpus, plan: Plan, here: bool) -
             plan.refused.append(f"units: needs about {needed} of memory but {free} are free; units.batches={most} would fit")
         return row
     heard = corpus.at(config.tokens.speeds)
-    codes = round(heard * (25 + codec.num_codebooks * codec.sample_rate / codec.hop))
+    codes = round(heard * (rate + codec.num_codebooks * codec.spec.frame_rate))
     row = Row(name, heard / 3600, tokens=codes, memory=BASE, disk=2.0 * codes)
-    if conformer is not None:
-        layer = own.network.layers if config.units.layer is None else config.units.layer
-        semantic = SemanticTokenizer(conformer, KMeans(config.units.units, own.network.features), layer).eval().to(device)
-        acoustic, sample = Codec(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
+    if encoder is not None:
+        layer = network.layers if config.units.layer is None else config.units.layer
+        semantic = SemanticTokenizer(encoder, KMeans(config.units.units, network.features), layer).eval().to(device)
+        acoustic, sample = bundle.codec_of(codec).eval().to(device), torch.zeros(1, 1, 4 * codec.sample_rate, device=device)
         row.seconds = heard / 4 * _seconds(lambda: (semantic.encode(sample), acoustic.encode(sample)))
     return row
 

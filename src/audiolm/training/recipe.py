@@ -9,13 +9,18 @@ from typing import Any, Literal, Self, get_args
 from pydantic import Field, field_validator, model_validator
 
 from audiolm import stages
+from audiolm.adapters import dac, hubert
+from audiolm.adapters.dac import DacConfig
+from audiolm.adapters.hubert import HubertConfig
 from audiolm.asking import Sampling
+from audiolm.codec import CodecConfig
 from audiolm.config import Config, Seed
-from audiolm.conformer import frame_count
+from audiolm.conformer import ConformerConfig
 from audiolm.errors import InputError
 from audiolm.stages import Stage
-from audiolm.tokens import TokenSpec
-from audiolm.training.further import upon
+from audiolm.text import SPEC as TEXT
+from audiolm.tokenizers import semantic_spec
+from audiolm.training.further import found, upon
 
 try:
     from audiolm.training.engine import Precision
@@ -37,6 +42,32 @@ class PrepareConfig(Config):
     test: float = Field(default=0.05, ge=0, lt=1)
     seed: Seed = 0
     minimum: float = Field(default=0.5, gt=0)  # seconds; shorter recordings are skipped
+
+
+class TakeConfig(Config):
+    """Tokenizers of others to use in place of a [codec] or an [[encoder]] of our own: a hub id or a folder of transformers'.
+
+    They are not trained. The units are k-means on the encoder's features as on ours: at `frame_rate` Hz, by default its own.
+    """
+
+    codec: DacConfig | None = None
+    encoder: HubertConfig | None = None
+    frame_rate: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(name := data.get("codec"), str):
+            data["codec"] = dac.read(found(name), name)
+        if isinstance(name := data.get("encoder"), str):
+            rate = data.get("frame_rate")
+            data["encoder"] = hubert.read(found(name), name, rate if isinstance(rate, int | float) else None)
+        elif "frame_rate" in data and "encoder" not in data:
+            raise ValueError("frame_rate: of an encoder that is taken; give take.encoder as well, or leave frame_rate out")
+        return data
 
 
 class TokensConfig(Config):
@@ -85,6 +116,7 @@ class RecipeConfig(Config):
     decoder: Literal["autoregressive", "parallel"] = "autoregressive"  # the bundle's default, where it has stages for both
     codebooks: int | None = Field(default=None, ge=1)  # levels the bundle generates by default; None: all
     prepare: PrepareConfig = PrepareConfig()
+    take: TakeConfig = TakeConfig()
     codec: CodecTrainConfig = CodecTrainConfig.model_validate({})
     encoder: tuple[EncoderConfig, ...] = (EncoderConfig.model_validate({}),)  # passes; each may build on the previous one
     units: UnitsConfig = UnitsConfig.model_validate({})
@@ -105,6 +137,9 @@ class RecipeConfig(Config):
     def _complete(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("base"), str):
             data = upon(data)
+        elif isinstance(data, dict) and isinstance(take := data.get("take"), dict):
+            for name in sorted({"codec", "encoder"} & take.keys() & data.keys()):
+                raise ValueError(f"{name}: take.{name} stands in its place; leave one of them out")
         if isinstance(data, dict) and "seed" in data:
             data = {**data, "encoder": data.get("encoder", [{}])}
             for name in ("prepare", "codec", "units", *get_args(StageName)):
@@ -121,29 +156,33 @@ class RecipeConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        rate, hop = self.codec.network.sample_rate, self.codec.network.hop
-        if rate != 16_000 or 640 % hop:
-            raise ValueError(f"codec.network: {rate} Hz, hop {hop}; use 16000 Hz and a hop that divides the encoder's 640")
         if not self.encoder or len(set(self.stages)) < len(self.stages):
             raise ValueError("give at least one [[encoder]] pass, and name each stage once")
+        codec, encoder = codec_network(self), encoder_network(self)
+        if codec.sample_rate != encoder.sample_rate or encoder.hop % codec.hop:
+            raise ValueError(
+                f"{'take.codec' if self.take.codec else 'codec.network'}: {codec.sample_rate} Hz, hop {codec.hop}; "
+                f"use {encoder.sample_rate} Hz and a hop that divides the encoder's {encoder.hop}"
+            )
         # Check here that everything fits together, rather than hours into training.
         if self.decoder == "parallel" and "parallel" not in self.stages and not self.base:
             raise ValueError("decoder=parallel: stages does not list parallel; add it, or leave decoder out")
         for name in ("semantic", "fine", "text"):
             if stage_config(self, name).levels is not None:
                 raise ValueError(f"{name}.levels: determined by the other stages; leave it out")
-        if self.codebooks and self.codebooks > self.codec.network.num_codebooks:
-            raise ValueError(f"codebooks={self.codebooks}: the codec has {self.codec.network.num_codebooks}")
+        if self.codebooks and self.codebooks > codec.num_codebooks:
+            raise ValueError(f"codebooks={self.codebooks}: the codec has {codec.num_codebooks}")
         earlier = None
         for number, each in enumerate(self.encoder):
             each.check(f"encoder.{number}", earlier)
             earlier = each.network
-        frames = self.units.batches * self.encoder[-1].batch_size * frame_count(round(16_000 * self.encoder[-1].seconds))
+        samples = round(encoder.sample_rate * self.encoder[-1].seconds)
+        frames = self.units.batches * self.encoder[-1].batch_size * -(-samples // encoder.hop)
         if frames < self.units.units:
             raise ValueError(
                 f"units.batches={self.units.batches}: {frames} frames are too few for {self.units.units} units; give more"
             )
-        layer, layers = self.units.layer, self.encoder[-1].network.layers
+        layer, layers = self.units.layer, encoder.layers
         if layer is None and not layers:
             raise ValueError("units.layer: an encoder without layers leaves none to choose from; give units.layer=0")
         if layer is not None and layer > layers:
@@ -165,25 +204,42 @@ def _seeded(table: Any, seed: int) -> Any:
     return {"seed": seed, **table} if isinstance(table, dict) else table
 
 
+def codec_network(config: RecipeConfig) -> CodecConfig | DacConfig:
+    """The recipe's codec, whether it is trained or taken."""
+    return config.take.codec or config.codec.network
+
+
+def encoder_network(config: RecipeConfig) -> ConformerConfig | HubertConfig:
+    """The recipe's semantic encoder, whether it is trained or taken."""
+    return config.take.encoder or config.encoder[-1].network
+
+
+def taken(config: RecipeConfig) -> dict[str, DacConfig | HubertConfig]:
+    """The tokenizers of others that the recipe uses, by the step that would train them."""
+    return {name: each for name, each in (("codec", config.take.codec), ("encoder", config.take.encoder)) if each}
+
+
 def stage_of(config: RecipeConfig, name: StageName) -> Stage:
     """The stage as this recipe configures it. By default coarse predicts 4 levels, piano and parallel all."""
-    own, codec = stage_config(config, name), config.codec.network
-    semantic = TokenSpec("semantic", config.units.units, 1, 25.0)
-    acoustic = TokenSpec("acoustic", codec.codebook_size, codec.num_codebooks, codec.sample_rate / codec.hop)
+    own, acoustic = stage_config(config, name), codec_network(config).spec
+    semantic = semantic_spec(encoder_network(config), config.units.units)
     match name:
         case "semantic":
             stage = stages.semantic(semantic)
         case "text":
+            if semantic.frame_rate != TEXT.frame_rate:
+                cure = f"give take.frame_rate={TEXT.frame_rate:g}, or leave text out of stages"
+                raise ValueError(f"text: needs as many units a second as letters, {TEXT.frame_rate:g}; {cure}")
             stage = stages.text(semantic)
         case "coarse":
             stage = stages.coarse(semantic, acoustic, _levels(config, name))
         case "fine":
             before = levels_before_fine(config)
-            if before == codec.num_codebooks:
+            if before == acoustic.num_codebooks:
                 raise ValueError(f"fine: the other stages make all of the codec's {before} levels; leave fine out of stages")
             stage = stages.fine(acoustic, before)
         case "acoustic":
-            baseline = levels_before_fine(config) if "fine" in config.stages else codec.num_codebooks
+            baseline = levels_before_fine(config) if "fine" in config.stages else acoustic.num_codebooks
             stage = stages.acoustic_only(acoustic, own.levels or baseline)
         case "piano":
             stage = stages.piano(semantic, acoustic, _levels(config, name))
@@ -203,14 +259,14 @@ def levels_before_fine(config: RecipeConfig) -> int:
         return _levels(config, name) if there else 0
 
     first, more = made("coarse") or made("piano"), made("parallel")
-    if first < more and (not first or more < config.codec.network.num_codebooks):
+    if first < more and (not first or more < codec_network(config).num_codebooks):
         return more
     return first or config.acoustic.levels or _levels(config, "coarse")
 
 
 def _levels(config: RecipeConfig, name: StageName) -> int:
     """How many levels coarse, piano or parallel predicts."""
-    every = config.codec.network.num_codebooks
+    every = codec_network(config).num_codebooks
     return stage_config(config, name).levels or (min(4, every) if name == "coarse" else every)
 
 

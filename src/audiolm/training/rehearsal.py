@@ -24,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from audiolm.bundle import language_model
 from audiolm.codec import Codec
-from audiolm.conformer import Conformer
+from audiolm.conformer import FRAME, SAMPLE_RATE, Conformer
 from audiolm.spectra import mel_filters
 from audiolm.stages import Stage
 from audiolm.training.adversarial import Discriminators, mel_loss, spectral_losses
 from audiolm.training.checkpoint import State
-from audiolm.training.recipe import stage_config, stage_of
+from audiolm.training.recipe import codec_network, stage_config, stage_of, taken
 from audiolm.training.run import Run
 from audiolm.training.token_store import TokenStore
 from audiolm.training.train_codec import train_codec
@@ -165,6 +165,8 @@ def _peak(device: torch.device) -> float | None:
 
 def loops(step: str, shop: Workshop) -> list[Loop]:
     """The loops of a step: the codec's without and with discriminators, the encoder's passes, or a stage's; else none."""
+    if step in taken(shop.config):
+        return []
     if step == "codec":
         return _codec_loops(shop)
     if step == "encoder":
@@ -174,7 +176,8 @@ def loops(step: str, shop: Workshop) -> list[Loop]:
 
 def _codec_loops(shop: Workshop) -> list[Loop]:
     own = shop.config.codec
-    rate, few = own.network.sample_rate, math.ceil(2 * own.network.codebook_size / (own.batch_size * own.seconds * 50))
+    rate, spec = own.network.sample_rate, own.network.spec
+    few = math.ceil(2 * spec.codebook_size / (own.batch_size * own.seconds * spec.frame_rate))
 
     def forward(codec: nn.Module, critics: nn.Module | None = None) -> Tensor:
         sound = torch.zeros(own.batch_size, 1, round(own.seconds * rate))
@@ -196,10 +199,10 @@ def _codec_loops(shop: Workshop) -> list[Loop]:
 
 def _encoder_loop(shop: Workshop, number: int) -> Loop:
     own, before = shop.config.encoder[number], shop.config.encoder[number - 1].network if number else None
-    few = math.ceil(2 * getattr(own.objective, "units", 1) / (own.batch_size * own.seconds * 25))
+    few = math.ceil(2 * getattr(own.objective, "units", 1) / (own.batch_size * own.seconds * SAMPLE_RATE / FRAME))
 
     def forward(conformer: Any) -> Tensor:
-        return conformer(conformer.log_mel(torch.zeros(own.batch_size, 1, round(own.seconds * 16_000))))[-1].sum()
+        return conformer(conformer.log_mel(torch.zeros(own.batch_size, 1, round(own.seconds * SAMPLE_RATE))))[-1].sum()
 
     def run(copy: Any, watch: Run) -> object:
         return train_encoder(copy, _sound(shop, own), watch, shop.fabric, None, Conformer(before).eval() if before else None)
@@ -238,7 +241,7 @@ def _sound(shop: Workshop, own: Any) -> Any:
     """Crops of the prepared recordings, else of noise."""
     if (shop.out / "prepare" / "done.json").is_file():
         return shop.crops(own)[0]
-    return Noise(own.batch_size, round(own.seconds * shop.config.codec.network.sample_rate))
+    return Noise(own.batch_size, round(own.seconds * codec_network(shop.config).sample_rate))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from audiolm import bundle
+from audiolm.adapters import dac
+from audiolm.adapters.hubert import Hubert
 from audiolm.config import Config, completed, digest
 from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, write_json
@@ -29,7 +31,17 @@ from audiolm.training.audio_store import AudioStore
 from audiolm.training.card import card
 from audiolm.training.data import SPLITS, Skipped, held_out, listed, scan
 from audiolm.training.further import TAKEN, carried, weights
-from audiolm.training.recipe import PrepareConfig, RecipeConfig, StageName, stage_config, stage_of, trained_with
+from audiolm.training.recipe import (
+    PrepareConfig,
+    RecipeConfig,
+    StageName,
+    codec_network,
+    encoder_network,
+    stage_config,
+    stage_of,
+    taken,
+    trained_with,
+)
 from audiolm.training.run import progress, versions
 from audiolm.training.speeds import AtSpeeds
 from audiolm.training.storage import is_remote, located, place
@@ -51,7 +63,7 @@ except ImportError as missing:
 
 def steps(config: RecipeConfig) -> list[Step]:
     """A recipe's steps, in order."""
-    prepare = {"data": located(config.data), "sample_rate": config.codec.network.sample_rate}
+    prepare = {"data": located(config.data), "sample_rate": codec_network(config).sample_rate}
     of_base = weights(config.base) if config.base else {}
     rounded = {"weights": "int8"} if config.weights == "int8" else {}  # of the units: the tokens are made with these weights
 
@@ -79,14 +91,17 @@ def steps(config: RecipeConfig) -> list[Step]:
         source = () if tokenized else ("prepare",)
         for name, part in TAKEN.items():
             own = rounded if name == "units" else {}
-            taken = Step(name, source, {"base": of_base[part]} | own, TAKING[name], completed=partial(operator.or_, own))
-            chain.append(taken)
+            chain.append(Step(name, source, {"base": of_base[part]} | own, TAKING[name], completed=partial(operator.or_, own)))
     else:
         encoder = {str(number): each.plain() for number, each in enumerate(config.encoder)}
         units = config.units.plain() | {"measured": config.measured} | rounded
+        own = {
+            "codec": Step("codec", ("prepare",), config.codec.plain(), do_codec, True, record_of(config.codec)),
+            "encoder": Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
+        }
+        of_others = {name: Step(name, (), each.plain(), LOADING[name]) for name, each in taken(config).items()}
         chain += [
-            Step("codec", ("prepare",), config.codec.plain(), do_codec, True, record_of(config.codec)),
-            Step("encoder", ("prepare",), encoder, do_encoder, True, record_of_passes),
+            *(own | of_others).values(),
             Step("units", ("prepare", "encoder"), units, do_units, completed=record_of(config.units)),
         ]
     if tokenized:
@@ -194,7 +209,7 @@ def do_prepare(shop: Workshop) -> str:
     print(f"prepare: {len(recordings)} recordings ({splits}), {len(speakers)} speakers ({some})", file=sys.stderr, flush=True)
     if not any(recording.split == "valid" for recording in recordings):
         print("prepare: none are valid: gates will measure training ones, and no checkpoint is the best", file=sys.stderr)
-    rate = shop.config.codec.network.sample_rate
+    rate = codec_network(shop.config).sample_rate
     with progress(len(recordings), label="prepare") as show:
         store = AudioStore.prepare(shop.out / "prepare", recordings, rate, config.minimum, skipped=skipped, show=show)
     return digest([asdict(entry) for entry in store.entries])
@@ -218,15 +233,14 @@ def do_encoder(shop: Workshop) -> str:
 
 
 def do_units(shop: Workshop) -> str:
-    config, conformer = shop.config.units, shop.encoder()
-    crops, _ = shop.crops(shop.config.encoder[-1])
+    config, encoder, crops = shop.config.units, shop.encoder(), shop.train_crops()
     figures: dict[int, float] = {}
     if config.layer is None:
-        figures, layer = choose_layer(conformer, config, crops, _phonetic_measure(shop))
+        figures, layer = choose_layer(encoder, config, crops, _phonetic_measure(shop))
         config = config.model_copy(update={"layer": layer})
     write_json(shop.out / "units" / "units.json", {"layer": config.layer, "pnmi": figures})
-    units = fit_units(conformer, config, crops)
-    return shop.save(SemanticTokenizer(conformer, units, config.layer or 0), "units")
+    units = fit_units(encoder, config, crops)
+    return shop.save(SemanticTokenizer(encoder, units, config.layer or 0), "units")
 
 
 def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torch.Tensor]], float]:
@@ -236,7 +250,7 @@ def _phonetic_measure(shop: Workshop) -> Callable[[Callable[[torch.Tensor], torc
     if not numbers:
         raise InputError(f"{store.folder}: no valid recordings to choose a layer with; set units.layer=NUMBER, or add speakers")
     recordings = [(store.read(number)[None, None], store.entries[number].columns.get("transcript")) for number in numbers]
-    phones = label_recordings(recordings)
+    phones = label_recordings(recordings, encoder_network(shop.config).hop)
     device = shop.fabric.device
     return lambda encode: measure_units(lambda audio: encode(audio.to(device)).cpu(), recordings, phones)["pnmi_corrected"]
 
@@ -299,6 +313,8 @@ def do_bundle(shop: Workshop) -> str:
         about["codebooks"] = config.codebooks
     if shop.base:
         about["base"] = {name: shop.base.about.get(name) for name in ("name", "licence")}
+    if of_others := taken(config):
+        about["taken"] = {name: {"source": each.source, "licence": each.licence} for name, each in of_others.items()}
     if config.semantic.dedup:
         about["mean_run"] = _mean_run(store)
     if "text" in config.stages:
@@ -342,6 +358,22 @@ def take_tokens(shop: Workshop) -> str:
 
 
 TAKING = {"codec": take_codec, "encoder": take_encoder, "units": take_units}
+
+
+# --- The same, taken from others -----------------------------------------------------------------------------------------
+
+
+def load_codec(shop: Workshop) -> str:
+    assert shop.config.take.codec is not None
+    return shop.save(dac.load(shop.config.take.codec), "codec")
+
+
+def load_encoder(shop: Workshop) -> str:
+    assert shop.config.take.encoder is not None
+    return shop.save(Hubert.load(shop.config.take.encoder), "encoder")
+
+
+LOADING = {"codec": load_codec, "encoder": load_encoder}
 
 
 def _base(shop: Workshop) -> AudioLM:

@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from audiolm.audio import Waveform
 from audiolm.codec import Codec, CodecConfig
 from audiolm.config import Config, Seed
+from audiolm.quantizer import residual_energy
 from audiolm.training.adversarial import Discriminators, discriminator_loss, generator_losses, mel_loss, spectral_losses
 from audiolm.training.audio_store import Crops
 from audiolm.training.engine import batches_of, clip, follow
@@ -182,7 +183,7 @@ def validate(codec: Codec, valid: Crops, batches: int, windows: Sequence[int]) -
             sound = codec.decode(codes[:, :levels])[..., : audio.shape[-1]]
             result[f"valid_mel_{levels}"] = mel_loss(sound, audio, codec.sample_rate)
             result[f"valid_spectrum_{levels}"], result[f"valid_magnitude_{levels}"] = spectral_losses(sound, audio, windows)
-        for level, energy in enumerate(codec.quantizer.residual_energy(latents), 1):
+        for level, energy in enumerate(residual_energy(codec.quantizer, latents), 1):
             result[f"energy_{level}"] = energy
             result[f"usage_{level}"] = len(codes[:, level - 1].unique()) / codec.spec.codebook_size
     return result

@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 from torch import Generator, Tensor, nn
 
 from audiolm.config import Config, Seed
-from audiolm.conformer import Conformer, ConformerConfig, log_mel, mfcc
+from audiolm.conformer import FRAME, SAMPLE_RATE, Conformer, ConformerConfig, log_mel, mfcc
 from audiolm.errors import InputError
 from audiolm.kmeans import KMeans
+from audiolm.tokenizers import Encoder
 from audiolm.training.audio_store import Crops
 from audiolm.training.engine import batches_of, clip
 from audiolm.training.pretraining import BestRQ, BestRQConfig, Clusters, ClustersConfig, WavToVecBert, WavToVecBertConfig, centred
@@ -61,7 +62,7 @@ class EncoderConfig(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if round(self.seconds * 16_000) <= 640:
+        if round(self.seconds * SAMPLE_RATE) <= FRAME:
             raise ValueError(f"seconds={self.seconds:g}: a single frame, of which nothing can be hidden; give 0.08 or more")
         if isinstance(self.objective, WavToVecBertConfig):
             self.objective.check(self.network)
@@ -280,28 +281,28 @@ class UnitsConfig(Config):
 
 
 @torch.no_grad()
-def layer_frames(conformer: Conformer, layers: Iterable[int], crops: Crops, batches: int) -> dict[int, Tensor]:
+def layer_frames(encoder: Encoder, layers: Iterable[int], crops: Crops, batches: int) -> dict[int, Tensor]:
     """Features (N, D) of each of `layers` over the first crops, in one pass."""
-    layers, device = list(layers), conformer.mel_mean.device
+    layers = list(layers)
     kept: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    conformer.eval()
-    for audio in first(crops, batches, device):
-        outputs = conformer(conformer.log_mel(audio), layers=max(layers))
+    encoder.eval()
+    for audio in first(crops, batches, _device(encoder)):
+        outputs = encoder.extract(audio, max(layers))
         for layer in layers:
             kept[layer].append(outputs[layer].flatten(0, 1).float().cpu())
     return {layer: torch.cat(frames) for layer, frames in kept.items()}
 
 
-def fit_units(conformer: Conformer, config: UnitsConfig, crops: Crops) -> KMeans:
+def fit_units(encoder: Encoder, config: UnitsConfig, crops: Crops) -> KMeans:
     """Fit k-means to one layer's features (`config.layer` must be given) on training crops."""
-    if config.layer is None or not 0 <= config.layer <= conformer.config.layers:
-        raise InputError(f"fit_units: layer {config.layer} is not in 0 to {conformer.config.layers}; choose one by choose_layer")
-    frames = layer_frames(conformer, [config.layer], crops, config.batches)[config.layer]
-    return KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(conformer.mel_mean.device)
+    if config.layer is None or not 0 <= config.layer <= encoder.config.layers:
+        raise InputError(f"fit_units: layer {config.layer} is not in 0 to {encoder.config.layers}; choose one by choose_layer")
+    frames = layer_frames(encoder, [config.layer], crops, config.batches)[config.layer]
+    return KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(_device(encoder))
 
 
 def choose_layer(
-    conformer: Conformer, config: UnitsConfig, crops: Crops, measure: Callable[[Callable[[Tensor], Tensor]], float]
+    encoder: Encoder, config: UnitsConfig, crops: Crops, measure: Callable[[Callable[[Tensor], Tensor]], float]
 ) -> tuple[dict[int, float], int]:
     """Fit units to each of layers 1 to the last on training crops, `measure` them, and return {layer: figure} and the best layer.
 
@@ -309,17 +310,22 @@ def choose_layer(
     encoder was not trained on (audiolm.measuring.phonetics.measure_units over the valid split).
     """
     table = {}
-    for layer, frames in layer_frames(conformer, range(1, conformer.config.layers + 1), crops, config.batches).items():
-        units = KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(conformer.mel_mean.device)
-        table[layer] = measure(unit_function(conformer, units, layer))
+    for layer, frames in layer_frames(encoder, range(1, encoder.config.layers + 1), crops, config.batches).items():
+        units = KMeans.fit(frames, config.units, config.epochs, seed=config.seed).to(_device(encoder))
+        table[layer] = measure(unit_function(encoder, units, layer))
     return table, max(table, key=lambda layer: table[layer])
 
 
-def unit_function(conformer: Conformer, units: KMeans, layer: int) -> Callable[[Tensor], Tensor]:
-    """Audio (1, 1, T) at 16 kHz -> units (F), F = ceil(T / 640)."""
+def unit_function(encoder: Encoder, units: KMeans, layer: int) -> Callable[[Tensor], Tensor]:
+    """Audio (1, 1, T) at 16 kHz -> units (F), F = ceil(T / hop)."""
 
     @torch.no_grad()
     def encode(audio: Tensor) -> Tensor:
-        return units.assign(conformer(conformer.log_mel(audio), layers=layer)[layer])[0]
+        return units.assign(encoder.extract(audio, layer)[layer])[0]
 
     return encode
+
+
+def _device(encoder: Encoder) -> torch.device:
+    """Of its parameters or buffers: one without layers has no parameters, one of others may have no buffers."""
+    return next(iter(encoder.state_dict().values())).device

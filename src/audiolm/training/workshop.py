@@ -13,20 +13,28 @@ from torch import Tensor, nn
 from audiolm import bundle, kernels
 from audiolm.codec import Codec
 from audiolm.config import Config, difference
-from audiolm.conformer import Conformer
 from audiolm.errors import InputError
 from audiolm.files import file_hash, read_json, save_tensors
 from audiolm.kmeans import KMeans
 from audiolm.model import AudioLM
 from audiolm.route import decoders, route
 from audiolm.stages import Stage
-from audiolm.tokenizers import SemanticTokenizer
+from audiolm.tokenizers import Encoder, SemanticTokenizer
 from audiolm.training.alignment import ROUNDS, ReadStore
 from audiolm.training.audio_store import AudioCrops, AudioStore
 from audiolm.training.corpus import tokenizer_key
 from audiolm.training.data import SPLITS
 from audiolm.training.engine import engine
-from audiolm.training.recipe import RecipeConfig, StageConfig, StageName, Weights, stage_config, stage_of
+from audiolm.training.recipe import (
+    RecipeConfig,
+    StageConfig,
+    StageName,
+    Weights,
+    codec_network,
+    encoder_network,
+    stage_config,
+    stage_of,
+)
 from audiolm.training.run import Run, progress
 from audiolm.training.token_store import Key, TokenCrops, Tokenized, TokenStore, is_token_store
 from audiolm.training.train_codec import CodecTrainConfig
@@ -99,7 +107,8 @@ class Workshop:
     def crops(self, config: CodecTrainConfig | EncoderConfig) -> tuple[AudioCrops, AudioCrops | None]:
         """Crops for training and for validation; None for the latter if there are no valid recordings."""
         store = self.audio()
-        make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size)
+        hop = encoder_network(self.config).hop  # a crop starts where a unit does
+        make = partial(AudioCrops, store, seconds=config.seconds, batch_size=config.batch_size, align=hop)
         return make(split="train", seed=config.seed), make(split="valid", seed=config.seed + 1) if store.split("valid") else None
 
     def train_crops(self) -> AudioCrops:
@@ -153,19 +162,19 @@ class Workshop:
         return file_hash(path)
 
     def codec(self) -> Codec:
-        codec = Codec(self.config.codec.network)
+        codec = bundle.codec_of(codec_network(self.config))
         bundle.unpack(codec, self.out / "codec" / "codec.safetensors")
         return codec.eval().to(self.fabric.device)
 
-    def encoder(self) -> Conformer:
-        conformer = Conformer(self.config.encoder[-1].network)
-        bundle.unpack(conformer, self.out / "encoder" / "encoder.safetensors")
-        return conformer.eval().to(self.fabric.device)
+    def encoder(self) -> Encoder:
+        encoder = bundle.encoder_of(encoder_network(self.config))
+        bundle.unpack(encoder, self.out / "encoder" / "encoder.safetensors")
+        return encoder.eval().to(self.fabric.device)
 
     def semantic(self) -> SemanticTokenizer:
-        conformer = Conformer(self.config.encoder[-1].network)
+        encoder = bundle.encoder_of(encoder_network(self.config))
         layer = read_json(self.out / "units" / "units.json")["layer"]
-        semantic = SemanticTokenizer(conformer, KMeans(self.config.units.units, conformer.config.features), layer)
+        semantic = SemanticTokenizer(encoder, KMeans(self.config.units.units, encoder.config.features), layer)
         bundle.unpack(semantic, self.out / "units" / "units.safetensors")
         return semantic.eval().to(self.fabric.device)
 

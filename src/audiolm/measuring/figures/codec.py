@@ -6,6 +6,7 @@ from torch import Tensor
 from audiolm.audio import Waveform
 from audiolm.measuring.figures.bench import Bench, Figures, at_16k
 from audiolm.measuring.metrics import entropy, histogram, mean, mel_distance, pesq_wb, si_sdr, stoi, visqol
+from audiolm.quantizer import residual_energy
 from audiolm.tokens import Tokens
 
 VISQOL_SECONDS = 8.0  # compared by ViSQOL per recording; its authors recommend 5 to 10
@@ -25,7 +26,7 @@ def codec_figures(bench: Bench) -> Figures:
                 scores.setdefault(f"codec.{level}.{name}", []).append(score)
         with torch.inference_mode():
             latents = model.codec.latents(sound[None, None].to(model.device))
-            energy.append(model.codec.quantizer.residual_energy(latents))
+            energy.append(residual_energy(model.codec.quantizer, latents))
         counts += histogram(codes, spec.codebook_size)
         bench.tell("codec", number, len(bench.clips))
     per_level = spec.bitrate / spec.num_codebooks

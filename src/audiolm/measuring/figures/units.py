@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from audiolm.conformer import Conformer, log_mel, mel_filters, mfcc
+from audiolm.conformer import FRAME, SAMPLE_RATE, log_mel, mel_filters, mfcc
 from audiolm.kmeans import KMeans
 from audiolm.measuring.abx import abx_error, confusions, read_items, triphones, triplets
 from audiolm.measuring.figures.bench import Bench, Figures, Missing, random_part, readable
@@ -29,8 +29,9 @@ def unit_figures(bench: Bench) -> Figures:
     learnt = _learnt(bench, FITTED_ON)
     fit = learnt or sounds
     figures: Figures = {"mfcc.fitted_on": float(len(fit)), "mfcc.fitted_elsewhere": float(bool(learnt))}
-    if sum(audio.shape[-1] for audio in fit) // 640 >= size:  # otherwise fewer frames than units
-        baseline = mfcc_units(fit, size, bench.seed)
+    hop = bench.model.semantic.hop
+    if sum(audio.shape[-1] for audio in fit) // hop >= size:  # otherwise fewer frames than units
+        baseline = mfcc_units(fit, size, bench.seed, hop)
         units["mfcc"] = [baseline(audio) for audio in sounds]
     for name, each in units.items():
         found = _told(each, phones)
@@ -41,8 +42,6 @@ def unit_figures(bench: Bench) -> Figures:
 def layer_figures(bench: Bench) -> Figures:
     """Fig. 3: for every layer of the encoder, ABX and PNMI of units fitted on it; for the layer in use, other unit counts too."""
     tokenizer, phones, sounds = bench.model.semantic, _phones(bench), bench.sounds
-    if not isinstance(tokenizer.encoder, Conformer):
-        raise Missing("Fig. 3 needs the features of every layer, which only audiolm's own encoder gives")
     encoder, own, size = tokenizer.encoder, tokenizer.layer, tokenizer.spec.codebook_size
     layers = encoder.config.layers
     learnt = _learnt(bench, REFITTED_ON)
@@ -84,7 +83,7 @@ def abx_figures(bench: Bench) -> Figures:
     kinds: Kinds = {
         "abx.units": (lambda: [tokenizer.units.centroids.cpu()[clip.tokens.semantic.codes[0]] for clip in bench.clips], rate),
         "abx.features": (lambda: [_layers(bench, audio)[tokenizer.layer] for audio in bench.sounds], rate),
-        "abx.mfcc": (lambda: [mfcc(log_mel(audio, filters))[0] for audio in bench.sounds], rate),
+        "abx.mfcc": (lambda: [mfcc(log_mel(audio, filters))[0] for audio in bench.sounds], SAMPLE_RATE / FRAME),
     }
     for level in sorted({min(level, codec.spec.num_codebooks) for level in bench.levels}):
         kinds[f"abx.codec{level}"] = (
@@ -139,15 +138,15 @@ def _learnt(bench: Bench, most: int) -> list[Tensor]:
 
 def _phones(bench: Bench) -> list[Tensor]:
     """Phone labels, one per semantic frame."""
-    return [frame_phones(phones, samples.shape[-1]) for phones, samples in zip(bench.phones, bench.sounds, strict=True)]
+    hop = bench.model.semantic.hop
+    return [frame_phones(phones, samples.shape[-1], hop) for phones, samples in zip(bench.phones, bench.sounds, strict=True)]
 
 
 @torch.inference_mode()
 def _layers(bench: Bench, audio: Tensor) -> list[Tensor]:
     """Features (F, D) of each layer; layer 0 is the subsampled input."""
     encoder = bench.model.semantic.encoder
-    found = encoder(encoder.log_mel(audio.to(bench.model.device)), layers=encoder.config.layers)
-    return [each[0].float().cpu() for each in found]
+    return [each[0].float().cpu() for each in encoder.extract(audio.to(bench.model.device))]
 
 
 @torch.inference_mode()
