@@ -195,10 +195,14 @@ def test_wrong_folders_are_one_line(others: Path, tmp_path: Path) -> None:
     refused(lambda folder, name: dac.load(dac.read(folder, name)), "owner/x: its weights cannot be read")
 
 
-def test_without_the_extra_a_line_names_it(others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_a_line_names_it(others: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec, encoder = dac.read(others / "dac", "dac").plain(), hubert.read(others / "hubert", "hubert").plain()
+    parts = {"about": {}, "stages": {}, "weights": {}, "codec": codec, "semantic": {"encoder": encoder, "layer": 1, "units": 4}}
+    (tmp_path / "config.json").write_text(json.dumps({"format": bundle.FORMAT, **parts}))
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=re.escape("need transformers; run: pip install 'audiolm[hf]'")):
-        dac.read(others / "dac", "dac")
+    for read in (lambda: dac.read(others / "dac", "dac"), lambda: bundle.load(tmp_path)):
+        with pytest.raises(InputError, match=r"^tokenizers of others need transformers; run: pip install 'audiolm\[hf\]'$"):
+            read()
 
 
 @pytest.mark.parametrize(
@@ -293,8 +297,8 @@ def test_a_recipe_trains_stages_on_them(made: Path, female: Waveform, others: Pa
 
 def test_a_bundle_says_what_it_took(made: Path, others: Path) -> None:
     card, config = (made / "bundle" / "README.md").read_text(), json.loads((made / "bundle" / "config.json").read_text())
-    assert "Its codec is dac (licence: mit), as it is." in card
-    assert "Its encoder is hubert (licence: not stated), as it is." in card
+    assert "Its codec was taken as it was: dac (licence: mit)." in card
+    assert "Its encoder was taken as it was: hubert (licence: not stated)." in card
     assert config["codec"]["adapter"] == "dac"
     assert config["semantic"]["encoder"]["adapter"] == "hubert"
     assert str(others) not in json.dumps(config) + card
@@ -308,7 +312,7 @@ def test_the_bundle_is_a_base_for_more(made: Path, others: Path, corpus: Path, t
     run_recipe(load_config(RecipeConfig, None, [f"data={corpus}", f"out={tmp_path / 'more'}", *few]))
     base, more = bundle.load(made / "bundle"), bundle.load(tmp_path / "more" / "bundle")
     assert more.codec.config == base.codec.config
-    assert "Its codec is dac (licence: mit)" in (tmp_path / "more" / "bundle" / "README.md").read_text()
+    assert "Its codec was taken as it was: dac (licence: mit)" in (tmp_path / "more" / "bundle" / "README.md").read_text()
     for name, weights in base.codec.state_dict().items():
         assert torch.equal(more.codec.state_dict()[name], weights)
 

@@ -16,6 +16,7 @@ from audiolm import detector
 from audiolm.adapters import dac
 from audiolm.adapters.dac import DacConfig
 from audiolm.adapters.hubert import Hubert, HubertConfig
+from audiolm.adapters.taken import LibraryMissing
 from audiolm.asking import Sampling
 from audiolm.audio import READABLE
 from audiolm.codec import Codec, CodecConfig
@@ -128,6 +129,8 @@ def built(folder: Path) -> AudioLM:
                 stages[name] = stage, language_model(stage, parse_config(TransformerConfig, values["network"], f"stages.{name}"))
                 sampling[name] = parse_config(Sampling, values["sampling"], f"stages.{name}")
             semantic = SemanticTokenizer(encoder, units, layer)
+    except LibraryMissing:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder / 'config.json'}: not a bundle's configuration ({reason}); copy it again") from error

@@ -19,6 +19,10 @@ from audiolm.files import file_hash
 _IRRELEVANT = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
 
 
+class LibraryMissing(InputError):
+    """Nothing is wrong but that an extra is not installed."""
+
+
 class Taken(Config):
     """A network of others: where it is from, and its architecture in transformers' own words."""
 
@@ -100,5 +104,5 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise InputError("tokenizers of others need transformers; run: pip install 'audiolm[hf]'") from error
+        raise LibraryMissing("tokenizers of others need transformers; run: pip install 'audiolm[hf]'") from error
     return cast(Any, transformers)

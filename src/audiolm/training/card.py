@@ -14,7 +14,7 @@ def card(about: Mapping[str, Any], stages: Sequence[str]) -> str:
             f"# {about['name']}",
             "",
             "An AudioLM (Borsos et al. 2022) trained with `audiolm train`. " + _origin(about.get("base")),
-            *(f"Its {name} is {each['source']} (licence: {each['licence']}), as it is." for name, each in taken),
+            *(f"Its {name} was taken as it was: {each['source']} (licence: {each['licence']})." for name, each in taken),
             "",
             f"- Recordings: {about['recordings']} ({hours})",
             f"- Licence: {about['licence']}",
