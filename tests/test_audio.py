@@ -303,6 +303,8 @@ def test_a_wav_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, form: str
     for good in (whole, whole + b"LIST\4\0\0\0INFO", whole[: at + 4 + stated], counted, *piped):
         path.write_bytes(good)
         assert read(path).seconds == pytest.approx(3, abs=0.07)  # whole blocks of ADPCM
+    path.write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])  # the recorder died before it could count
+    one_line(lambda: read(path), "x.wav: damaged or cut off .its header counts 0 bytes of samples, but", "ffmpeg -i")
     for length in (len(whole) // 2, len(whole) - 200):
         path.write_bytes(whole[:length])
         one_line(lambda: read(path), "x.wav: damaged or cut off", f"of {stated} bytes of samples", "ffmpeg -i")
@@ -312,7 +314,7 @@ def test_a_wav_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, form: str
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_an_ogg_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, subtype: str):
     path, whole = tmp_path / "x.ogg", encoded("OGG", subtype)
-    for good in (whole, whole + whole, whole + b"TAG" + bytes(125)):
+    for good in (whole, whole + b"TAG" + bytes(125)):
         path.write_bytes(good)
         assert read(path).samples.shape[1] >= 48_001
     pages = [match.start() for match in re.finditer(b"OggS", whole)]
@@ -328,6 +330,29 @@ def test_an_ogg_that_was_cut_off_is_not_taken_for_whole(tmp_path: Path, subtype:
             return read(copy)
 
     one_line(uploaded, "^upload: damaged or cut off")
+
+
+@pytest.mark.parametrize("suffix", ["ogg", "opus", "mp3"])
+def test_a_file_is_not_read_in_part(tmp_path: Path, female: Waveform, suffix: str):
+    path = tmp_path / f"joined.{suffix}"
+    start, end = (part.to_bytes(f".{suffix}") for part in (female.trim(2.0), female.trim(start=2.0)))
+    path.write_bytes(start + end)
+    for act in (probe, read, lambda path: next(blocks(path, 1.0))):
+        one_line(lambda act=act: act(path), f"joined.{suffix}: cannot be read to its end", "ffmpeg -i")
+    path.write_bytes(start)
+    assert read(path).seconds == pytest.approx(2)
+
+
+def test_an_mp3s_length_is_that_of_its_frames(tmp_path: Path, female: Waveform):
+    path, whole = tmp_path / "x.mp3", female.to_bytes(".mp3")
+    noise = np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8).tobytes()
+    picture = b"ID3\3\0\0" + bytes([0, 1 << 20 >> 14, 0, 0]) + noise  # a cover of 1 MB
+    for good in (whole, picture + whole, whole + b"APETAGEX" + noise):
+        path.write_bytes(good)
+        assert read(path).seconds == female.seconds
+    headless = whole[whole.index(whole[:2], 2) :]  # variable bit rate: the first frame tells nothing of the length
+    path.write_bytes(headless)
+    one_line(lambda: probe(path), r"x.mp3: cannot be read to its end .of 4\.\d\d s only [23]\.\d\d s", "ffmpeg -i")
 
 
 def test_too_short_is_refused_where_a_minimum_is_asked_for(tmp_path: Path):

@@ -183,6 +183,8 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
             if lacks := containers.cut_off(path):
                 raise InputError(f"{path}: damaged or cut off ({lacks}); {_CURE}")
+            if why := containers.unread(path, file.format, info.seconds):
+                raise InputError(f"{path}: cannot be read to its end ({why}); convert it: ffmpeg -i FILE whole.wav")
             if file.frames > 1 << 48:  # a stream's header that lacks the length
                 frames = sum(map(len, _decode(path))) if count else math.inf
                 info = AudioInfo(frames / file.samplerate, file.samplerate, file.channels)

@@ -1,13 +1,14 @@
-"""How files hold sound: whether one was cut off, and reading what libsndfile cannot (m4a, aac, mp4, webm, ...).
+"""How files hold sound: whether all of it is there and read, and reading what libsndfile cannot (m4a, aac, mp4, webm, ...).
 
 Only this module imports PyAV, the extra `m4a`.
 """
 
+import mmap
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -16,7 +17,12 @@ from audiolm.errors import InputError
 _SLACK = 128  # bytes: some writers count the header among the samples
 _UNKNOWN = {0x7FFF, 0x8000, 0xFFFF}  # upper half of the sizes that sox, arecord and ffmpeg state in a pipe, the largest they can
 _PAGE = 27 + 255 + 255 * 255  # bytes of the longest Ogg page
-_EOS = 4  # flag of an Ogg stream's last page
+_BOS, _EOS = 2, 4  # flags of an Ogg stream's first and last page
+_PADDING = 0.5  # s of an MP3 that players skip, at most
+_KBITS = (
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+)
 
 
 def cut_off(path: Path) -> str:
@@ -39,10 +45,70 @@ def cut_off(path: Path) -> str:
             name, size = struct.unpack("<4sI", file.read(8).ljust(8, b"\0"))
             if name == b"data":
                 held = length - file.tell()
+                if size == 0 and held > _SLACK and not file.read(4).strip().isalnum():  # not the name of another chunk
+                    return f"its header counts 0 bytes of samples, but {held} bytes follow"
                 cut = size - held > _SLACK and size >> 16 not in _UNKNOWN
                 return f"{held} of {size} bytes of samples are there" if cut else ""
             file.seek(size + size % 2, os.SEEK_CUR)
     return ""
+
+
+def unread(path: Path, form: str, seconds: float) -> str:
+    """How an Ogg or MP3 file shows that libsndfile, which reads `seconds` of it, passes over the rest; "" if it reads all.
+
+    form: libsndfile's name of the format. Chained streams are only read to the end of the first, joined MP3s to the first one's
+    stated length, and MP3s of variable bit rate without a header to a length that is guessed from the first frame.
+    """
+    with path.open("rb") as file:
+        if form == "OGG" and _is_chained(file):
+            return "it is several streams, one after the other"
+        if form == "MP3" and (held := _mp3_seconds(file)) - seconds > _PADDING:
+            return f"of {held:.2f} s only {seconds:.2f} s; its header states another length, or none"
+    return ""
+
+
+def _is_chained(file: IO[bytes]) -> bool:
+    """Whether an Ogg stream begins after pages of another."""
+    begun = False
+    while (head := file.read(27))[:4] == b"OggS" and len(head) == 27:
+        first = bool(head[5] & _BOS)
+        if begun and first:
+            return True
+        begun |= not first
+        file.seek(sum(file.read(head[26])), os.SEEK_CUR)
+    return False
+
+
+def _mp3_frames() -> dict[bytes, tuple[int, float]]:
+    """Bytes and seconds of a layer III frame, by its header's second and third byte."""
+    frames = {}
+    for second in (0xE2, 0xE3, 0xF2, 0xF3, 0xFA, 0xFB):  # MPEG 2.5, 2 and 1, each with and without a checksum
+        low = second < 0xFA
+        for third in range(0x10, 0xF0):
+            if third & 12 != 12:
+                rate = (44_100, 48_000, 32_000)[third >> 2 & 3] >> low + (second < 0xF2)
+                length = (72 if low else 144) * 1000 * _KBITS[low][(third >> 4) - 1] // rate + (third >> 1 & 1)
+                frames[bytes((second, third))] = length, (576 if low else 1152) / rate
+    return frames
+
+
+def _mp3_seconds(file: IO[bytes]) -> float:
+    """Length of an MP3 by its frames; 0 if its header states as many bytes as there are, and so can be believed."""
+    frames, at, seconds, within = _mp3_frames(), 0, 0.0, False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        while (at := data.find(b"\xff", at)) >= 0:
+            size, length = frames.get(data[at + 1 : at + 3], (0, 0.0))
+            following = data[at + size : at + size + 2]
+            # Other bytes, such as a tag's picture, may look like a frame, but hardly like two.
+            if size and (following == data[at : at + 2] or (within and not following)):
+                if not seconds:
+                    _, said, stated = data[at : at + 64].replace(b"Info", b"Xing").partition(b"Xing")
+                    if said and stated[3] & 2 and abs(int.from_bytes(stated[8:12], "big") - (len(data) - at)) <= 1024:
+                        return 0.0
+                at, seconds, within = at + size, seconds + length, True
+            else:
+                at, within = at + 1, False
+    return seconds
 
 
 def open_audio(path: Path) -> Any:
