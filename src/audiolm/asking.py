@@ -12,6 +12,7 @@ from audiolm.sampling import Options
 from audiolm.tokens import Tokens
 
 SHORTEST, LONGEST = 0.1, 24 * 3600.0  # seconds: minimum length of a prompt, maximum length that one call generates
+LENGTH, UNTIL_END = 7.0, 30.0  # seconds to generate if not told; with `until_end`, the most
 TEMPERATURES = {"text": 0.6, "semantic": 0.6, "coarse": 0.8, "fine": 0.6, "acoustic": 0.8}  # AudioLM section IV-B
 
 Chain = Literal["full", "acoustic"]
@@ -21,7 +22,10 @@ Progress = Callable[[str, int, int], None]  # stage, frames done, total frames
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One thing to generate: the words of `text` or `semantic`, which set its length, or `seconds` of sound after the prompt."""
+    """One thing to generate: the words of `text` or `semantic`, which set its length, or `seconds` of sound after the prompt.
+
+    With `How.until_end`, `seconds` is the most.
+    """
 
     prompt: Waveform | None = None
     seconds: float | None = None
@@ -59,7 +63,8 @@ class How(TypedDict, total=False):
     can do both; codebooks: number of RVQ levels; both default to the model's own choice. The fine stage is skipped if the stage
     before it already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new
     sound inaudibly as made by this model; the prompt is never marked (audiolm.provenance). pace: how fast texts are read; 1 is
-    the pace of the recordings that the model was trained on.
+    the pace of the recordings that the model was trained on. until_end: a sound ends where the model says that a recording would,
+    even at once: then nothing new follows the prompt.
     """
 
     only_new: bool
@@ -69,6 +74,7 @@ class How(TypedDict, total=False):
     sampling: Mapping[str, Sampling] | None
     watermark: bool
     pace: float
+    until_end: bool
 
 
 def changed(

@@ -19,12 +19,13 @@ from audiolm.sampling import (
     Options,
     Progress,
     chunk_seed,
+    covered,
     generator_of,
     sample,
     sample_chunks,
     sample_frames,
     sample_windows,
-    spans,
+    window,
     within,
 )
 from audiolm.stages import Stage
@@ -53,13 +54,19 @@ class Tape:
         self.parts, self.first = parts, 0
         self.codes: Tensor | None = None  # frames from `first` on
 
-    def read(self, first: int, last: int) -> Tensor:
-        """Frames [first, last), or fewer if `parts` ends before."""
+    def reach(self, last: int) -> int:
+        """Take frames up to `last` from `parts`. Returns `last`, or how many frames there are if `parts` ends before."""
         while self.codes is None or self.first + self.codes.shape[1] < last:
             part = next(self.parts, None)
             if part is None:
                 break
             self.codes = part if self.codes is None else torch.cat((self.codes, part), 1)
+        assert self.codes is not None
+        return min(last, self.first + self.codes.shape[1])
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Frames [first, last), or fewer if `parts` ends before."""
+        last = self.reach(last)
         assert self.codes is not None
         return self.codes[:, first - self.first : last - self.first]
 
@@ -80,12 +87,19 @@ def stream(
 ) -> Iterator[Tensor]:
     """Yield codes (levels, n) of one item: first its prompt, then, in parts, the new codes that `complete` would give.
 
-    given: one tape per given stream, with all levels of its kind; the stage takes the levels it uses.
+    given: one tape per given stream, with all levels of its kind; the stage takes the levels it uses. If a tape ends before
+    `frames` new frames, they end with it.
     """
     recent, first, count = prompt.long(), 0, prompt.shape[1]  # `recent` holds the frames from `first` on
     yield recent
-    generator = generator_of(stage, seed)
-    for number, (start, have, stop) in enumerate(spans(stage, count, count + frames)):
+    generator, number, have, total = generator_of(stage, seed), 0, count, count + frames
+    while have < total:
+        start, stop = window(stage, have, total, count)
+        lasts = [within(stage, own, start, stop)[1] for own in stage.given]
+        ends = [covered(stage, own, tape.reach(last)) for own, tape, last in zip(stage.given, given, lasts, strict=True)]
+        if min(ends, default=stop) < stop:
+            total = min(ends)  # only now is it known, and the window may become another
+            continue
         parts = []
         for own, tape in zip(stage.given, given, strict=True):
             begin, end = within(stage, own, start, stop)
@@ -96,6 +110,9 @@ def stream(
         for new in _window(model, stage, parts, recent, stop - have, random, **options):
             recent = torch.cat((recent, new), 1)
             yield new
+        have, number = first + recent.shape[1], number + 1
+        if have < stop:  # ended
+            return
 
 
 def _window(

@@ -9,6 +9,7 @@
     model.generate(prompt, seconds=7, chain="acoustic")       the paper's baseline without semantic tokens
     model.generate(prompt, seconds=7, decoder="parallel")     SoundStorm instead of the coarse and fine stages
     model.generate(prompt, seconds=7, codebooks=4)            without the fine stage
+    model.generate(prompt, seconds=30, until_end=True)        as long as the model sees fit, 30 s at most
     model.stream(prompt, seconds=60)                          as `generate`, in blocks while it is generated
 
 For the format on disk, see audiolm.bundle.
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, How, Progress, Request, Sampling
-from audiolm.audio import Waveform
+from audiolm.audio import Waveform, resampled_length
 from audiolm.codec import Codec
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
@@ -32,6 +33,7 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.route import Route, existing, route
+from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream
 from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
@@ -167,7 +169,7 @@ class AudioLM:
         with torch.inference_mode():
             jobs = self._jobs(self._read(requests, route, progress), progress)
             if route.speaks:
-                self._sample_semantic(jobs, route.settings, progress)
+                self._sample_semantic(jobs, route, progress)
             self._sample_acoustic(jobs, route, progress)
             return self._render(jobs, route, progress)
 
@@ -223,7 +225,7 @@ class AudioLM:
         if longest > LONGEST:
             raise InputError(f"text: reading it takes {longest:.0f} s; give what takes at most {LONGEST:.0f} s")
         nothing, frames = torch.zeros(1, 0, dtype=torch.int64), [line.shape[1] for line in lines]
-        seeds, options = [request.seed for request in due], route.settings["text"].options
+        seeds, options = [request.seed for request in due], route.options("text")
         read = complete(
             network, stage, [[line] for line in lines], [nothing] * len(due), frames, seeds, _of("text", progress), **options
         )
@@ -238,9 +240,21 @@ class AudioLM:
             "decoder": route.decoder,
             "codebooks": route.codebooks,
             "sampling": {name: each.plain() for name, each in route.settings.items()},
+            "until_end": route.until_end,
             "precision": self.precision,
             "watermark": f"{self.payload:04x}" if route.watermark else None,
         }
+
+    def length(self, request: Request, only_new: bool = False) -> int:
+        """Samples of a request for `seconds`; with `until_end`, the most: a shorter sound has ended by itself.
+
+        InputError if the seconds are out of range.
+        """
+        seconds, prompt = request.seconds, None if only_new else request.prompt
+        if seconds is None or not 0 < seconds <= LONGEST:
+            raise InputError(f"seconds={seconds}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
+        old = 0 if prompt is None else resampled_length(prompt.samples.shape[1], prompt.sample_rate, self.sample_rate)
+        return old + max(1, round(seconds * self.sample_rate))
 
     def _tensor(self, sound: Waveform) -> Tensor:
         """(1, 1, T) at the model's rate. InputError if the sound is too short to tokenize."""
@@ -270,9 +284,7 @@ class AudioLM:
                 raise InputError(f"semantic tokens are {request.semantic.spec}, this model needs {self.semantic.spec}")
             samples = request.semantic.codes.shape[-1] * step
         else:
-            if request.seconds is None or not 0 < request.seconds <= LONGEST:
-                raise InputError(f"seconds={request.seconds}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
-            samples = max(1, round(request.seconds * self.sample_rate))
+            samples = self.length(request, only_new=True)
         spare = 0 if prompt is None or request.semantic is not None else prompt.shape[-1] % step
         job = _Job(request, prompt, samples, frames=-(-(samples + spare) // step))
         empty = torch.zeros(1, 0, dtype=torch.int64)
@@ -282,12 +294,13 @@ class AudioLM:
             job.semantic = torch.cat([job.semantic, request.semantic.codes], -1)
         return job
 
-    def _sample_semantic(self, jobs: Sequence["_Job"], settings: Mapping[str, Sampling], progress: Progress | None) -> None:
+    def _sample_semantic(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> None:
         due = [job for job in jobs if job.request.semantic is None]
         if due:
             prompts, frames, seeds = zip(*((job.semantic, job.frames, job.request.seed) for job in due), strict=True)
-            for job, new in zip(due, self.continue_units(prompts, frames, seeds, settings["semantic"], progress), strict=True):
-                job.semantic = torch.cat([job.semantic, new], 1)
+            made = self.continue_units(prompts, frames, seeds, route.settings["semantic"], progress, route.until_end)
+            for job, new in zip(due, made, strict=True):
+                job.semantic, job.frames = torch.cat([job.semantic, new], 1), new.shape[1]
 
     def continue_units(
         self,
@@ -296,14 +309,18 @@ class AudioLM:
         seeds: Sequence[int],
         sampling: Sampling | None = None,
         progress: Progress | None = None,
+        until_end: bool = False,
     ) -> list[Tensor]:
-        """The semantic stage alone: `frames` new units (1, F) after each prompt's (1, P), which may be none."""
+        """The semantic stage alone: `frames` new units (1, F) after each prompt's (1, P), which may be none.
+
+        until_end: or fewer, if the recording ends before.
+        """
         stage, network, run = self._semantic()
         known, counts = [stage.kept(codes) for codes in prompts], [math.ceil(count / run) for count in frames]
-        options = (sampling or self.sampling["semantic"]).options
+        options: Options = {**(sampling or self.sampling["semantic"]).options, "allow_eos": until_end}
         sampled = complete(network, stage, [[]] * len(known), known, counts, seeds, _of("semantic", progress), **options)
         new = [codes[:, before.shape[1] :] for codes, before in zip(sampled, known, strict=True)]
-        return [torch.cat(list(spread([each], each.shape[1], count)), 1) for each, count in zip(new, frames, strict=True)]
+        return [torch.cat(list(spread([codes], *own)), 1) for codes, *own in zip(new, counts, frames, strict=True)]
 
     def _semantic(self) -> tuple[Stage, LanguageModel, float]:
         """The semantic stage, its network, and how many frames a token takes on average.
@@ -319,6 +336,7 @@ class AudioLM:
         """Run the stages in turn; each predicts the levels that follow those of the stage before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
+        frames = [job.frames * self._ratio for job in jobs]
         for name, stage in route.stages.items():
             network = self.stage(name)[1]
             given = [
@@ -327,32 +345,32 @@ class AudioLM:
             ]
             sampled = complete(
                 network, stage, given, [route.known(stage, codes) for codes in prompts],
-                [job.frames * self._ratio for job in jobs], [job.request.seed for job in jobs], _of(name, progress),
-                **route.settings[name].options,
+                frames, [job.request.seed for job in jobs], _of(name, progress), **route.options(name),
             )  # fmt: skip
             done = [torch.cat([codes, new]) if len(codes) else new for codes, new in zip(done, sampled, strict=True)]
+            frames = [codes.shape[1] - old.shape[1] for codes, old in zip(done, prompts, strict=True)]
         for job, codes in zip(jobs, done, strict=True):
             job.acoustic = codes
 
     def _codes(self, job: "_Job", route: Route) -> Iterator[Tensor]:
         """Acoustic codes (levels, n), lazily, starting with the prompt's: each stage pulls from the one before."""
-        codes, semantic = None, tee(self._semantic_codes(job, route.settings), len(route.stages))
+        codes, semantic = None, tee(self._semantic_codes(job, route), len(route.stages))
         for (name, stage), units in zip(route.stages.items(), map(Tape, semantic), strict=True):
             network = self.stage(name)[1]
             lower = units if codes is None else Tape(codes)
             given = [units if self._is_semantic(each) else lower for each in stage.given]
-            frames, options = job.frames * self._ratio, route.settings[name].options
-            new = stream(network, stage, given, route.known(stage, job.acoustic), frames, job.request.seed, **options)
+            known, frames = route.known(stage, job.acoustic), job.frames * self._ratio
+            new = stream(network, stage, given, known, frames, job.request.seed, **route.options(name))
             codes = new if codes is None else stacked(lower, new)
         assert codes is not None
         return codes
 
-    def _semantic_codes(self, job: "_Job", settings: Mapping[str, Sampling]) -> Iterator[Tensor]:
+    def _semantic_codes(self, job: "_Job", route: Route) -> Iterator[Tensor]:
         yield job.semantic
         if job.request.semantic is None:
             stage, network, run = self._semantic()
             prompt, count = stage.kept(job.semantic), math.ceil(job.frames / run)
-            new = stream(network, stage, [], prompt, count, job.request.seed, **settings["semantic"].options)
+            new = stream(network, stage, [], prompt, count, job.request.seed, **route.options("semantic"))
             next(new)  # the prompt
             yield from spread(new, count, job.frames)
 
@@ -392,7 +410,7 @@ class AudioLM:
                 if show:
                     show(done, total)
 
-        new = torch.cat(list(self._new_sound(job, blocks(), route)), 1)
+        new = torch.cat([torch.zeros(1, 0), *self._new_sound(job, blocks(), route)], 1)
         if job.prompt is None or job.request.semantic is not None or route.only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
@@ -410,7 +428,10 @@ class AudioLM:
 
 @dataclass(eq=False)
 class _Job:
-    """A request in progress: prompt (1, T) at the model's rate, numbers of new samples and semantic frames, tokens so far."""
+    """A request in progress: prompt (1, T) at the model's rate, numbers of new samples and semantic frames, tokens so far.
+
+    Both numbers are the most there may be until the first stage is done.
+    """
 
     request: Request
     prompt: Tensor | None

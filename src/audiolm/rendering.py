@@ -12,7 +12,7 @@ from audiolm.provenance import Marker
 def new_sound(
     codec: Codec, codes: Iterable[Tensor], samples: int, old: int = 0, last: Tensor | None = None, payload: int | None = None
 ) -> Iterator[Tensor]:
-    """The new sound in blocks (1, n), `samples` in all, from blocks of acoustic codes (Q, n) that start with the prompt's.
+    """The new sound in blocks (1, n), from blocks of acoustic codes (Q, n) that start with the prompt's: at most `samples`.
 
     old: samples at the start that belong to the prompt and are dropped; only the last of them are decoded, as many as the
     decoder's `memory`, so that a long prompt costs nothing here. last: the prompt's last sample (1, 1) if the new sound directly
@@ -56,4 +56,5 @@ def _decoded(codec: Codec, codes: Iterable[Tensor]) -> Iterator[Tensor]:
     decoder, device = codec.decoder_stream(), next(codec.parameters()).device
     for part in codes:
         yield decoder.push(part[None].to(device))[0].float().cpu()
-    yield decoder.flush()[0].float().cpu()
+    if decoder.state:  # a sound may end before its first frame
+        yield decoder.flush()[0].float().cpu()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from audiolm.asking import TEMPERATURES, AcousticDecoder, Chain, Request, Sampling
 from audiolm.errors import InputError
+from audiolm.sampling import Options
 from audiolm.stages import Stage
 
 AUTOREGRESSIVE = ("coarse", "piano")  # stages that make the first acoustic levels code by code; a model has one of them
@@ -34,6 +35,12 @@ class Route:
     only_new: bool
     watermark: bool
     pace: float
+    until_end: bool
+
+    def options(self, name: str) -> Options:
+        """How a stage draws its codes. Only the first one may end a sound; the others are as long as what they are given."""
+        first = "semantic" if self.speaks else next(iter(self.stages))
+        return {**self.settings[name].options, "allow_eos": self.until_end and name == first}
 
     @property
     def decoder(self) -> AcousticDecoder:
@@ -59,6 +66,7 @@ def route(
     only_new: bool = False,
     watermark: bool = True,
     pace: float = 1.0,
+    until_end: bool = False,
 ) -> Route:
     """The route for a model with these stages, sampling and defaults (`about`). InputError if it has none; see `How`."""
     if chain not in get_args(Chain) or (decoder is not None and decoder not in get_args(AcousticDecoder)):
@@ -76,6 +84,8 @@ def route(
         existing(stages, "semantic")
     if any(request.semantic is not None and request.text is not None for request in requests):
         raise InputError("semantic and text: both say which words to say; give one of them")
+    if until_end and any(request.semantic is not None or request.text is not None for request in requests):
+        raise InputError("until_end: the words of semantic or text already say where the sound ends; omit it")
     if decoder is None:
         ways = decoders(stages)
         parallel = ways == ["parallel"] or ("parallel" in ways and about.get("decoder") == "parallel")
@@ -88,7 +98,8 @@ def route(
     levels = list(found.values())[-1].predict.last
     if codebooks is not None and not 1 <= codebooks <= levels:
         raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
-    return Route(found, codebooks or levels, {**sampling, **(settings or {})}, chain == "full", only_new, watermark, pace)
+    settings = {**sampling, **(settings or {})}
+    return Route(found, codebooks or levels, settings, chain == "full", only_new, watermark, pace, until_end)
 
 
 def decoders(stages: Collection[str]) -> list[AcousticDecoder]:

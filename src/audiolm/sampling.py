@@ -190,7 +190,7 @@ def window(stage: Stage, have: int, total: int, prompt: int) -> tuple[int, int]:
     stop = min(total, (have + min(crop, max(grid, have - prompt + first))) // grid * grid) if stage.given else total
     if stage.overlap:
         # Keep everything in the window while it leaves room for at least this many new frames; otherwise slide.
-        whole = min(total, have + min(first, max(1, (crop - overlap) // 2))) <= crop
+        whole = min(stop, have + min(first, max(1, (crop - overlap) // 2))) <= crop
         start = 0 if whole else max(0, have - overlap) // grid * grid
     elif have > prompt:  # independent windows
         start = have
@@ -212,6 +212,11 @@ def within(stage: Stage, stream: Stream, start: int, stop: int) -> tuple[int, in
     """A stream's frames [first, last) that lie within predicted frames [start, stop)."""
     rate = stream.spec.frame_rate / stage.predict.spec.frame_rate
     return round(start * rate), math.ceil(stop * rate - 1e-6)
+
+
+def covered(stage: Stage, stream: Stream, last: int) -> int:
+    """The predicted frames that lie within a stream's frames [0, last)."""
+    return math.floor(last * stage.predict.spec.frame_rate / stream.spec.frame_rate + 1e-6)
 
 
 def cut(stage: Stage, given: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
@@ -308,7 +313,8 @@ def sample_chunks(
             **options,
         )
         for (item, _, start, have, _), part in zip(batch, parts, strict=True):
-            done[item] = torch.cat((done[item], part[:, have - start :]), 1)
+            if done[item].shape[1] == have:  # the chunk before did not end early
+                done[item] = torch.cat((done[item], part[:, have - start :]), 1)
     return done
 
 

@@ -17,7 +17,7 @@ from cyclopts.validators import Number
 from audiolm.errors import InputError
 
 if TYPE_CHECKING:  # importing torch takes seconds; help and error messages should not wait for it
-    from audiolm.asking import How
+    from audiolm.asking import How, Request
     from audiolm.audio import Waveform
     from audiolm.model import AudioLM
 
@@ -84,7 +84,7 @@ class Generating(Common):
 
 
 Chain = Literal["full", "acoustic"]
-Live = Callable[[Generating, "Waveform | None", float, bool, Chain], None]  # see `stream` and `play`
+Live = Callable[[Generating, "Request", "How"], None]  # see `stream` and `play`
 Output = Annotated[Path, Parameter(name=["--output", "-o"])]
 MaybeOutput = Annotated[Path | None, Parameter(name=["--output", "-o"])]  # None: OUT, or no file with --stream or --play
 OUT = Path("out.wav")
@@ -96,9 +96,13 @@ def write_all(
     output: Path,
     make: Callable[["AudioLM"], list["Waveform"]],
     told: dict[str, Any],
-    prompt_seconds: float = 0.0,
+    request: "Request | None" = None,
+    options: "How | None" = None,
 ) -> None:
-    """Check the outputs, load the model, make the sounds, write them, and report what was done, in their tags as well."""
+    """Check the outputs, load the model, make the sounds, write them, and report what was done, in their tags as well.
+
+    request: for which they are made, if they are as long as it says. options: with which they are, besides the common ones.
+    """
     from audiolm.audio import check_output, plot
     from audiolm.files import check_place, whole_file
     from audiolm.plots import check_picture
@@ -116,15 +120,21 @@ def write_all(
         check_picture(picture)
     model = load(common)
     sounds = make(model)
+    for path, sound in zip(paths, sounds, strict=True):
+        if not sound.samples.numel():
+            raise InputError(f"{path}: the sound ended before it began; give another --seed, or omit --until-end")
     if drawn:
-        told |= model.record(**how(model, common, chain=told.get("chain", "full")))
+        told |= model.record(**how(model, common, options))
     else:
         told |= {"codebooks": common.codebooks or model.codec.spec.num_codebooks}
         told |= {"watermark": f"{model.payload:04x}" if common.watermark else None}
-    written = []
+    written, only_new = [], bool(options and options.get("only_new"))
+    prompt_seconds = 0.0 if request is None or request.prompt is None or only_new else request.prompt.seconds
     for number, (sound, path) in enumerate(zip(sounds, paths, strict=True)):
         made = {"seed": common.seed + number} if drawn else {}
         made |= {"prompt_seconds": round(prompt_seconds, 6)}
+        if request and told["until_end"]:
+            made["ended"] = sound.samples.shape[1] < model.length(request, only_new)
         named = tags({"model": model.about.get("name"), **made, **told})
         sound.write(path, named)
         written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
@@ -214,13 +224,12 @@ def settle(device: str, threads: int | None) -> None:
         raise InputError(f"--device {device}: not available on this machine ({reason}); run `audiolm doctor`") from error
 
 
-def how(model: "AudioLM", common: Generating, only_new: bool = False, chain: Chain = "full") -> "How":
-    """The command line's generation options as `How`."""
+def how(model: "AudioLM", common: Generating, options: "How | None" = None) -> "How":
+    """The command line's generation options as `How`, with `options` besides the common ones."""
     from audiolm.asking import changed
 
     return {
-        "only_new": only_new,
-        "chain": chain,
+        **(options or {}),
         "decoder": common.decoder,
         "codebooks": common.codebooks,
         "sampling": changed(model.sampling, temperatures(common.temperature), common.top_k, common.top_p),
@@ -238,7 +247,7 @@ def live(streamed: bool, played: bool, output: Path | None, common: Generating) 
     return stream if streamed else play
 
 
-def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+def stream(common: Generating, request: "Request", options: "How") -> None:
     """Write the sound to standard output as WAV, each block as soon as it is ready."""
     if sys.stdout is None:
         raise InputError("--stream: standard output is closed; pipe it to a player, or omit --stream and name a file with -o")
@@ -246,8 +255,8 @@ def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_n
         raise InputError("--stream: standard output is a terminal; pipe it to a player: audiolm continue in.wav --stream | aplay")
     from audiolm.wav import wav
 
-    blocks, samples, rate = _blocks(common, prompt, seconds, only_new, chain)
-    for part in wav(blocks, samples, rate):
+    blocks, samples, rate = _blocks(common, request, options)
+    for part in wav(blocks, samples, rate, options.get("until_end", False)):
         try:
             sys.stdout.buffer.write(part)
             sys.stdout.buffer.flush()
@@ -260,7 +269,7 @@ def stream(common: Generating, prompt: "Waveform | None", seconds: float, only_n
             ) from error
 
 
-def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain) -> None:
+def play(common: Generating, request: "Request", options: "How") -> None:
     """Play the sound, each block as soon as it is ready."""
     try:
         import sounddevice
@@ -273,21 +282,17 @@ def play(common: Generating, prompt: "Waveform | None", seconds: float, only_new
     except (sounddevice.PortAudioError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--play: no audio output ({reason}); write a file, or pipe --stream to another machine") from None
-    blocks, _, rate = _blocks(common, prompt, seconds, only_new, chain)
+    blocks, _, rate = _blocks(common, request, options)
     with sounddevice.OutputStream(rate, channels=1, dtype="float32", latency="high") as speaker:
         for block in blocks:
             speaker.write(block.samples[0].numpy())
 
 
-def _blocks(
-    common: Generating, prompt: "Waveform | None", seconds: float, only_new: bool, chain: Chain
-) -> tuple[Iterator["Waveform"], int, int]:
-    """Blocks of sound as they are generated, their total number of samples, and the sample rate."""
+def _blocks(common: Generating, request: "Request", options: "How") -> tuple[Iterator["Waveform"], int, int]:
+    """Blocks of sound as they are generated, their total number of samples at most, and the sample rate."""
     model = load(common)
-    rate = model.sample_rate
-    prompt = None if prompt is None else prompt.mono().resample(rate)
-    blocks = model.stream(prompt, seconds, seed=common.seed, **how(model, common, only_new, chain))
-    return blocks, max(1, round(seconds * rate)) + (0 if prompt is None or only_new else prompt.samples.shape[1]), rate
+    blocks = model.stream(request.prompt, request.seconds, seed=common.seed, **how(model, common, options))
+    return blocks, model.length(request, options.get("only_new", False)), model.sample_rate
 
 
 def temperatures(text: str | None) -> list[float]:
@@ -303,11 +308,15 @@ def temperatures(text: str | None) -> list[float]:
     return values
 
 
-def check_length(seconds: float, option: str) -> None:
-    from audiolm.asking import LONGEST
+def length(seconds: float | None, until_end: bool = False) -> float:
+    """The seconds to generate, by default 7; with `until_end` the most, by default 30. InputError if they are out of range."""
+    from audiolm.asking import LENGTH, LONGEST, UNTIL_END
 
+    if seconds is None:
+        return UNTIL_END if until_end else LENGTH
     if not 0 < seconds <= LONGEST:
-        raise InputError(f"{option} {seconds:g}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
+        raise InputError(f"--seconds {seconds:g}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
+    return seconds
 
 
 @contextmanager

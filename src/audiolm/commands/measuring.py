@@ -78,7 +78,7 @@ def evaluate(
     """
     from audiolm.measuring.evaluation import PARTS, evaluate_folder
 
-    making.check_length(seconds, "--seconds")
+    making.length(seconds)
     if recordings < 0:
         raise InputError(f"--recordings {recordings}: give 1 or more, or 0 for all")
     chosen = tuple(PARTS) if parts is None else tuple(part.strip() for part in parts.split(","))

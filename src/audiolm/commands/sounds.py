@@ -1,6 +1,7 @@
 """Verbs that write sound."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,8 @@ def continue_(
     /,
     output: MaybeOutput = None,
     *,
-    seconds: float = 7.0,
+    seconds: float | None = None,
+    until_end: Annotated[bool, Parameter(negative="")] = False,
     prompt_seconds: float | None = None,
     only_new: Annotated[bool, Parameter(negative="")] = False,
     stream: Annotated[bool, Parameter(negative="")] = False,
@@ -38,7 +40,9 @@ def continue_(
     output
         The prompt followed by the continuation: .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
-        Length of the continuation.
+        Length of the continuation; with --until-end, the most. Default: 7, or 30 with --until-end.
+    until_end
+        Stop where the model says that a recording like this ends (docs/evaluation.md: when the packaged ones do).
     prompt_seconds
         Use only this many seconds from the start of the recording.
     only_new
@@ -52,20 +56,21 @@ def continue_(
     """
     from audiolm.asking import SHORTEST
 
-    making.check_length(seconds, "--seconds")
+    seconds = making.length(seconds, until_end)
     if prompt_seconds is not None and not prompt_seconds >= SHORTEST:
         raise InputError(f"--prompt-seconds {prompt_seconds:g}: give at least {SHORTEST:g} s")
     live = making.live(stream, play, output, common)
     if live is None:
         making.check_apart(output or OUT, common, prompt)
     sound = making.hear(prompt, most=prompt_seconds)
-    _new("continue", sound, seconds, only_new, chain, output, live, common)
+    _new("continue", sound, seconds, {"only_new": only_new, "chain": chain, "until_end": until_end}, output, live, common)
 
 
 def generate(
     output: MaybeOutput = None,
     *,
-    seconds: float = 7.0,
+    seconds: float | None = None,
+    until_end: Annotated[bool, Parameter(negative="")] = False,
     stream: Annotated[bool, Parameter(negative="")] = False,
     play: Annotated[bool, Parameter(negative="")] = False,
     chain: Chain = "full",
@@ -78,7 +83,9 @@ def generate(
     output
         .wav, .flac, .ogg, .opus or .mp3. Default: out.wav.
     seconds
-        Length of the sound.
+        Length of the sound; with --until-end, the most. Default: 7, or 30 with --until-end.
+    until_end
+        Stop where the model says that a recording like this ends (docs/evaluation.md: when the packaged ones do).
     stream
         Write no file; stream WAV to standard output as it is generated.
     play
@@ -86,16 +93,15 @@ def generate(
     chain
         full: semantic tokens first, then acoustic. acoustic: the paper's baseline without semantic tokens.
     """
-    making.check_length(seconds, "--seconds")
-    _new("generate", None, seconds, False, chain, output, making.live(stream, play, output, common), common)
+    seconds, live = making.length(seconds, until_end), making.live(stream, play, output, common)
+    _new("generate", None, seconds, {"chain": chain, "until_end": until_end}, output, live, common)
 
 
 def _new(
     verb: str,
     prompt: "Waveform | None",
     seconds: float,
-    only_new: bool,
-    chain: Chain,
+    options: "How",
     output: Path | None,
     live: making.Live | None,
     common: Generating,
@@ -103,16 +109,16 @@ def _new(
     """Generate, with or without a prompt, into a file or through `live`."""
     from audiolm.asking import Request
 
+    request = Request(prompt, seconds)
     if live is not None:
-        return live(common, prompt, seconds, only_new, chain)
+        return live(common, request, options)
 
     def make(model: "AudioLM") -> list["Waveform"]:
-        requests = [Request(prompt, seconds, seed=common.seed + index) for index in range(common.samples)]
+        requests = [replace(request, seed=common.seed + index) for index in range(common.samples)]
         with making.bars() as show:
-            return model.generate_batch(requests, show, **making.how(model, common, only_new, chain))
+            return model.generate_batch(requests, show, **making.how(model, common, options))
 
-    heard = 0.0 if prompt is None or only_new else prompt.seconds
-    making.write_all(common, output or OUT, make, {"verb": verb, "chain": chain}, heard)
+    making.write_all(common, output or OUT, make, {"verb": verb}, request, options)
 
 
 def revoice(source: Path, /, output: Output = OUT, *, voice: Path | None = None, common: Generating = GENERATING) -> None:
@@ -174,9 +180,8 @@ def speak(
 
     def make(model: "AudioLM") -> list["Waveform"]:
         requests = [Request(speaker, seed=common.seed + index, text=words) for index in range(common.samples)]
-        how: How = {**making.how(model, common), "pace": pace}
         with making.bars() as show:
-            return model.generate_batch(requests, show, **how)
+            return model.generate_batch(requests, show, **making.how(model, common, {"pace": pace}))
 
     making.write_all(common, output, make, {"verb": "speak", "pace": pace})
 

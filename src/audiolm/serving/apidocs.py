@@ -7,7 +7,7 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import Field
 
-from audiolm.asking import AcousticDecoder
+from audiolm.asking import LENGTH, AcousticDecoder
 from audiolm.config import Config
 from audiolm.model import AudioLM
 from audiolm.route import decoders
@@ -67,7 +67,15 @@ class Making(Sound):
 class Generate(Making):
     """New sound without a prompt."""
 
-    seconds: float = Field(default=7.0, ge=SHORTEST, description="Seconds of new sound.")
+    seconds: float = Field(
+        default=LENGTH,
+        ge=SHORTEST,
+        description="Seconds of new sound; with until_end the most, then 30 by default.",
+    )
+    until_end: bool = Field(
+        default=False,
+        description="Stop where the model says that a recording like this ends. A streamed WAV then states no length.",
+    )
 
 
 class Continue(Generate):
@@ -263,7 +271,7 @@ def page(document: Mapping[str, Any]) -> str:
 def _parameters(kind: type[Config], limits: Limits, model: AudioLM) -> dict[str, dict[str, Any]]:
     """JSON schemas by parameter name, with the limits of this server and model."""
     bounds = {
-        "seconds": {"maximum": limits.seconds, "default": min(7.0, limits.seconds)},
+        "seconds": {"maximum": limits.seconds, "default": min(LENGTH, limits.seconds)},
         "samples": {"maximum": limits.samples},
         "codebooks": {"maximum": model.codec.spec.num_codebooks},
         "decoder": {"enum": decoders(model.stages)},

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from audiolm.asking import How, Request
+from audiolm.asking import SHORTEST, How, Request
 from audiolm.audio import Waveform
 from audiolm.model import AudioLM
 
@@ -55,9 +55,16 @@ class _Job:
 
     @property
     def seconds(self) -> float:
-        """Seconds of new sound."""
+        """Seconds of new sound; with `until_end`, the most."""
         semantic = self.request.semantic
         return (self.request.seconds or 0.0) if semantic is None else semantic.seconds
+
+    def made(self, sound: Waveform) -> float:
+        """Seconds of new sound in the result, above 0."""
+        if not self.way.get("until_end"):
+            return self.seconds
+        prompt = None if self.way.get("only_new") else self.request.prompt
+        return max(SHORTEST, sound.seconds - (0.0 if prompt is None else prompt.seconds))
 
     def fits(self, other: "_Job") -> bool:
         """Whether the two may share a batch. Lengths differ by a factor of two at most, so that short ones need not wait long."""
@@ -335,8 +342,8 @@ class Worker:
 
     def _generate(self, jobs: list[_Job]) -> None:
         began = self._turn_began = time.monotonic()
-        requests, way, sound = [job.request for job in jobs], jobs[0].way, sum(job.seconds for job in jobs)
-        self._until = began + (sound / self._rate if self._worked else 0.0)
+        requests, way, most = [job.request for job in jobs], jobs[0].way, sum(job.seconds for job in jobs)
+        self._until = began + (most / self._rate if self._worked else 0.0)
 
         def between(*_: Any) -> None:
             if all(job.future.cancelled() for job in jobs):
@@ -361,9 +368,10 @@ class Worker:
                 jobs[0].future.set_exception(error)
             return
         seconds = time.monotonic() - began
+        made = sum(job.made(sound) for job, sound in zip(jobs, sounds, strict=True))
         with self.changed:
-            self._made, self._worked = 0.7 * self._made + sound, 0.7 * self._worked + seconds
-        for job, made in zip(jobs, sounds, strict=True):
+            self._made, self._worked = 0.7 * self._made + made, 0.7 * self._worked + seconds
+        for job, sound in zip(jobs, sounds, strict=True):
             with suppress(InvalidStateError):  # the client left at the last moment
-                job.future.set_result(made)
+                job.future.set_result(sound)
         self._tell(len(jobs), seconds)

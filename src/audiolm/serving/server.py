@@ -27,7 +27,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from audiolm.asking import How, changed
+from audiolm.asking import LENGTH, UNTIL_END, How, changed
 from audiolm.asking import Request as Wish
 from audiolm.audio import Waveform, probe
 from audiolm.config import Config, parse_config
@@ -147,12 +147,14 @@ class Service:
         options, sounds = await self._take(request, Continue, "audio")
         prompt = sounds["audio"]
         shown = 0.0 if options.only_new else prompt.seconds
-        return await self._made(request, "continue", options, Wish(prompt, self._seconds(options)), shown, options.only_new)
+        wish = Wish(prompt, self._seconds(options))
+        return await self._made(request, "continue", options, wish, shown, only_new=options.only_new, until_end=options.until_end)
 
     async def generate(self, request: Request) -> Response:
         """Generate speech (or music) without a prompt: new voice, new content."""
         options, _ = await self._take(request, Generate)
-        return await self._made(request, "generate", options, Wish(None, self._seconds(options)))
+        wish = Wish(None, self._seconds(options))
+        return await self._made(request, "generate", options, wish, until_end=options.until_end)
 
     async def revoice(self, request: Request) -> Response:
         """Say the content of a recording in another voice: a random one, or that of the recording `voice`."""
@@ -255,6 +257,7 @@ class Service:
         prompt_seconds: float = 0.0,
         only_new: bool = False,
         pace: float = 1.0,
+        until_end: bool = False,
     ) -> Response:
         """The answer to a request for one or several sounds. prompt_seconds: how much of each is not new."""
         if options.samples > self.limits.samples:
@@ -271,17 +274,18 @@ class Service:
             "codebooks": options.codebooks,
             "sampling": changed(model.sampling, options.temperatures, options.top_k, options.top_p),
             "pace": pace,
+            "until_end": until_end,
         }
+        new = wish.seconds if wish.semantic is None else wish.semantic.seconds
+        most = max(1, round((new or 0.0) * model.sample_rate)) + round(prompt_seconds * model.sample_rate)  # samples
         assert self.worker is not None
         if options.stream:
             if options.samples > 1 or options.format != "wav":
                 raise InputError("stream=true: only one WAV can be streamed; leave samples and format out")
-            new = wish.seconds if wish.semantic is None else wish.semantic.seconds
-            samples = max(1, round((new or 0.0) * model.sample_rate)) + round(prompt_seconds * model.sample_rate)
 
             def start() -> Iterator[bytes]:
                 blocks = model.stream(wish.prompt, wish.seconds, wish.semantic, options.seed, text=wish.text, **way)
-                return wav(blocks, samples, model.sample_rate)
+                return wav(blocks, most, model.sample_rate, until_end)
 
             parts = self.worker.stream(start)
             first = await attended(request, _next(parts))  # so that errors are reported before the answer begins
@@ -293,10 +297,13 @@ class Service:
         self.metrics.seconds.inc(sum(each.seconds - prompt_seconds for each in sounds))
         how = {"verb": verb, "model": name_of(model), "prompt_seconds": round(prompt_seconds, 6), **model.record(**way)}
         how |= {"pace": pace} if verb == "speak" else {}
-        written = [
-            await self._file(sound.to_bytes, f".{options.format}", tags({"seed": seed, **how}))
-            for seed, sound in zip(seeds, sounds, strict=True)
-        ]
+        written = []
+        for seed, sound in zip(seeds, sounds, strict=True):
+            if not sound.samples.numel():
+                raise InputError(f"seed={seed}: the sound ended before it began; give another seed, or leave until_end out")
+            ended = {"ended": sound.samples.shape[1] < most} if until_end else {}
+            named = tags({"seed": seed, **how, **ended})
+            written.append(await self._file(sound.to_bytes, f".{options.format}", named))
         names = [f"{verb}-{seed}.{options.format}" for seed in seeds]
         if len(written) == 1:
             return Response(written[0], 200, headers | _named(names[0]), MEDIA[options.format])
@@ -315,7 +322,7 @@ class Service:
 
     def _seconds(self, options: Generate) -> float:
         if "seconds" not in options.model_fields_set:
-            return min(options.seconds, self.limits.seconds)
+            return min(UNTIL_END if options.until_end else LENGTH, self.limits.seconds)
         return self._within(options.seconds)
 
     def _within(self, seconds: float, name: str = "seconds=") -> float:
