@@ -97,6 +97,47 @@ def test_deduplicated_words_are_streamed(model: AudioLM, female: Waveform) -> No
     same(list(deduped.stream(female.trim(1), 2.0, seed=1)), deduped.generate(female.trim(1), 2.0, seed=1))
 
 
+def ends_as_alone_and_streamed(model: AudioLM, prompt: Waveform, **way) -> None:
+    """Contracts 2 and 3 for sounds that end by themselves: early, in a later window, or not before the time is over."""
+    requests = [Request(sound, 2.0, seed=seed) for seed in range(4) for sound in (prompt, None)]
+    together, missing = model.generate_batch(requests, until_end=True, **way), set()
+    for request, sound in zip(requests, together, strict=True):
+        same(list(model.stream(request.prompt, 2.0, seed=request.seed, block=0.2, until_end=True, **way)), sound)
+        missing.add(model.length(request) - sound.samples.shape[1])
+    assert min(missing) >= 0
+    assert len(missing) > 3  # they end, and not together
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic", "few levels", "parallel, few levels"])
+@pytest.mark.parametrize("prompt", [1.2345, 3.1])
+def test_a_sound_ends_where_it_ends_alone_and_streamed(model: AudioLM, female: Waveform, way: dict, prompt: float) -> None:
+    ends_as_alone_and_streamed(model, female.trim(prompt), **way)
+
+
+@pytest.mark.parametrize(("dedup", "overlap"), [(True, 0.6), (True, 0.0), (False, 0.0)])
+def test_whatever_the_stage_that_ends_it(mixed: AudioLM, female: Waveform, dedup: bool, overlap: float) -> None:
+    stage, network = mixed.stages["semantic"]
+    own = {"semantic": (replace(stage, dedup=dedup, crop=1.6, overlap=overlap), network)}
+    model = AudioLM(mixed.semantic, mixed.codec, {**mixed.stages, **own}, about={"mean_run": 2.3})
+    ends_as_alone_and_streamed(model, female.trim(1.1))
+
+
+def test_a_sound_may_end_at_once(model: AudioLM, female: Waveform, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, prompt = model.stages["semantic"][1], female.trim(1.2345)
+    monkeypatch.setattr(network, "logits", lambda hidden, *_: torch.eye(17)[[16] * len(hidden)] * 100)
+    for way in ({}, {"decoder": "parallel"}):
+        assert torch.equal(model.generate(prompt, 2.0, until_end=True, **way).samples, prompt.samples)
+        same(list(model.stream(prompt, 2.0, until_end=True, **way)), prompt)
+        assert model.generate(None, 2.0, until_end=True, **way).seconds == 0
+        assert list(model.stream(None, 2.0, until_end=True, **way)) == []
+    assert model.generate(prompt, 2.0, chain="acoustic", until_end=True).seconds > prompt.seconds  # another stage decides
+
+
+def test_words_end_where_they_end(model: AudioLM, male: Waveform) -> None:
+    with pytest.raises(InputError, match="until_end: the words of semantic or text already say where the sound ends; omit it"):
+        model.generate(semantic=model.tokenize(male.trim(1)).semantic, until_end=True)
+
+
 def test_the_first_sound_waits_for_a_second_of_tokens(model: AudioLM, female: Waveform) -> None:
     steps: list[str] = []
     hooks = [

@@ -120,7 +120,7 @@ def test_few_levels_need_no_fine_stage(tiny_model: AudioLM, female: Waveform) ->
     few = tiny_model.generate_batch([request], lambda stage, *_: told.append(stage), codebooks=coarse)[0]
     assert set(told) == {"prompt", "semantic", "coarse", "sound"}
     job = tiny_model._jobs([request])[0]
-    tiny_model._sample_semantic([job], tiny_model.sampling, None)
+    tiny_model._sample_semantic([job], tiny_model._route([request]), None)
     for codebooks in (coarse - 1, coarse, coarse + 1):
         route = tiny_model._route([request], codebooks=codebooks, watermark=True)
         own = copy.copy(job)

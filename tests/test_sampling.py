@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from audiolm.bundle import language_model
 from audiolm.errors import InputError
-from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, spans
+from audiolm.sampling import Options, draw, sample, sample_chunks, sample_windows, spans, window
 from audiolm.stages import Stage, Stream, acoustic_only, coarse, fine, semantic, without_repeats
 from audiolm.tokens import TokenSpec
 from audiolm.transformer import LanguageModel, TransformerConfig
@@ -269,6 +269,29 @@ def test_a_window_sees_its_own_time_of_the_given() -> None:
     assert not torch.equal(before[:, 20:], after[:, 20:])
     with pytest.raises(InputError, match="last"):
         sample_windows(model, stage, parts, prompts, [80], [1])
+
+
+@pytest.mark.parametrize("rate", [10.0, 12.5, 25.0])
+def test_a_window_does_not_depend_on_what_follows_it(rate: float) -> None:
+    """Who streams knows the end only when what is given has come to it, and must have made the right windows until then."""
+    for stage in (coarse(TokenSpec("semantic", 12, 1, rate), A, 2), fine(A, 2)):
+        stage, grid = replace(stage, crop=2.4, overlap=stage.overlap and 0.4), stage.predict.frames(stage.grid)
+        for have in range(0, 60 * grid, grid):
+            for prompt in (0, have):
+                start, stop = window(stage, have, 400 * grid, prompt)
+                assert all(window(stage, have, total, prompt) == (start, stop) for total in range(stop, stop + 40 * grid))
+
+
+def test_the_cache_does_not_move_the_end() -> None:
+    """Contract 1: greedily, the end comes where it is the likeliest of all after the whole line."""
+    stage = semantic(S)
+    for seed in range(20):
+        model = model_of(stage)
+        torch.manual_seed(seed)
+        torch.nn.init.normal_(model.end, std=0.4)
+        (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [12], [0], temperature=0, allow_eos=True)
+        likeliest = model.logits(model.hidden(stage.pack([], codes)[None])[0], 0, end=True).argmax(-1)
+        assert likeliest[:12].tolist() == [*codes[0].tolist(), 12][:12]
 
 
 def test_windows_stop_at_an_end() -> None:
