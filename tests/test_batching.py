@@ -49,6 +49,23 @@ def test_what_comes_together_is_one_batch_and_each_as_if_alone(tiny_model: Audio
         assert torch.equal(sound.samples, alone.samples)
 
 
+def test_sounds_that_end_are_as_if_alone_and_count_for_what_they_are(tiny_model: AudioLM, female: Waveform) -> None:
+    requests = [Request(prompt, 2.0, seed=seed) for seed in range(2) for prompt in (female.trim(1.01), None)]
+
+    async def scene(worker: Worker) -> tuple[list[Waveform], float]:
+        sounds = await worker.generate(requests, {"until_end": True})
+        await worker.call(lambda: None)  # the batch's books are closed
+        return sounds, worker._made
+
+    (sounds, counted), sizes = run(tiny_model, scene)
+    assert sizes == [4]
+    for request, sound in zip(requests, sounds, strict=True):
+        alone = tiny_model.generate(request.prompt, 2.0, seed=request.seed, until_end=True)
+        assert torch.equal(sound.samples, alone.samples)
+    assert counted == pytest.approx(sum(sound.seconds for sound in sounds) - 2 * 1.01)
+    assert counted < 7
+
+
 def test_ways_and_lengths_that_do_not_fit_wait_for_their_own_batch(tiny_model: AudioLM) -> None:
     ways = [(0.4, {}), (0.5, {"only_new": True}), (0.6, {}), (5.0, {}), (0.5, {"only_new": True})]
 

@@ -71,6 +71,24 @@ def test_a_sound_is_heard_while_it_is_made(capsysbinary, tmp_path: Path, model: 
         capsysbinary.readouterr()
 
 
+def test_a_sound_says_whether_it_ended_by_itself(capsysbinary, tmp_path: Path, model: str, female_path: Path) -> None:
+    """In its tags and in the report. A pipe's header cannot say when, and is read as one that does not."""
+    arguments = ["continue", female_path, "--prompt-seconds", "1.01", "--seconds", "1.33", "--until-end", "-m", model]
+    assert run([str(each) for each in [*arguments, "--samples", "4", "-o", tmp_path / "out.wav", "--json"]]) == 0
+    several = json.loads(capsysbinary.readouterr().out)
+    assert {each["ended"] for each in several} == {False, True}
+    for each in several:
+        assert 1.9 < each["seconds"] <= 2.34
+        assert each["ended"] == (each["seconds"] < 2.34)
+        beside = json.loads(audio.tags(each["file"])["comment"])
+        assert (beside["until_end"], beside["ended"]) == (True, each["ended"])
+        assert run([str(one) for one in [*arguments, "--seed", each["seed"], "--stream"]]) == 0
+        (tmp_path / "streamed.wav").write_bytes(capsysbinary.readouterr().out)
+        streamed, whole = (read(path).samples for path in (tmp_path / "streamed.wav", each["file"]))
+        assert float((streamed - whole).abs().max()) <= 1 / 32768
+    assert (making.length(None), making.length(None, True), making.length(3, True)) == (7, 30, 3)
+
+
 def test_samples_are_numbered_and_each_has_its_seed(capsys, tmp_path: Path, model: str, female_path: Path) -> None:
     arguments = ["continue", female_path, "--seconds", "0.5", "--only-new", "-m", model, "--json"]
     several = json.loads(ok(capsys, *arguments, "-o", tmp_path / "out.flac", "--samples", "2", "--seed", "4"))

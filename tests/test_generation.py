@@ -105,7 +105,7 @@ def ends_as_alone_and_streamed(model: AudioLM, prompt: Waveform, **way) -> None:
         same(list(model.stream(request.prompt, 2.0, seed=request.seed, block=0.2, until_end=True, **way)), sound)
         missing.add(model.length(request) - sound.samples.shape[1])
     assert min(missing) >= 0
-    assert len(missing) > 3  # they end, and not together
+    assert len(missing) > 2  # they end, and not together
 
 
 @pytest.mark.parametrize("way", WAYS, ids=["autoregressive", "parallel", "acoustic", "few levels", "parallel, few levels"])
@@ -117,20 +117,21 @@ def test_a_sound_ends_where_it_ends_alone_and_streamed(model: AudioLM, female: W
 @pytest.mark.parametrize(("dedup", "overlap"), [(True, 0.6), (True, 0.0), (False, 0.0)])
 def test_whatever_the_stage_that_ends_it(mixed: AudioLM, female: Waveform, dedup: bool, overlap: float) -> None:
     stage, network = mixed.stages["semantic"]
-    own = {"semantic": (replace(stage, dedup=dedup, crop=1.6, overlap=overlap), network)}
-    model = AudioLM(mixed.semantic, mixed.codec, {**mixed.stages, **own}, about={"mean_run": 2.3})
+    own = {"semantic": (replace(stage, dedup=dedup, overlap=overlap), network)}
+    model = AudioLM(mixed.semantic, mixed.codec, {**mixed.stages, **own}, about={"mean_run": 1.3})
     ends_as_alone_and_streamed(model, female.trim(1.1))
 
 
-def test_a_sound_may_end_at_once(model: AudioLM, female: Waveform, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, prompt = model.stages["semantic"][1], female.trim(1.2345)
-    monkeypatch.setattr(network, "logits", lambda hidden, *_: torch.eye(17)[[16] * len(hidden)] * 100)
-    for way in ({}, {"decoder": "parallel"}):
-        assert torch.equal(model.generate(prompt, 2.0, until_end=True, **way).samples, prompt.samples)
-        same(list(model.stream(prompt, 2.0, until_end=True, **way)), prompt)
-        assert model.generate(None, 2.0, until_end=True, **way).seconds == 0
-        assert list(model.stream(None, 2.0, until_end=True, **way)) == []
-    assert model.generate(prompt, 2.0, chain="acoustic", until_end=True).seconds > prompt.seconds  # another stage decides
+def test_a_sound_ends_a_second_after_the_prompt_at_the_earliest(model: AudioLM, female: Waveform, monkeypatch) -> None:
+    """Because a prompt's last units tell where its file ends. The first stage decides, and no other."""
+    monkeypatch.setattr(
+        model.stages["semantic"][1], "logits", lambda hidden, level, end: torch.eye(17)[[16] * len(hidden), : 16 + end] * 100
+    )
+    prompt = female.trim(1.24)  # whole semantic frames
+    for decoder in ("autoregressive", "parallel"):
+        assert model.generate(prompt, 2.0, decoder=decoder, until_end=True).seconds == pytest.approx(2.24)
+        assert model.generate(None, 0.5, decoder=decoder, until_end=True).seconds == 0.5
+    assert model.generate(prompt, 2.0, chain="acoustic", until_end=True).seconds != pytest.approx(2.24)
 
 
 def test_words_end_where_they_end(model: AudioLM, male: Waveform) -> None:

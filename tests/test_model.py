@@ -173,7 +173,7 @@ def test_a_parallel_stage_makes_the_levels_between_coarse_and_fine(tiny_model: A
         assert list(route.stages) == ["coarse", *then]
         assert route.decoder == "autoregressive"
         job = whole._jobs([request])[0]
-        whole._sample_semantic([job], whole.sampling, None)
+        whole._sample_semantic([job], route, None)
         coarse = copy.copy(job)
         whole._sample_acoustic([coarse], whole._route([request], codebooks=2), None)
         whole._sample_acoustic([job], route, None)

@@ -49,30 +49,31 @@ def items_of(stage: Stage, seconds: list[float], prompts: list[float]) -> tuple[
 def test_a_batch_is_its_items(stage: Stage, positions: str) -> None:
     model, frames = model_of(stage, positions), [8, 3, 0, 11]
     parts, prompts = items_of(stage, [0.4, 0.72, 0.4, 0.2], [0.2, 0.0, 0.4, 0.08])
-    for eos in (False, True):
-        options: Options = {**OPTIONS, "allow_eos": eos, "keep_repeats": stage.predict.levels == 1}
+    for ends_after in (None, 0, 2):
+        options: Options = {**OPTIONS, "ends_after": ends_after, "keep_repeats": stage.predict.levels == 1}
         together = sample(model, stage, parts, prompts, frames, [5, 6, 7, 8], **options)
         for row, codes in enumerate(together):
             alone = sample(model, stage, [parts[row]], [prompts[row]], [frames[row]], [5 + row], **options)
             assert torch.equal(codes, alone[0])
             assert torch.equal(codes[:, : prompts[row].shape[1]], prompts[row])
-            if not eos:
-                assert codes.shape[1] == prompts[row].shape[1] + frames[row]
+            least = frames[row] if ends_after is None else min(ends_after, frames[row])
+            assert prompts[row].shape[1] + least <= codes.shape[1] <= prompts[row].shape[1] + frames[row]
     again = sample(model, stage, parts, prompts, frames, [9, 6, 7, 8], **OPTIONS)
     assert not torch.equal(again[0], sample(model, stage, parts, prompts, frames, [5, 6, 7, 8], **OPTIONS)[0])
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(STAGES), st.integers(0, 10**6), st.one_of(st.floats(0, 20), st.floats(0.5, 2)), st.booleans())
-def test_no_level_ever_takes_anothers_ids(stage: Stage, seed: int, temperature: float, eos: bool) -> None:
+def test_no_level_ever_takes_anothers_ids(stage: Stage, seed: int, temperature: float, ends: bool) -> None:
     """Whatever the weights say: here they are random and huge, and the temperature flattens them."""
     model = model_of(stage)
     torch.manual_seed(seed)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=1.0)
     parts, prompts = items_of(stage, [0.4, 0.2], [0.08, 0.2])
+    after = 0 if ends else None
     for codes, known in zip(
-        sample(model, stage, parts, prompts, [6, 9], [seed, 0], temperature=temperature, allow_eos=eos), prompts, strict=True
+        sample(model, stage, parts, prompts, [6, 9], [seed, 0], temperature=temperature, ends_after=after), prompts, strict=True
     ):
         new = codes[:, known.shape[1] :]
         assert bool(((new >= 0) & (new < stage.predict.spec.codebook_size)).all())
@@ -88,7 +89,7 @@ def test_the_end_comes_only_before_a_frame_and_only_where_allowed() -> None:
         model.end.mul_(4)  # the end becomes likely
     parts, prompts = items_of(stage, [0.4] * 8, [0.08] * 8)
     whole = sample(model, stage, parts, prompts, [30] * 8, list(range(8)), temperature=1.0)
-    ended = sample(model, stage, parts, prompts, [30] * 8, list(range(8)), temperature=1.0, allow_eos=True)
+    ended = sample(model, stage, parts, prompts, [30] * 8, list(range(8)), temperature=1.0, ends_after=0)
     assert [codes.shape[1] for codes in whole] == [34] * 8
     lengths = [codes.shape[1] for codes in ended]
     assert len(set(lengths)) > 1
@@ -214,7 +215,7 @@ def test_a_line_may_end_before_it_begins(monkeypatch: pytest.MonkeyPatch, dedup:
         return torch.cat((torch.zeros(len(hidden), 12), torch.full((len(hidden), 1), 2.0)), 1)
 
     monkeypatch.setattr(model, "logits", likely_end)
-    (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [5], [0], temperature=0, allow_eos=True, keep_repeats=keep)
+    (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [5], [0], temperature=0, ends_after=0, keep_repeats=keep)
     assert codes.shape[1] == 0
 
 
@@ -289,7 +290,7 @@ def test_the_cache_does_not_move_the_end() -> None:
         model = model_of(stage)
         torch.manual_seed(seed)
         torch.nn.init.normal_(model.end, std=0.4)
-        (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [12], [0], temperature=0, allow_eos=True)
+        (codes,) = sample(model, stage, [[]], [torch.zeros(1, 0)], [12], [0], temperature=0, ends_after=0)
         likeliest = model.logits(model.hidden(stage.pack([], codes)[None])[0], 0, end=True).argmax(-1)
         assert likeliest[:12].tolist() == [*codes[0].tolist(), 12][:12]
 
@@ -300,10 +301,13 @@ def test_windows_stop_at_an_end() -> None:
     with torch.no_grad():
         model.end.mul_(1.5)
     _, prompts = items_of(stage, [0] * 20, [0.2] * 20)
-    codes = sample_windows(model, stage, [[]] * 20, prompts, [60] * 20, list(range(20)), allow_eos=True)
+    codes = sample_windows(model, stage, [[]] * 20, prompts, [60] * 20, list(range(20)), ends_after=0)
     lengths = [row.shape[1] for row in codes]
     assert any(length < 10 for length in lengths)  # in the first window of ten frames
     assert any(10 < length < 65 for length in lengths)  # in a later one
+    codes = sample_windows(model, stage, [[]] * 20, prompts, [60] * 20, list(range(20)), ends_after=4)
+    assert min(row.shape[1] for row in codes) == 9
+    assert any(10 <= row.shape[1] < 14 for row in codes)  # only the first window has to wait
 
 
 @pytest.mark.parametrize("rows", [2, 32])

@@ -162,6 +162,25 @@ def test_streamed_is_the_whole(client: TestClient, flac: bytes) -> None:
         assert abs(difference).max() <= 1
 
 
+def test_a_sound_that_ends_is_the_librarys(client: TestClient, tiny_model: AudioLM, female: Waveform, flac: bytes) -> None:
+    ended = set()
+    for seed in range(4):
+        alone = tiny_model.generate(female.trim(1.5), 1.33, seed=seed, until_end=True)
+        query = f"/v1/continue?seconds=1.33&until_end=true&seed={seed}"
+        whole = client.post(query, files={"audio": flac}).content
+        assert np.array_equal(samples(whole), made(alone))
+        told = json.loads(soundfile.SoundFile(io.BytesIO(whole)).comment)
+        assert (told["until_end"], told["ended"]) == (True, alone.seconds < 2.83)
+        ended.add(told["ended"])
+        streamed = client.post(f"{query}&stream=true", files={"audio": flac}).content
+        assert streamed[40:44] == b"\xff" * 4  # nobody knew the length
+        assert abs(samples(streamed).astype(int) - samples(whole)).max() <= 1
+    assert ended == {False, True}
+    assert (
+        soundfile.info(io.BytesIO(client.post("/v1/generate?until_end=true&seed=1").content)).duration <= 5
+    )  # all that is allowed
+
+
 def test_several_samples_are_those_of_their_seeds(client: TestClient) -> None:
     answer = client.post("/v1/generate?seconds=0.4&seed=7&samples=3&format=flac")
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
@@ -221,6 +240,7 @@ def test_detection_holds_up_nothing_else_and_is_bounded(client: TestClient, flac
     [
         ("continue?secnds=1", b"flac", 422, "unknown key 'secnds'; did you mean 'seconds'?"),
         ("continue?seconds=5.5", b"flac", 422, "seconds=5.5 s are more than this server generates at once; ask for 5 s"),
+        ("revoice?until_end=true", b"flac", 422, "unknown key 'until_end'"),
         ("continue?seconds=0", b"flac", 422, "seconds: input should be greater than or equal to 0.1"),
         *(
             (f"continue?{name}={value}", b"flac", 422, name)

@@ -64,7 +64,7 @@ class How(TypedDict, total=False):
     before it already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new
     sound inaudibly as made by this model; the prompt is never marked (audiolm.provenance). pace: how fast texts are read; 1 is
     the pace of the recordings that the model was trained on. until_end: a sound ends where the model says that a recording would,
-    even at once: then nothing new follows the prompt.
+    a second after the prompt at the earliest.
     """
 
     only_new: bool

@@ -21,6 +21,7 @@ from audiolm.sampling import (
     chunk_seed,
     covered,
     generator_of,
+    later,
     sample,
     sample_chunks,
     sample_frames,
@@ -111,6 +112,8 @@ def stream(
             recent = torch.cat((recent, new), 1)
             yield new
         have, number = first + recent.shape[1], number + 1
+        if stage.overlap:
+            options = later(options)
         if have < stop:  # ended
             return
 

@@ -32,7 +32,7 @@ from audiolm.generation import Tape, complete, of_length, spread, stacked, strea
 from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
-from audiolm.route import Route, existing, route
+from audiolm.route import Route, ending, existing, route
 from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream
 from audiolm.text import SPEC, timed
@@ -225,7 +225,7 @@ class AudioLM:
         if longest > LONGEST:
             raise InputError(f"text: reading it takes {longest:.0f} s; give what takes at most {LONGEST:.0f} s")
         nothing, frames = torch.zeros(1, 0, dtype=torch.int64), [line.shape[1] for line in lines]
-        seeds, options = [request.seed for request in due], route.options("text")
+        seeds, options = [request.seed for request in due], route.options("text", stage)
         read = complete(
             network, stage, [[line] for line in lines], [nothing] * len(due), frames, seeds, _of("text", progress), **options
         )
@@ -313,11 +313,11 @@ class AudioLM:
     ) -> list[Tensor]:
         """The semantic stage alone: `frames` new units (1, F) after each prompt's (1, P), which may be none.
 
-        until_end: or fewer, if the recording ends before.
+        until_end: or fewer, if the recording ends before, but not in the first second.
         """
         stage, network, run = self._semantic()
         known, counts = [stage.kept(codes) for codes in prompts], [math.ceil(count / run) for count in frames]
-        options: Options = {**(sampling or self.sampling["semantic"]).options, "allow_eos": until_end}
+        options: Options = {**(sampling or self.sampling["semantic"]).options, **(ending(stage) if until_end else {})}
         sampled = complete(network, stage, [[]] * len(known), known, counts, seeds, _of("semantic", progress), **options)
         new = [codes[:, before.shape[1] :] for codes, before in zip(sampled, known, strict=True)]
         return [torch.cat(list(spread([codes], *own)), 1) for codes, *own in zip(new, counts, frames, strict=True)]
@@ -345,7 +345,7 @@ class AudioLM:
             ]
             sampled = complete(
                 network, stage, given, [route.known(stage, codes) for codes in prompts],
-                frames, [job.request.seed for job in jobs], _of(name, progress), **route.options(name),
+                frames, [job.request.seed for job in jobs], _of(name, progress), **route.options(name, stage),
             )  # fmt: skip
             done = [torch.cat([codes, new]) if len(codes) else new for codes, new in zip(done, sampled, strict=True)]
             frames = [codes.shape[1] - old.shape[1] for codes, old in zip(done, prompts, strict=True)]
@@ -360,7 +360,7 @@ class AudioLM:
             lower = units if codes is None else Tape(codes)
             given = [units if self._is_semantic(each) else lower for each in stage.given]
             known, frames = route.known(stage, job.acoustic), job.frames * self._ratio
-            new = stream(network, stage, given, known, frames, job.request.seed, **route.options(name))
+            new = stream(network, stage, given, known, frames, job.request.seed, **route.options(name, stage))
             codes = new if codes is None else stacked(lower, new)
         assert codes is not None
         return codes
@@ -370,7 +370,7 @@ class AudioLM:
         if job.request.semantic is None:
             stage, network, run = self._semantic()
             prompt, count = stage.kept(job.semantic), math.ceil(job.frames / run)
-            new = stream(network, stage, [], prompt, count, job.request.seed, **route.options("semantic"))
+            new = stream(network, stage, [], prompt, count, job.request.seed, **route.options("semantic", stage))
             next(new)  # the prompt
             yield from spread(new, count, job.frames)
 
@@ -410,7 +410,7 @@ class AudioLM:
                 if show:
                     show(done, total)
 
-        new = torch.cat([torch.zeros(1, 0), *self._new_sound(job, blocks(), route)], 1)
+        new = torch.cat(list(self._new_sound(job, blocks(), route)), 1)
         if job.prompt is None or job.request.semantic is not None or route.only_new:
             return Waveform(new, self.sample_rate)
         return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)

@@ -103,7 +103,7 @@ def fill(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    allow_eos: bool = False,
+    ends_after: int | None = None,
     passes: int | None = None,
     keep_repeats: bool = False,
     noise: float = NOISE,
@@ -116,8 +116,8 @@ def fill(
     """
     assert isinstance(model, ParallelModel)
     check(temperature, top_k, top_p)
-    if allow_eos:
-        raise InputError(f"stage {stage.name}: a parallel stage cannot generate an end; leave allow_eos out")
+    if ends_after is not None:
+        raise InputError(f"stage {stage.name}: a parallel stage cannot generate an end; leave ends_after out")
     if keep_repeats:
         raise InputError(f"stage {stage.name}: a parallel stage does not draw frame after frame; leave keep_repeats out")
     if not max(frames, default=0):

@@ -56,5 +56,4 @@ def _decoded(codec: Codec, codes: Iterable[Tensor]) -> Iterator[Tensor]:
     decoder, device = codec.decoder_stream(), next(codec.parameters()).device
     for part in codes:
         yield decoder.push(part[None].to(device))[0].float().cpu()
-    if decoder.state:  # a sound may end before its first frame
-        yield decoder.flush()[0].float().cpu()
+    yield decoder.flush()[0].float().cpu()

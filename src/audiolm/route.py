@@ -21,6 +21,7 @@ from audiolm.errors import InputError
 from audiolm.sampling import Options
 from audiolm.stages import Stage
 
+EARLIEST = 1.0  # seconds of new sound before an end: a prompt's last units tell that its file ends, wherever it was cut
 AUTOREGRESSIVE = ("coarse", "piano")  # stages that make the first acoustic levels code by code; a model has one of them
 
 
@@ -37,10 +38,11 @@ class Route:
     pace: float
     until_end: bool
 
-    def options(self, name: str) -> Options:
+    def options(self, name: str, stage: Stage) -> Options:
         """How a stage draws its codes. Only the first one may end a sound; the others are as long as what they are given."""
         first = "semantic" if self.speaks else next(iter(self.stages))
-        return {**self.settings[name].options, "allow_eos": self.until_end and name == first}
+        ends = ending(stage) if self.until_end and name == first else {}
+        return {**self.settings[name].options, **ends}
 
     @property
     def decoder(self) -> AcousticDecoder:
@@ -100,6 +102,11 @@ def route(
         raise InputError(f"codebooks={codebooks}: give 1 to {levels} for this model")
     settings = {**sampling, **(settings or {})}
     return Route(found, codebooks or levels, settings, chain == "full", only_new, watermark, pace, until_end)
+
+
+def ending(stage: Stage) -> Options:
+    """The options with which a stage may end a sound."""
+    return {"ends_after": stage.predict.frames(EARLIEST)}
 
 
 def decoders(stages: Collection[str]) -> list[AcousticDecoder]:

@@ -25,14 +25,15 @@ Progress = Callable[[int, int], None]  # frames done, total frames
 
 
 class Options(TypedDict, total=False):
-    """How codes are drawn: temperature (default 1; 0: greedy), top_k, top_p (default: all codes), allow_eos (default False: no
-    item ends early), passes (parallel stages only), keep_repeats (stages of one level only; see `draw`'s `last`).
+    """How codes are drawn: temperature (default 1; 0: greedy), top_k, top_p (default: all codes), ends_after (new frames after
+    which an item may end; default None: no item ends early), passes (parallel stages only), keep_repeats (stages of one level
+    only; see `draw`'s `last`).
     """
 
     temperature: float
     top_k: int | None
     top_p: float | None
-    allow_eos: bool
+    ends_after: int | None
     passes: int | None
     keep_repeats: bool
 
@@ -47,7 +48,7 @@ def sample(
     progress: Progress | None = None,
     **options: Unpack[Options],
 ) -> list[Tensor]:
-    """Continue each item's predicted codes by `frames[i]` new frames; with `allow_eos`, an item may end earlier.
+    """Continue each item's predicted codes by `frames[i]` new frames; with `ends_after`, an item may end earlier.
 
     given: for each item, the codes (levels, F) of each given stream. prompt: for each item, the predicted codes so far
     (levels, F), possibly with no frames. Returns for each item (levels, F + new): the unchanged prompt, then the new codes.
@@ -76,7 +77,7 @@ def sample_frames(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    allow_eos: bool = False,
+    ends_after: int | None = None,
     passes: int | None = None,
     keep_repeats: bool = False,
 ) -> Iterator[Tensor]:
@@ -107,22 +108,22 @@ def sample_frames(
     model.eval()
     try:
         for frame in range(count):
-            codes = []
+            codes, may_end = [], ends_after is not None and frame >= ends_after
             for level in range(levels):
-                logits = model.logits(model.newest(newest, cache)[:, 0], level, allow_eos).float()
+                logits = model.logits(model.newest(newest, cache)[:, 0], level, may_end).float()
                 if stage.dedup_predicted:  # never seen in training: the same code twice in a row
                     repeated = torch.arange(size, device=device) == newest[:, -1:] - offsets[level]
                     logits[:, :size].masked_fill_(repeated, -math.inf)
                 last = newest[:, -1] - offsets[level] if keep_repeats else None
-                if last is not None and allow_eos:  # START is no code, but would pass for the end
+                if last is not None and may_end:  # START is no code, but would pass for the end
                     last = last.masked_fill(last == size, -1)
                 code = draw(logits, numbers[frame * levels + level], temperature, top_k, top_p, last)
-                if level == 0 and allow_eos:
+                if level == 0 and may_end:
                     ended |= code == size
                     code = code.masked_fill(ended, 0)
                 codes.append(code)
                 newest = code[:, None] + offsets[level]
-            if allow_eos and bool((ended | (frame >= due)).all()):
+            if may_end and bool((ended | (frame >= due)).all()):
                 return
             yield torch.stack(codes, 1).masked_fill(ended[:, None], -1)
     finally:
@@ -246,6 +247,7 @@ def sample_windows(
 ) -> list[Tensor]:
     """As `sample`, for any length, with the memory of one window. Given codes must include their repeats.
 
+    ends_after: in the first window; later ones may end at any frame.
     one: the function that fills a window; takes the same arguments as `sample`.
     """
     known = [codes.long() for codes in prompt]
@@ -268,6 +270,7 @@ def sample_windows(
             _part(progress, before, after, max(frames)),
             **options,
         )
+        options = later(options)
         unfinished = []
         for item, (start, stop), part in zip(going, windows, parts, strict=True):
             known[item] = torch.cat((known[item][:, :start], part), 1)
@@ -275,6 +278,11 @@ def sample_windows(
                 unfinished.append(item)
         going = unfinished
     return known
+
+
+def later(options: Options) -> Options:
+    """The options of the windows after the first."""
+    return options if options.get("ends_after") is None else {**options, "ends_after": 0}
 
 
 def sample_chunks(
@@ -291,7 +299,7 @@ def sample_chunks(
 ) -> list[Tensor]:
     """As `sample_windows`, but in independent windows ("chunks"), up to `rows` of them, from all items, in one batch.
 
-    Each chunk has its own seed, derived from its item's seed and its number.
+    Each chunk has its own seed, derived from its item's seed and its number, and its own `ends_after`.
     """
     done = [known.long() for known in prompt]
     chunks = [

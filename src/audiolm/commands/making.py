@@ -120,9 +120,6 @@ def write_all(
         check_picture(picture)
     model = load(common)
     sounds = make(model)
-    for path, sound in zip(paths, sounds, strict=True):
-        if not sound.samples.numel():
-            raise InputError(f"{path}: the sound ended before it began; give another --seed, or omit --until-end")
     if drawn:
         told |= model.record(**how(model, common, options))
     else:

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from audiolm.asking import SHORTEST, How, Request
+from audiolm.asking import How, Request
 from audiolm.audio import Waveform
 from audiolm.model import AudioLM
 
@@ -60,11 +60,11 @@ class _Job:
         return (self.request.seconds or 0.0) if semantic is None else semantic.seconds
 
     def made(self, sound: Waveform) -> float:
-        """Seconds of new sound in the result, above 0."""
+        """Seconds of new sound in the result."""
         if not self.way.get("until_end"):
             return self.seconds
         prompt = None if self.way.get("only_new") else self.request.prompt
-        return max(SHORTEST, sound.seconds - (0.0 if prompt is None else prompt.seconds))
+        return sound.seconds - (0.0 if prompt is None else prompt.seconds)
 
     def fits(self, other: "_Job") -> bool:
         """Whether the two may share a batch. Lengths differ by a factor of two at most, so that short ones need not wait long."""
