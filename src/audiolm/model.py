@@ -317,7 +317,8 @@ class AudioLM:
         """
         stage, network, run = self._semantic()
         known, counts = [stage.kept(codes) for codes in prompts], [math.ceil(count / run) for count in frames]
-        options: Options = {**(sampling or self.sampling["semantic"]).options, **(ending(stage) if until_end else {})}
+        ends: Options = ending(stage) if until_end else {}
+        options: Options = {**(sampling or self.sampling["semantic"]).options, **ends}
         sampled = complete(network, stage, [[]] * len(known), known, counts, seeds, _of("semantic", progress), **options)
         new = [codes[:, before.shape[1] :] for codes, before in zip(sampled, known, strict=True)]
         return [torch.cat(list(spread([codes], *own)), 1) for codes, *own in zip(new, counts, frames, strict=True)]

@@ -41,7 +41,7 @@ class Route:
     def options(self, name: str, stage: Stage) -> Options:
         """How a stage draws its codes. Only the first one may end a sound; the others are as long as what they are given."""
         first = "semantic" if self.speaks else next(iter(self.stages))
-        ends = ending(stage) if self.until_end and name == first else {}
+        ends: Options = ending(stage) if self.until_end and name == first else {}
         return {**self.settings[name].options, **ends}
 
     @property
