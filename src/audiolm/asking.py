@@ -1,10 +1,11 @@
-"""Requests to a model: what to generate, and how. Data only; audiolm.model does the work."""
+"""Requests to a model: what to generate, how, and how far it is. Data only; audiolm.model does the work."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict, cast
 
 from pydantic import Field
+from torch import Tensor
 
 from audiolm.audio import Waveform
 from audiolm.config import Config, parse_config
@@ -32,6 +33,26 @@ class Request:
     semantic: Tokens | None = None
     seed: int = 0
     text: str | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """A request in progress: prompt (1, T) at the model's rate, numbers of new samples and semantic frames, tokens so far.
+
+    Both numbers are the most there may be until the first stage is done.
+    """
+
+    request: Request
+    prompt: Tensor | None
+    samples: int
+    frames: int
+    semantic: Tensor = field(init=False)  # (1, F)
+    acoustic: Tensor = field(init=False)  # (Q, F)
+
+    @property
+    def followed(self) -> Tensor | None:
+        """The prompt, if the new sound goes on from it and does not just take its voice."""
+        return self.prompt if self.request.semantic is None else None
 
 
 class Sampling(Config):

@@ -24,7 +24,7 @@ from typing import Any, Literal, Unpack
 import torch
 from torch import Tensor, nn
 
-from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, How, Progress, Request, Sampling
+from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, How, Job, Progress, Request, Sampling
 from audiolm.audio import Waveform, resampled_length
 from audiolm.codec import Codec
 from audiolm.errors import InputError
@@ -37,23 +37,10 @@ from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream
 from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
-from audiolm.tokens import Tokens
+from audiolm.tokens import AudioTokens, Tokens
 from audiolm.transformer import LanguageModel
 
 BLOCK = 10.0  # seconds of tokens to decode at a time
-
-
-@dataclass(frozen=True, eq=False)
-class AudioTokens:
-    """The semantic and acoustic tokens of one recording, aligned: a whole number of acoustic frames per semantic frame."""
-
-    semantic: Tokens
-    acoustic: Tokens
-
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return self.acoustic.seconds
 
 
 @dataclass
@@ -197,9 +184,9 @@ class AudioLM:
         return self._stream(job, route, round(frames))
 
     @torch.inference_mode()
-    def _stream(self, job: "_Job", route: Route, frames: int) -> Iterator[Waveform]:
-        if job.prompt is not None and job.request.semantic is None and not route.only_new:
-            yield Waveform(job.prompt.cpu(), self.sample_rate)
+    def _stream(self, job: Job, route: Route, frames: int) -> Iterator[Waveform]:
+        if job.followed is not None and not route.only_new:
+            yield Waveform(job.followed.cpu(), self.sample_rate)
         for sound in self._new_sound(job, of_length(self._codes(job, route), frames), route):
             yield Waveform(sound, self.sample_rate)
 
@@ -262,7 +249,7 @@ class AudioLM:
             raise InputError(f"the sound is {sound.seconds * 1000:.0f} ms long; give at least {SHORTEST * 1000:.0f} ms")
         return sound.mono().resample(self.sample_rate).samples[None].to(self.device)
 
-    def _jobs(self, requests: Sequence[Request], progress: Progress | None = None) -> list["_Job"]:
+    def _jobs(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Job]:
         """Check the requests and tokenize their prompts, each once, however many requests share it."""
         step, done = self.semantic.hop, 0  # samples per semantic frame; both kinds of tokens start on this grid
         prompts = {id(each.prompt): self._tensor(each.prompt)[0] for each in requests if each.prompt is not None}
@@ -275,7 +262,7 @@ class AudioLM:
             done += frames
         return [self._job(each, prompts.get(id(each.prompt)), tokens.get(id(each.prompt))) for each in requests]
 
-    def _job(self, request: Request, prompt: Tensor | None, tokens: AudioTokens | None) -> "_Job":
+    def _job(self, request: Request, prompt: Tensor | None, tokens: AudioTokens | None) -> Job:
         step = self.semantic.hop
         if request.semantic is not None:
             if not request.semantic.codes.shape[-1]:
@@ -286,7 +273,7 @@ class AudioLM:
         else:
             samples = self.length(request, only_new=True)
         spare = 0 if prompt is None or request.semantic is not None else prompt.shape[-1] % step
-        job = _Job(request, prompt, samples, frames=-(-(samples + spare) // step))
+        job = Job(request, prompt, samples, frames=-(-(samples + spare) // step))
         empty = torch.zeros(1, 0, dtype=torch.int64)
         job.semantic = empty if tokens is None else tokens.semantic.codes
         job.acoustic = empty.expand(self.codec.spec.num_codebooks, 0) if tokens is None else tokens.acoustic.codes
@@ -294,7 +281,7 @@ class AudioLM:
             job.semantic = torch.cat([job.semantic, request.semantic.codes], -1)
         return job
 
-    def _sample_semantic(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> None:
+    def _sample_semantic(self, jobs: Sequence[Job], route: Route, progress: Progress | None) -> None:
         due = [job for job in jobs if job.request.semantic is None]
         if due:
             prompts, frames, seeds = zip(*((job.semantic, job.frames, job.request.seed) for job in due), strict=True)
@@ -333,7 +320,7 @@ class AudioLM:
         crop = max(stage.crop / run, stage.grid)
         return replace(stage, crop=crop, overlap=min(stage.overlap / run, crop - stage.grid)), network, run
 
-    def _sample_acoustic(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> None:
+    def _sample_acoustic(self, jobs: Sequence[Job], route: Route, progress: Progress | None) -> None:
         """Run the stages in turn; each predicts the levels that follow those of the stage before."""
         prompts = [job.acoustic for job in jobs]
         done = [codes[:0] for codes in prompts]  # (levels so far, F)
@@ -353,7 +340,7 @@ class AudioLM:
         for job, codes in zip(jobs, done, strict=True):
             job.acoustic = codes
 
-    def _codes(self, job: "_Job", route: Route) -> Iterator[Tensor]:
+    def _codes(self, job: Job, route: Route) -> Iterator[Tensor]:
         """Acoustic codes (levels, n), lazily, starting with the prompt's: each stage pulls from the one before."""
         codes, semantic = None, tee(self._semantic_codes(job, route), len(route.stages))
         for (name, stage), units in zip(route.stages.items(), map(Tape, semantic), strict=True):
@@ -366,7 +353,7 @@ class AudioLM:
         assert codes is not None
         return codes
 
-    def _semantic_codes(self, job: "_Job", route: Route) -> Iterator[Tensor]:
+    def _semantic_codes(self, job: Job, route: Route) -> Iterator[Tensor]:
         yield job.semantic
         if job.request.semantic is None:
             stage, network, run = self._semantic()
@@ -395,51 +382,34 @@ class AudioLM:
             use(network, self.precision)
         return stage, network
 
-    def _render(self, jobs: Sequence["_Job"], route: Route, progress: Progress | None) -> list[Waveform]:
+    def _render(self, jobs: Sequence[Job], route: Route, progress: Progress | None) -> list[Waveform]:
+        """The jobs' sounds, once all tokens are there. progress("sound", done, total) counts frames."""
         done, total, sounds = 0, sum(job.acoustic.shape[1] for job in jobs), []
-        for job in jobs:
-            sounds.append(self._rendered(job, route, _of("sound", progress), done, total))
-            done += job.acoustic.shape[1]
-        return sounds
 
-    def _rendered(self, job: "_Job", route: Route, show: Callable[[int, int], None] | None, done: int, total: int) -> Waveform:
-        def blocks() -> Iterator[Tensor]:
+        def blocks(codes: Tensor) -> Iterator[Tensor]:
             nonlocal done
-            for block in job.acoustic.split(round(BLOCK * self.codec.spec.frame_rate), 1):
+            for block in codes.split(round(BLOCK * self.codec.spec.frame_rate), 1):
                 yield block
                 done += block.shape[1]
-                if show:
-                    show(done, total)
+                if progress:
+                    progress("sound", done, total)
 
-        new = torch.cat(list(self._new_sound(job, blocks(), route)), 1)
-        if job.prompt is None or job.request.semantic is not None or route.only_new:
-            return Waveform(new, self.sample_rate)
-        return Waveform(torch.cat([job.prompt.cpu(), new], 1), self.sample_rate)
+        for job in jobs:
+            parts = list(self._new_sound(job, blocks(job.acoustic), route))
+            if job.followed is not None and not route.only_new:
+                parts.insert(0, job.followed.cpu())
+            sounds.append(Waveform(torch.cat(parts, 1), self.sample_rate))
+        return sounds
 
-    def _new_sound(self, job: "_Job", codes: Iterable[Tensor], route: Route) -> Iterator[Tensor]:
+    def _new_sound(self, job: Job, codes: Iterable[Tensor], route: Route) -> Iterator[Tensor]:
         """See audiolm.rendering. With given semantic tokens, the prompt's whole frames only set the voice and are left out."""
         old, last = 0 if job.prompt is None else job.prompt.shape[1], None
         if job.request.semantic is not None:
             old = old // self.semantic.hop * self.semantic.hop
-        elif job.prompt is not None:
-            last = job.prompt[:, -1:]
+        if job.followed is not None:
+            last = job.followed[:, -1:]
         levels = (part[: route.codebooks] for part in codes)
         return new_sound(self.codec, levels, job.samples, old, last, self.payload if route.watermark else None)
-
-
-@dataclass(eq=False)
-class _Job:
-    """A request in progress: prompt (1, T) at the model's rate, numbers of new samples and semantic frames, tokens so far.
-
-    Both numbers are the most there may be until the first stage is done.
-    """
-
-    request: Request
-    prompt: Tensor | None
-    samples: int
-    frames: int
-    semantic: Tensor = field(init=False)  # (1, F)
-    acoustic: Tensor = field(init=False)  # (Q, F)
 
 
 def _of(stage: str, progress: Progress | None) -> Callable[[int, int], None] | None:

@@ -66,3 +66,16 @@ class Tokens:
         except ImportError:
             return text
         return f'{text}<img alt="{what}" src="data:image/png;base64,{picture}">'
+
+
+@dataclass(frozen=True, eq=False)
+class AudioTokens:
+    """The semantic and acoustic tokens of one recording, aligned: a whole number of acoustic frames per semantic frame."""
+
+    semantic: Tokens
+    acoustic: Tokens
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.acoustic.seconds
