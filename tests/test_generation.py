@@ -103,7 +103,7 @@ def ends_as_alone_and_streamed(model: AudioLM, prompt: Waveform, **way) -> None:
     together, missing = model.generate_batch(requests, until_end=True, **way), set()
     for request, sound in zip(requests, together, strict=True):
         same(list(model.stream(request.prompt, 2.0, seed=request.seed, block=0.2, until_end=True, **way)), sound)
-        missing.add(model.length(request) - sound.samples.shape[1])
+        missing.add(request.length(model.sample_rate) - sound.samples.shape[1])
     assert min(missing) >= 0
     assert len(missing) > 2  # they end, and not together
 

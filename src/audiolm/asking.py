@@ -7,8 +7,9 @@ from typing import Literal, TypedDict, cast
 from pydantic import Field
 from torch import Tensor
 
-from audiolm.audio import Waveform
+from audiolm.audio import Waveform, resampled_length
 from audiolm.config import Config, parse_config
+from audiolm.errors import InputError
 from audiolm.sampling import Options
 from audiolm.tokens import Tokens
 
@@ -23,16 +24,23 @@ Progress = Callable[[str, int, int], None]  # stage, frames done, total frames
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One thing to generate: the words of `text` or `semantic`, which set its length, or `seconds` of sound after the prompt.
-
-    With `How.until_end`, `seconds` is the most.
-    """
+    """One thing to generate: the words of `text` or `semantic`, which set its length, or `seconds` of sound after the prompt."""
 
     prompt: Waveform | None = None
     seconds: float | None = None
     semantic: Tokens | None = None
     seed: int = 0
     text: str | None = None
+
+    def length(self, sample_rate: int, only_new: bool = False) -> int:
+        """Samples of prompt and `seconds`; with `How.until_end`, the most: a shorter sound has ended by itself.
+
+        InputError if the seconds are out of range.
+        """
+        if self.seconds is None or not 0 < self.seconds <= LONGEST:
+            raise InputError(f"seconds={self.seconds}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
+        new, prompt = max(1, round(self.seconds * sample_rate)), None if only_new else self.prompt
+        return new if prompt is None else new + resampled_length(prompt.samples.shape[1], prompt.sample_rate, sample_rate)
 
 
 @dataclass(eq=False)
@@ -85,7 +93,7 @@ class How(TypedDict, total=False):
     before it already makes that many levels. sampling: replaces the model's settings for the stages named. watermark: mark new
     sound inaudibly as made by this model; the prompt is never marked (audiolm.provenance). pace: how fast texts are read; 1 is
     the pace of the recordings that the model was trained on. until_end: a sound ends where the model says that a recording would,
-    a second after the prompt at the earliest.
+    a second after the prompt at the earliest; `seconds` is then the most.
     """
 
     only_new: bool

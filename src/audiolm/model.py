@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from audiolm.asking import LONGEST, SHORTEST, TEMPERATURES, How, Job, Progress, Request, Sampling
-from audiolm.audio import Waveform, resampled_length
+from audiolm.audio import Waveform
 from audiolm.codec import Codec
 from audiolm.errors import InputError
 from audiolm.generation import Tape, complete, of_length, spread, stacked, stream
@@ -33,7 +33,6 @@ from audiolm.kernels import Precision, use
 from audiolm.provenance import embed, payload_of
 from audiolm.rendering import new_sound
 from audiolm.route import Route, ending, existing, route
-from audiolm.sampling import Options
 from audiolm.stages import Stage, Stream
 from audiolm.text import SPEC, timed
 from audiolm.tokenizers import SemanticTokenizer
@@ -232,17 +231,6 @@ class AudioLM:
             "watermark": f"{self.payload:04x}" if route.watermark else None,
         }
 
-    def length(self, request: Request, only_new: bool = False) -> int:
-        """Samples of a request for `seconds`; with `until_end`, the most: a shorter sound has ended by itself.
-
-        InputError if the seconds are out of range.
-        """
-        seconds, prompt = request.seconds, None if only_new else request.prompt
-        if seconds is None or not 0 < seconds <= LONGEST:
-            raise InputError(f"seconds={seconds}: give the length to generate, above 0 and at most {LONGEST:.0f} s")
-        old = 0 if prompt is None else resampled_length(prompt.samples.shape[1], prompt.sample_rate, self.sample_rate)
-        return old + max(1, round(seconds * self.sample_rate))
-
     def _tensor(self, sound: Waveform) -> Tensor:
         """(1, 1, T) at the model's rate. InputError if the sound is too short to tokenize."""
         if sound.seconds < SHORTEST:
@@ -271,7 +259,7 @@ class AudioLM:
                 raise InputError(f"semantic tokens are {request.semantic.spec}, this model needs {self.semantic.spec}")
             samples = request.semantic.codes.shape[-1] * step
         else:
-            samples = self.length(request, only_new=True)
+            samples = request.length(self.sample_rate, only_new=True)
         spare = 0 if prompt is None or request.semantic is not None else prompt.shape[-1] % step
         job = Job(request, prompt, samples, frames=-(-(samples + spare) // step))
         empty = torch.zeros(1, 0, dtype=torch.int64)
@@ -304,8 +292,9 @@ class AudioLM:
         """
         stage, network, run = self._semantic()
         known, counts = [stage.kept(codes) for codes in prompts], [math.ceil(count / run) for count in frames]
-        ends: Options = ending(stage) if until_end else {}
-        options: Options = {**(sampling or self.sampling["semantic"]).options, **ends}
+        options = (sampling or self.sampling["semantic"]).options
+        if until_end:
+            options |= ending(stage)
         sampled = complete(network, stage, [[]] * len(known), known, counts, seeds, _of("semantic", progress), **options)
         new = [codes[:, before.shape[1] :] for codes, before in zip(sampled, known, strict=True)]
         return [torch.cat(list(spread([codes], *own)), 1) for codes, *own in zip(new, counts, frames, strict=True)]

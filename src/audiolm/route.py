@@ -41,8 +41,8 @@ class Route:
     def options(self, name: str, stage: Stage) -> Options:
         """How a stage draws its codes. Only the first one may end a sound; the others are as long as what they are given."""
         first = "semantic" if self.speaks else next(iter(self.stages))
-        ends: Options = ending(stage) if self.until_end and name == first else {}
-        return {**self.settings[name].options, **ends}
+        options = self.settings[name].options
+        return options | ending(stage) if self.until_end and name == first else options
 
     @property
     def decoder(self) -> AcousticDecoder:

@@ -131,7 +131,7 @@ def write_all(
         made = {"seed": common.seed + number} if drawn else {}
         made |= {"prompt_seconds": round(prompt_seconds, 6)}
         if request and told["until_end"]:
-            made["ended"] = sound.samples.shape[1] < model.length(request, only_new)
+            made["ended"] = sound.samples.shape[1] < request.length(model.sample_rate, only_new)
         named = tags({"model": model.about.get("name"), **made, **told})
         sound.write(path, named)
         written.append({"file": str(path), "seconds": round(sound.seconds, 6), "sample_rate": sound.sample_rate, **made})
@@ -289,7 +289,7 @@ def _blocks(common: Generating, request: "Request", options: "How") -> tuple[Ite
     """Blocks of sound as they are generated, their total number of samples at most, and the sample rate."""
     model = load(common)
     blocks = model.stream(request.prompt, request.seconds, seed=common.seed, **how(model, common, options))
-    return blocks, model.length(request, options.get("only_new", False)), model.sample_rate
+    return blocks, request.length(model.sample_rate, options.get("only_new", False)), model.sample_rate
 
 
 def temperatures(text: str | None) -> list[float]:

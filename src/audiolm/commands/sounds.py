@@ -42,7 +42,7 @@ def continue_(
     seconds
         Length of the continuation; with --until-end, the most. Default: 7, or 30 with --until-end.
     until_end
-        Stop where the model says that a recording like this ends (docs/evaluation.md: when the packaged ones do).
+        Stop where the model ends the recording: the packaged speech model after 13 s in the median, the piano hardly ever.
     prompt_seconds
         Use only this many seconds from the start of the recording.
     only_new
@@ -85,7 +85,7 @@ def generate(
     seconds
         Length of the sound; with --until-end, the most. Default: 7, or 30 with --until-end.
     until_end
-        Stop where the model says that a recording like this ends (docs/evaluation.md: when the packaged ones do).
+        Stop where the model ends the recording: the packaged speech model after 13 s in the median, the piano hardly ever.
     stream
         Write no file; stream WAV to standard output as it is generated.
     play

@@ -74,7 +74,7 @@ class Generate(Making):
     )
     until_end: bool = Field(
         default=False,
-        description="Stop where the model says that a recording like this ends. A streamed WAV then states no length.",
+        description="Stop where the model says that the recording ends. A streamed WAV then states no length.",
     )
 
 
