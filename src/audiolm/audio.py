@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -30,15 +30,12 @@ from audiolm.files import check_place, whole_file
 MAX_CHANNELS = 32
 CHUNK = 1 << 18  # samples per channel decoded at a time
 LOWEST_RATE = 1000  # Hz
-ALLOWED_LOSS = 0.5  # s that a file may lack of its header's length; mp3 headers may count the encoder's padding
 LOUDEST = 64.0  # +36 dB: beyond it a float file holds unscaled integers rather than a hot recording
 BY_SNDFILE = frozenset({".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".w64"})
 BY_AV = frozenset({".m4a", ".m4b", ".mp4", ".aac", ".3gp", ".mov", ".mkv", ".webm", ".wma"})
 TAGS = ("title", "artist", "album", "comment", "software", "date", "copyright", "license", "genre", "tracknumber")
 READABLE = BY_SNDFILE | BY_AV  # suffixes to look for when searching for recordings
 
-_CURE = "copy or record it again, or keep what there is: ffmpeg -i FILE whole.wav"
-_TOLD_BY_NAME = {".mp3", ".gsm", ".vox"}  # their first bytes may not tell what they are
 _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -179,10 +176,10 @@ def probe(path: str | os.PathLike[str], count: bool = True) -> AudioInfo:
                 seconds = (container.duration or 0) / 1e6
             info = AudioInfo(seconds, stream.codec_context.sample_rate, stream.codec_context.channels)
     else:
-        with _open_sndfile(path) as file:
+        with containers.open_sndfile(path) as file:
             info = AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
             if lacks := containers.cut_off(path):
-                raise InputError(f"{path}: damaged or cut off ({lacks}); {_CURE}")
+                raise InputError(f"{path}: damaged or cut off ({lacks}); {containers.CURE}")
             if why := containers.unread(path, file.format, info.seconds):
                 raise InputError(f"{path}: cannot be read to its end ({why}); convert it: ffmpeg -i FILE whole.wav")
             if file.frames > 1 << 48:  # a stream's header that lacks the length
@@ -199,7 +196,7 @@ def tags(path: str | os.PathLike[str]) -> dict[str, str]:
     """A file's tags named in `TAGS`, such as those of `Waveform.write`; empty for files that libsndfile does not read."""
     if Path(path).suffix.lower() in BY_AV:
         return {}
-    with _open_sndfile(Path(path)) as file:
+    with containers.open_sndfile(Path(path)) as file:
         return {name: text for name in TAGS if (text := getattr(file, name))}
 
 
@@ -289,7 +286,7 @@ def plot(waveform: Waveform, path: str | os.PathLike[str], prompt_seconds: float
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """A file's samples as (T, C) float32 chunks, each checked."""
     empty = True
-    for chunk in containers.decode(path, CHUNK) if path.suffix.lower() in BY_AV else _decode_sndfile(path):
+    for chunk in (containers.decode if path.suffix.lower() in BY_AV else containers.decode_sndfile)(path, CHUNK):
         empty = False
         peak = np.abs(chunk).max()
         if not np.isfinite(peak):
@@ -299,53 +296,6 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         yield chunk
     if empty:
         raise InputError(f"{path}: holds no samples; record it again")
-
-
-class _FrontToBack(soundfile.SoundFile):
-    """Disables soundfile's seek to the current position after each read, which loses the mp3 decoder's overlap."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _open_sndfile(path: Path) -> soundfile.SoundFile:
-    """By descriptor: given a name, libsndfile takes a Mac's "._" file beside an MP3 for a part of it, and refuses it."""
-    name: Any = path
-    try:
-        if os.name == "posix":  # elsewhere a C library does not know another's descriptors
-            try:
-                return _FrontToBack(os.open(path, os.O_RDONLY))  # libsndfile closes it, even if it refuses the file
-            except soundfile.SoundFileError:
-                if path.suffix.lower() not in _TOLD_BY_NAME:
-                    raise
-            name = os.fsencode(path)  # soundfile refuses names that are not UTF-8
-        return _FrontToBack(name)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
-        reason = str(getattr(error, "error_string", error)).rstrip(".")
-        if "does not exist" in reason:  # libsndfile's message for an mp3 without frames
-            reason = "it contains no audio"
-        raise InputError(
-            f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
-        ) from error
-
-
-def _decode_sndfile(path: Path) -> Iterator[np.ndarray]:
-    with _open_sndfile(path) as file:
-        taken, stated = 0, file.frames if file.frames < 1 << 48 else 0
-        while True:  # never all at once: a streamed file's header may claim 2^63 frames
-            try:
-                chunk = file.read(CHUNK, dtype="float32", always_2d=True)
-            except soundfile.SoundFileError as error:
-                raise InputError(f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; {_CURE}") from error
-            if not len(chunk):
-                break
-            taken += len(chunk)
-            yield chunk
-        if stated - taken > ALLOWED_LOSS * file.samplerate:
-            lengths = f"{taken / file.samplerate:.2f} s of {stated / file.samplerate:.2f} s"
-            raise InputError(f"{path}: damaged or cut off; only {lengths} can be read; {_CURE}")
 
 
 def _suffix(head: bytes) -> str:

@@ -1,4 +1,4 @@
-"""How files hold sound: whether all of it is there and read, and reading what libsndfile cannot (m4a, aac, mp4, webm, ...).
+"""How files hold sound: reading them by libsndfile, or what it cannot (m4a, mp4, ...) by PyAV, and whether all of it is there.
 
 Only this module imports PyAV, the extra `m4a`.
 """
@@ -11,9 +11,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import soundfile
 
 from audiolm.errors import InputError
 
+CURE = "copy or record it again, or keep what there is: ffmpeg -i FILE whole.wav"
+_ALLOWED_LOSS = 0.5  # s that a file may lack of its header's length; mp3 headers may count the encoder's padding
+_TOLD_BY_NAME = {".mp3", ".gsm", ".vox"}  # their first bytes may not tell what they are
 _SLACK = 128  # bytes: some writers count the header among the samples
 _UNKNOWN = {0x7FFF, 0x8000, 0xFFFF}  # upper half of the sizes that sox, arecord and ffmpeg state in a pipe, the largest they can
 _PAGE = 27 + 255 + 255 * 255  # bytes of the longest Ogg page
@@ -109,6 +113,57 @@ def _mp3_seconds(file: IO[bytes]) -> float:
             else:
                 at, within = at + 1, False
     return seconds
+
+
+class _FrontToBack(soundfile.SoundFile):
+    """Disables soundfile's seek to the current position after each read, which loses the mp3 decoder's overlap."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def open_sndfile(path: Path) -> soundfile.SoundFile:
+    """An open file. InputError if it is none that libsndfile reads.
+
+    By descriptor: given a name, libsndfile takes a Mac's "._" file beside an MP3 for a part of it, and refuses it.
+    """
+    name: Any = path
+    try:
+        if os.name == "posix":  # elsewhere a C library does not know another's descriptors
+            try:
+                return _FrontToBack(os.open(path, os.O_RDONLY))  # libsndfile closes it, even if it refuses the file
+            except soundfile.SoundFileError:
+                if path.suffix.lower() not in _TOLD_BY_NAME:
+                    raise
+            name = os.fsencode(path)  # soundfile refuses names that are not UTF-8
+        return _FrontToBack(name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: a .raw file does not state its rate
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        if "does not exist" in reason:  # libsndfile's message for an mp3 without frames
+            reason = "it contains no audio"
+        raise InputError(
+            f"{path}: not a sound file that can be read ({reason}); convert it to wav, flac, mp3, ogg or opus"
+        ) from error
+
+
+def decode_sndfile(path: Path, chunk_size: int) -> Iterator[np.ndarray]:
+    """A file's samples as (T, C) float32 chunks of at most `chunk_size` frames. InputError where it is damaged or cut off."""
+    with open_sndfile(path) as file:
+        taken, stated = 0, file.frames if file.frames < 1 << 48 else 0
+        while True:  # never all at once: a streamed file's header may claim 2^63 frames
+            try:
+                chunk = file.read(chunk_size, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError as error:
+                raise InputError(f"{path}: damaged after {file.tell() / file.samplerate:.2f} s; {CURE}") from error
+            if not len(chunk):
+                break
+            taken += len(chunk)
+            yield chunk
+        if stated - taken > _ALLOWED_LOSS * file.samplerate:
+            lengths = f"{taken / file.samplerate:.2f} s of {stated / file.samplerate:.2f} s"
+            raise InputError(f"{path}: damaged or cut off; only {lengths} can be read; {CURE}")
 
 
 def open_audio(path: Path) -> Any:
